@@ -1,0 +1,1 @@
+//! The lab: real Kubernetes clusters in network namespaces of one machine.

@@ -1,0 +1,5 @@
+//! The one entry point for people who build, try and test Liquid.
+
+fn main() -> anyhow::Result<()> {
+    Ok(())
+}
