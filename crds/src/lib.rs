@@ -1,1 +1,32 @@
-//! API types of the group `liquid.mesh`.
+#![allow(unreachable_pub, reason = "kube's derive makes the generated root types pub next to the spec, whatever the module")]
+//! API types of the group `liquid.mesh`: what people write, what the processes report, and the words
+//! (labels, annotations, names) that mark everything Liquid owns.
+//!
+//! The manifests under `charts/liquid/crds` are generated from these types by `cargo xtask gen`.
+
+mod conditions;
+mod manifests;
+mod namespace_offloading;
+mod names;
+mod offer;
+mod peer;
+mod shadow_pod;
+mod virtual_node;
+pub mod vocabulary;
+
+pub use conditions::{ConditionUpdate, condition, is_true, set_condition};
+pub use manifests::{Manifest, manifests};
+pub use namespace_offloading::{
+    NamespaceOffloading, NamespaceOffloadingSpec, NamespaceOffloadingStatus, PodPlacement, RemoteNamespace,
+    RemoteNamespaceSpec, RemoteNamespaceStrategy,
+};
+pub use names::{ClusterId, ClusterName, InvalidName, MAX_CLUSTER_NAME};
+pub use offer::Offer;
+pub use peer::{ConsumeSpec, ConsumeStatus, LendSpec, LendState, LendStatus, Peer, PeerSpec, PeerStatus};
+pub use shadow_pod::{HomePod, ShadowPod, ShadowPodSpec, ShadowPodStatus};
+pub use virtual_node::{NodeTaint, TaintEffect, VirtualNode, VirtualNodeSpec, VirtualNodeStatus};
+
+/// The API group of every kind in this crate.
+pub const GROUP: &str = "liquid.mesh";
+/// The one version served and stored.
+pub const VERSION: &str = "v1alpha1";

@@ -1,0 +1,107 @@
+//! `NamespaceOffloading`: lets the pods of a namespace run in peers.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Lets the pods of its namespace run in peers.
+#[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "liquid.mesh",
+    version = "v1alpha1",
+    kind = "NamespaceOffloading",
+    plural = "namespaceoffloadings",
+    shortname = "nso",
+    category = "liquid",
+    namespaced,
+    status = "NamespaceOffloadingStatus",
+    derive = "PartialEq",
+    doc = "NamespaceOffloading lets the pods of its namespace run in peers. It must be named \"offloading\".",
+    validation = Rule::new("self.metadata.name == 'offloading'")
+        .message("a namespace has one NamespaceOffloading, and its name is \"offloading\""),
+    printcolumn(name = "Placement", type_ = "string", json_path = ".spec.podPlacement"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct NamespaceOffloadingSpec {
+    /// Where new pods may run.
+    #[serde(default)]
+    pub pod_placement: PodPlacement,
+    /// Which virtual nodes take part; all if empty. Peers behind them get a namespace.
+    #[serde(default)]
+    pub virtual_node_selector: LabelSelector,
+    /// How the namespace is called in the peers. It cannot be changed.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the remote namespace cannot be renamed: unoffload the namespace first"))]
+    pub remote_namespace: RemoteNamespaceSpec,
+}
+
+/// Where new pods of the namespace may run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PodPlacement {
+    /// Only on physical nodes; services and configuration are still shared.
+    Local,
+    /// Only on virtual nodes.
+    Remote,
+    /// On either, as the scheduler decides.
+    #[default]
+    LocalAndRemote,
+}
+
+/// How the namespace is called in the peers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("(self.strategy == 'SelectedName') == has(self.name)").message("name must be set with the strategy SelectedName, and only then"))]
+pub struct RemoteNamespaceSpec {
+    /// DefaultName: NAMESPACE-CLUSTER. EnforceSameName: as at home. SelectedName: as given in name.
+    #[serde(default)]
+    pub strategy: RemoteNamespaceStrategy,
+    /// The name for the strategy SelectedName.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"))]
+    pub name: Option<String>,
+}
+
+/// How the name of the remote namespace is chosen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RemoteNamespaceStrategy {
+    /// `<namespace>-<name of the home cluster>`.
+    #[default]
+    DefaultName,
+    /// The same name as at home.
+    EnforceSameName,
+    /// A name of the user's choice.
+    SelectedName,
+}
+
+/// What is known of the offloaded namespace.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NamespaceOffloadingStatus {
+    /// The namespace in each peer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["peer"]))]
+    pub remote_namespaces: Vec<RemoteNamespace>,
+    /// Ready: every selected peer has the namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// The namespace in one peer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RemoteNamespace {
+    /// Name of the Peer.
+    pub peer: String,
+    /// Name of the namespace there.
+    pub name: String,
+    /// Whether it exists and takes pods.
+    pub ready: bool,
+    /// Why it is not ready.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}

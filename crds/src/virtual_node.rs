@@ -1,0 +1,79 @@
+//! `VirtualNode`: a node at home that stands for a peer.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A node of this cluster whose pods run in a peer.
+#[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "liquid.mesh",
+    version = "v1alpha1",
+    kind = "VirtualNode",
+    plural = "virtualnodes",
+    shortname = "vn",
+    category = "liquid",
+    status = "VirtualNodeStatus",
+    derive = "PartialEq",
+    doc = "VirtualNode is a node of this cluster whose pods run in a peer. The Node it makes has the same name.",
+    validation = Rule::new("self.metadata.name.size() <= 63 && !self.metadata.name.contains('.')")
+        .message("a VirtualNode becomes a Node of the same name and must be a DNS label of at most 63 characters"),
+    printcolumn(name = "Peer", type_ = "string", json_path = ".spec.peer"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
+    printcolumn(name = "Kubelet", type_ = "string", json_path = ".status.kubeletEndpoint", priority = "1"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualNodeSpec {
+    /// Name of the Peer the pods run in. It cannot be changed.
+    #[schemars(length(min = 1, max = 42))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("a VirtualNode cannot move to another peer: make a new one"))]
+    pub peer: String,
+    /// Labels for the Node, on top of those of the offer; they win over them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Taints for the Node, on top of liquid.mesh/virtual-node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taints: Vec<NodeTaint>,
+}
+
+/// A taint of the virtual node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeTaint {
+    /// Key of the taint.
+    #[schemars(length(min = 1, max = 317))]
+    pub key: String,
+    /// Value of the taint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// What happens to pods that do not tolerate it.
+    pub effect: TaintEffect,
+}
+
+/// What a taint does to pods that do not tolerate it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TaintEffect {
+    /// They are not scheduled there.
+    NoSchedule,
+    /// The scheduler avoids the node for them.
+    PreferNoSchedule,
+    /// They are not scheduled there, and evicted if they run there.
+    NoExecute,
+}
+
+/// What is known of the virtual node.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualNodeStatus {
+    /// Address and port (host:port) of the node's kubelet API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubelet_endpoint: Option<String>,
+    /// Ready: the node takes pods. Drained: while it is deleted, how far its pods are gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}

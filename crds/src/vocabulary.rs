@@ -1,0 +1,54 @@
+//! Labels, annotations, taints and finalizers of Liquid, in one place.
+
+/// On everything Liquid makes: who manages it.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Value of [`MANAGED_BY`].
+pub const MANAGED_BY_LIQUID: &str = "liquid";
+
+/// On shadows and their namespaces in a provider: identity of the consumer they belong to. Only objects
+/// that carry it are ever changed or deleted on behalf of that consumer.
+pub const ORIGIN_CLUSTER: &str = "liquid.mesh/origin-cluster";
+/// On a shadow namespace: the name of the namespace at home.
+pub const ORIGIN_NAMESPACE: &str = "liquid.mesh/origin-namespace";
+/// On a shadow pod: the virtual node its home pod is bound to.
+pub const ORIGIN_NODE: &str = "liquid.mesh/origin-node";
+/// On a shadow pod: the UID of its home pod.
+pub const ORIGIN_UID: &str = "liquid.mesh/origin-uid";
+
+/// On a virtual node, with [`TYPE_VIRTUAL_NODE`]: tells it from physical nodes.
+pub const TYPE: &str = "liquid.mesh/type";
+/// Value of [`TYPE`] on virtual nodes.
+pub const TYPE_VIRTUAL_NODE: &str = "virtual-node";
+/// On a virtual node: name of the peer behind it.
+pub const PEER: &str = "liquid.mesh/peer";
+/// On a virtual node: identity of the cluster behind it.
+pub const CLUSTER_ID: &str = "liquid.mesh/cluster-id";
+
+/// Taint of every virtual node; pods of offloaded namespaces tolerate it.
+pub const VIRTUAL_NODE_TAINT: &str = "liquid.mesh/virtual-node";
+
+/// On a namespace at home, with [`OFFLOADING_ENABLED`]: the pod webhook looks at its pods.
+pub const OFFLOADING: &str = "liquid.mesh/offloading";
+/// Value of [`OFFLOADING`].
+pub const OFFLOADING_ENABLED: &str = "enabled";
+
+/// On Secrets that hold a join token's digest (provider side).
+pub const JOIN_TOKEN: &str = "liquid.mesh/join-token";
+
+/// On the pod of `liquid-controller` that leads; the Services of the peer link and webhook select it.
+pub const LEADER: &str = "liquid.mesh/leader";
+
+/// Keeps a `Peer` until the consumer half has given back what it borrowed.
+pub const FINALIZER_CONSUME: &str = "liquid.mesh/consume";
+/// Keeps a `Peer` until the provider half has removed what it ran for the consumer.
+pub const FINALIZER_LEND: &str = "liquid.mesh/lend";
+/// Keeps a `VirtualNode` until its pods are gone and its Node is deleted.
+pub const FINALIZER_NODE: &str = "liquid.mesh/node";
+/// Keeps a `NamespaceOffloading` until its pods and remote namespaces are gone.
+pub const FINALIZER_OFFLOADING: &str = "liquid.mesh/offloading";
+
+/// The one name a `NamespaceOffloading` may have in its namespace.
+pub const OFFLOADING_NAME: &str = "offloading";
+
+/// ConfigMap in Liquid's namespace in which the controller publishes what a peer needs to know of this cluster.
+pub const CLUSTER_INFO: &str = "liquid-cluster-info";

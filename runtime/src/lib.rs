@@ -1,0 +1,13 @@
+//! What every Liquid process shares: telemetry, the admin endpoints, leader election, drain and TLS set-up.
+
+pub mod admin;
+pub mod backoff;
+pub mod drain;
+pub mod health;
+pub mod leader;
+pub mod metrics;
+pub mod telemetry;
+pub mod tls;
+
+/// Version of Liquid, as compiled in.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
