@@ -1,4 +1,8 @@
-#![allow(unreachable_pub, reason = "kube's derive makes the generated root types pub next to the spec, whatever the module")]
+#![allow(
+    unreachable_pub,
+    clippy::duplicated_attributes,
+    reason = "kube's derive: root types are pub next to the spec whatever the module, and printcolumn repeats"
+)]
 //! API types of the group `liquid.mesh`: what people write, what the processes report, and the words
 //! (labels, annotations, names) that mark everything Liquid owns.
 //!

@@ -1,1 +1,20 @@
-//! The peer link.
+//! The peer link: one mutually authenticated gRPC connection from a consumer to a provider.
+//!
+//! [`token`] is what an administrator carries from one cluster to the other, [`ca`] the authority of a cluster,
+//! [`identity`] what certificates say, [`tls`] the two ends of the handshake, [`client`] and [`server`] the
+//! connections, and [`proto`] what is spoken over them.
+
+pub mod ca;
+pub mod client;
+pub mod digest;
+pub mod identity;
+pub mod limits;
+pub mod server;
+pub mod tls;
+pub mod token;
+
+/// Messages and services, generated from `proto/link.proto`.
+#[allow(clippy::all, unreachable_pub, unused_qualifications, reason = "generated")]
+pub mod proto {
+    tonic::include_proto!("liquid.link.v1");
+}

@@ -1,0 +1,48 @@
+//! Bounds of the peer link, each with its reason.
+
+use std::time::Duration;
+
+/// Port of the link endpoint inside the cluster.
+pub const LINK_PORT: u16 = 7443;
+
+/// Largest message: etcd refuses objects above 1.5 MiB, and the rest of a frame is names and digests.
+pub const MAX_MESSAGE: usize = 2 * 1024 * 1024;
+
+/// Data chunk of logs, exec and port-forward: four fill the default HTTP/2 frame window, and a slow reader
+/// pins no more than [`STREAM_WINDOW`] of them.
+pub const CHUNK: usize = 16 * 1024;
+
+/// HTTP/2 window of one stream: 1 MiB carries 160 Mbit/s at 50 ms of round trip.
+pub const STREAM_WINDOW: u32 = 1 << 20;
+
+/// HTTP/2 window of the connection: eight busy streams. This bounds the memory one peer can pin.
+pub const CONNECTION_WINDOW: u32 = 8 << 20;
+
+/// Open streams per connection. Each `kubectl logs -f`, exec or port-forward is one.
+pub const MAX_STREAMS: u32 = 1024;
+
+/// Connections with a client certificate: two per peer (controller and kubelet) leave room for 500 peers.
+pub const MAX_CONNECTIONS: usize = 1024;
+
+/// Connections without a certificate at one time; they may only join, so strangers cannot crowd out peers.
+pub const MAX_GUESTS: usize = 64;
+
+/// A connection without a certificate is closed after this time: a join takes milliseconds.
+pub const GUEST_LIFETIME: Duration = Duration::from_secs(30);
+
+/// Time for the TLS handshake, and for connecting to one endpoint.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An idle connection is asked for a sign of life this often ...
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// ... and is dead if none came within this time: a partition is seen after 10 s at the latest.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Life of a peer's client certificate; renewed after two thirds, so that a provider may be away for 8 h.
+pub const PEER_CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
+
+/// Life of the link endpoint's own certificate; it is only kept in memory and replaced after two thirds.
+pub const SERVER_CERTIFICATE_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Certificates are valid from this long before they are issued, for peers whose clocks run behind.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(300);
