@@ -1,5 +1,46 @@
 //! The one entry point for people who build, try and test Liquid.
 
-fn main() -> anyhow::Result<()> {
-    Ok(())
+mod lab;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Build, try and test Liquid.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    disable_help_subcommand = true
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Real Kubernetes clusters on this machine: start, look into, stop.
+    Lab(lab::Arguments),
+    /// Part of a lab's machine; started by the lab itself.
+    #[command(hide = true, name = liquid_lab::machine::INIT_ARGUMENT)]
+    Machine {
+        /// Stage, directory and units to hold.
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Lab(arguments) => lab::run(arguments),
+        Command::Machine { arguments } => return liquid_lab::machine::run(&arguments),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::from(if error.is::<liquid_lab::Usage>() { 2 } else { 1 })
+        }
+    }
 }
