@@ -1,5 +1,6 @@
 //! The one entry point for people who build, try and test Liquid.
 
+mod image;
 mod lab;
 mod output;
 
@@ -23,6 +24,8 @@ struct Arguments {
 enum Command {
     /// Real Kubernetes clusters on this machine: start, look into, stop.
     Lab(lab::Arguments),
+    /// Build the image of this source tree, import it into a running lab, and print its reference.
+    Image(image::Arguments),
     /// Part of a lab's machine; started by the lab itself.
     #[command(hide = true, name = liquid_lab::machine::INIT_ARGUMENT)]
     Machine {
@@ -34,6 +37,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Lab(arguments) => lab::run(arguments),
+        Command::Image(arguments) => image::run(&arguments),
         Command::Machine { arguments } => return liquid_lab::machine::run(&arguments),
     };
     match result {

@@ -215,7 +215,7 @@ impl Machine {
         command
             .arg(format!("--target={}", init.pid))
             .args([
-                "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd=/", "--", program,
+                "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--", program,
             ])
             .env("PATH", supervisor::path_variable(&config));
         Ok(command)
