@@ -21,6 +21,8 @@ pub const BUSYBOX: &str = "lab.local/busybox:1";
 /// Kubernetes' test server (`/agnhost netexec`, `connect`, `logs-generator`, ...), with busybox' tools beside it.
 pub const AGNHOST: &str = "lab.local/agnhost:1";
 
+/// The namespace of containerd in which kubelets find images.
+pub(crate) const NAMESPACE: &str = "k8s.io";
 /// Debian's `busybox-static`.
 const BUSYBOX_BINARY: &str = "/bin/busybox";
 /// Changes whenever [`write_image`] puts something else into images.

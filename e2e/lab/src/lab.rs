@@ -16,7 +16,7 @@ use crate::spec::{LabName, LabSpec};
 use crate::state::State;
 use crate::topology::{self, Port};
 use crate::up::in_parallel;
-use crate::{Usage, command, control_plane, state, wait};
+use crate::{Usage, command, container_runtime, control_plane, images, state, wait};
 
 /// containerd listens a fraction of a second after its start; a machine under load takes longer.
 const RUNTIME_LIMIT: Duration = Duration::from_secs(60);
@@ -514,12 +514,12 @@ pub(crate) fn import(machine: &Machine, archive: &Path) -> anyhow::Result<()> {
         let mut probe = Command::new(socket.get_program());
         probe
             .args(socket.get_args())
-            .args(["-S", "/run/containerd/containerd.sock"]);
+            .args(["-S", container_runtime::SOCKET]);
         Ok(probe.status().is_ok_and(|status| status.success()).then_some(()))
     })?;
     let file = File::open(archive).with_context(|| format!("cannot read {}", archive.display()))?;
     let mut ctr = machine.command("ctr")?;
-    ctr.args(["--namespace", "k8s.io", "images", "import", "-"])
+    ctr.args(["--namespace", images::NAMESPACE, "images", "import", "-"])
         .stdin(file);
     command::finish(&mut ctr, None).with_context(|| format!("cannot import {}", archive.display()))?;
     Ok(())

@@ -1,25 +1,16 @@
 //! A node of a cluster: containerd, kubelet and kube-proxy, and the files they read.
 
-use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
 use crate::address::{ClusterPlan, NodePlan};
-use crate::images;
 use crate::layout::Layout;
 use crate::machine::{Condition, Config, Machine, Unit};
 use crate::pki::ClusterPki;
-use crate::spec::{Cni, ProxyMode};
-use crate::{control_plane, machine};
+use crate::spec::ProxyMode;
+use crate::{container_runtime, control_plane};
 
-/// Where containerd listens, by path inside the machine.
-const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
-/// Where CNI plugins are looked for; others may add theirs, as on any node.
-const CNI_PLUGINS: [&str; 5] = ["bridge", "host-local", "loopback", "portmap", "ptp"];
-const CNI_DIRECTORY: &str = "/opt/cni/bin";
 /// Units that wait until the Node object exists.
 pub(crate) const HELD_AT_FIRST: [&str; 2] = ["kubelet", "kube-proxy"];
 
@@ -40,11 +31,16 @@ pub(crate) fn configure(
     machine.write_etc("resolv.conf", "")?;
     write_kubelet(&machine, plan, node, pki)?;
     write_proxy(&machine, plan, node, pki)?;
-    machine.write_etc("containerd/config.toml", containerd_config())?;
-    machine.write_etc(
-        "cni/net.d/10-lab.conflist",
-        cni_config(plan.stack.cni, node.pods).to_string(),
-    )?;
+    let paths = [
+        container_runtime::ROOT,
+        container_runtime::STATE,
+        container_runtime::SOCKET,
+    ]
+    .map(Path::new);
+    let configuration = container_runtime::configuration(paths[0], paths[1], paths[2]);
+    machine.write_etc("containerd/config.toml", configuration)?;
+    let network = container_runtime::network(plan.stack.cni, node.pods);
+    machine.write_etc("cni/net.d/10-lab.conflist", network.to_string())?;
     machine.configure(&Config {
         hostname: node.name.clone(),
         group: (layout.name().to_string(), node.name.clone()),
@@ -55,7 +51,7 @@ pub(crate) fn configure(
         setup: vec![masquerade(plan)],
         units: units(),
     })?;
-    link_plugins(layout, &machine)?;
+    container_runtime::link_plugins(layout, &machine)?;
     Ok(machine)
 }
 
@@ -81,7 +77,7 @@ fn units() -> Vec<Unit> {
         "--config=/etc/kubernetes/kubelet.json",
         "--v=1",
     ];
-    let runtime = Condition::Path(PathBuf::from(CONTAINERD_SOCKET));
+    let runtime = Condition::Path(PathBuf::from(container_runtime::SOCKET));
     vec![
         unit(&["containerd", "--config=/etc/containerd/config.toml"], None),
         unit(&kubelet, Some(runtime)),
@@ -117,7 +113,7 @@ fn write_kubelet(
         "clusterDomain": "cluster.local",
         "clusterDNS": [plan.dns_service],
         "resolvConf": "/etc/resolv.conf",
-        "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
+        "containerRuntimeEndpoint": format!("unix://{}", container_runtime::SOCKET),
         "cgroupDriver": "cgroupfs",
         "failCgroupV1": false,
         "failSwapOn": false,
@@ -158,70 +154,6 @@ fn write_proxy(
     machine.write_etc("kubernetes/kube-proxy.json", config.to_string())
 }
 
-fn containerd_config() -> String {
-    format!(
-        r#"version = 3
-root = "/var/lib/containerd"
-state = "/run/containerd"
-oom_score = 0
-
-[grpc]
-address = "{CONTAINERD_SOCKET}"
-
-[plugins.'io.containerd.cri.v1.images']
-snapshotter = "overlayfs"
-
-[plugins.'io.containerd.cri.v1.images'.pinned_images]
-sandbox = "{pause}"
-
-[plugins.'io.containerd.cri.v1.runtime']
-# Sandboxes ask for a score below that of their parent, which takes a right the machine may not have.
-restrict_oom_score_adj = true
-disable_apparmor = true
-
-[plugins.'io.containerd.cri.v1.runtime'.containerd]
-default_runtime_name = "runc"
-
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
-SystemdCgroup = false
-
-[plugins.'io.containerd.cri.v1.runtime'.cni]
-bin_dirs = ["{CNI_DIRECTORY}"]
-conf_dir = "/etc/cni/net.d"
-"#,
-        pause = images::PAUSE
-    )
-}
-
-fn cni_config(cni: Cni, pods: Ipv4Net) -> Value {
-    let ipam = json!({
-        "type": "host-local",
-        "ranges": [[{ "subnet": pods }]],
-        "routes": [{ "dst": "0.0.0.0/0" }],
-        "dataDir": "/run/cni-ipam",
-    });
-    // Masquerading is the node's own rule: the plugins' would also hide pods of one node from those of another.
-    let interface = match cni {
-        Cni::Ptp => json!({ "type": "ptp", "ipMasq": false, "ipam": ipam }),
-        Cni::Bridge => json!({
-            "type": "bridge",
-            "bridge": "cni0",
-            "isGateway": true,
-            "hairpinMode": true,
-            "ipMasq": false,
-            "ipam": ipam,
-        }),
-    };
-    json!({
-        "cniVersion": "1.0.0",
-        "name": "lab",
-        "plugins": [interface, { "type": "portmap", "capabilities": { "portMappings": true } }],
-    })
-}
-
 /// What CNIs of real clusters do: pods appear as their node to everything outside the pod range.
 fn masquerade(plan: &ClusterPlan) -> Vec<String> {
     let pods = plan.pods;
@@ -241,17 +173,6 @@ fn masquerade(plan: &ClusterPlan) -> Vec<String> {
                 .collect()
         }
     }
-}
-
-/// Puts the plugins where CNI add-ons expect to find them, and to be able to add to them.
-fn link_plugins(layout: &Layout, machine: &Machine) -> anyhow::Result<()> {
-    let directory = machine.host_path(CNI_DIRECTORY);
-    machine::create_directory(&directory)?;
-    for plugin in CNI_PLUGINS {
-        symlink(layout.bin().join(plugin), directory.join(plugin))
-            .with_context(|| format!("cannot link CNI plugin {plugin}"))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -275,10 +196,8 @@ mod tests {
     }
 
     #[test]
-    fn pods_take_addresses_of_their_node_only() {
+    fn a_node_object_says_which_pod_range_is_routed_to_it() {
         let plan = plan("ptp/nftables");
-        let config = cni_config(Cni::Ptp, plan.nodes[1].pods).to_string();
-        assert!(config.contains("10.244.1.0/24") && !config.contains("10.244.0.0"));
         assert_eq!(object(&plan.nodes[1])["spec"]["podCIDR"], "10.244.1.0/24");
     }
 

@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow, bail};
 use crate::address::{AddressPlan, ClusterPlan, NodePlan};
 use crate::api_client::{ApiClient, has_condition};
 use crate::cache::{Cache, remove_all};
-use crate::lab::{Lab, import};
+use crate::lab::Lab;
 use crate::layout::{INIT, Layout};
 use crate::machine::{Machine, create_directory, tail};
 use crate::pki::ClusterPki;
@@ -19,7 +19,10 @@ use crate::progress::Progress;
 use crate::spec::{LabName, LabSpec};
 use crate::state::{Lock, Phase, State, free_slot};
 use crate::toolchain::{KUBE_PROGRAMS, Toolchain};
-use crate::{Usage, addons, control_plane, down, host_check, images, link, node, topology, wait};
+use crate::{
+    Usage, addons, container_runtime, control_plane, down, host_check, image_store, images, link, node,
+    topology, wait,
+};
 
 /// An API server is ready 4 s after its start on an idle machine; builds may be running beside it.
 const API_LIMIT: Duration = Duration::from_secs(120);
@@ -52,7 +55,7 @@ struct Start<'a> {
     plan: &'a AddressPlan,
     audit: bool,
     shared: &'a [PathBuf],
-    archives: &'a [PathBuf],
+    store: &'a Path,
     init: &'a Path,
     progress: &'a Progress,
     begun: Instant,
@@ -99,6 +102,7 @@ pub fn up(
     let cache = Cache::open()?;
     let toolchain = Toolchain::prepare(&cache, progress)?;
     let archives = images::prepare(&cache, &toolchain, progress)?;
+    let store = image_store::prepare(&cache, &toolchain, &archives, progress)?;
 
     let slots = Lock::slots(progress)?;
     create_directory(layout.root())?;
@@ -115,7 +119,7 @@ pub fn up(
         plan: &plan,
         audit: spec.audit,
         shared: &shared,
-        archives: &archives,
+        store: &store,
         init: &layout.bin().join(INIT),
         progress,
         begun,
@@ -190,20 +194,12 @@ impl Start<'_> {
         })
     }
 
-    /// Boots a node up to its container runtime and gives it the images.
+    /// Gives a node its images and boots it up to its container runtime.
     fn prepare(&self, node: &NodePlan, machine: &Machine) -> anyhow::Result<()> {
+        image_store::fill(self.store, &machine.host_path(container_runtime::ROOT))?;
         machine
             .power_on(self.init, &node::HELD_AT_FIRST)
-            .with_context(|| format!("node {}", node.name))?;
-        self.archives.iter().try_for_each(|archive| {
-            import(machine, archive).with_context(|| {
-                format!(
-                    "node {}\ncontainerd's log:\n{}",
-                    node.name,
-                    tail(&machine.log("containerd"))
-                )
-            })
-        })
+            .with_context(|| format!("node {}", node.name))
     }
 
     /// Waits for the API server and creates what must be there before the nodes are.
