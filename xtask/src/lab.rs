@@ -328,7 +328,7 @@ fn status_table(status: &LabStatus) -> String {
 }
 
 fn environment(lab: &Lab) -> anyhow::Result<String> {
-    let mut text = String::new();
+    let mut text = format!("export LIQUID_LAB={}\n", lab.name());
     for cluster in lab.clusters() {
         let variable = cluster.name().to_uppercase();
         text.push_str(&format!(

@@ -66,7 +66,7 @@ pub struct NodePlan {
 }
 
 impl AddressPlan {
-    /// Gives out the addresses of a valid spec in a slot below [`SLOTS`].
+    /// Gives out the addresses of a valid spec in a slot below 32.
     #[must_use]
     pub fn new(spec: &LabSpec, slot: u8) -> Self {
         let network = slot_network(slot);

@@ -6,6 +6,7 @@ use anyhow::bail;
 
 use crate::cache::remove_all;
 use crate::cgroup::Group;
+use crate::host_check;
 use crate::layout::{Layout, host_interface};
 use crate::machine::Machine;
 use crate::progress::Progress;
@@ -19,6 +20,7 @@ use crate::up::in_parallel;
 /// # Errors
 /// Reports every part that could not be removed, after having tried all; a second call tries again.
 pub fn down(name: &LabName, progress: &Progress) -> anyhow::Result<bool> {
+    host_check::require_root()?;
     let layout = Layout::new(name);
     let lock = Lock::lab(name, progress)?;
     let existed = !leftovers(name).is_empty();

@@ -34,6 +34,8 @@ const PLACES: [&str; 6] = [
     "/sbin",
     "/bin",
 ];
+/// inotify instances of one node with a few pods; ten were counted on an idle one.
+const INOTIFY_PER_NODE: u32 = 16;
 /// File systems and network devices the kernel must know.
 const FILE_SYSTEMS: [&str; 2] = ["overlay", "tmpfs"];
 /// Each is tried in a network namespace that ends with the try.
@@ -56,11 +58,7 @@ const NFT_TRY: &str = "nft 'table ip t { chain c { type nat hook postrouting pri
 /// # Errors
 /// Lists everything that is missing and says how to get it.
 pub(crate) fn check(progress: &Progress) -> anyhow::Result<()> {
-    if !Uid::effective().is_root() {
-        bail!(
-            "the lab makes network namespaces, mounts and control groups: run it as root (for example with sudo -E)"
-        );
-    }
+    require_root()?;
     let missing = missing_packages();
     if !missing.is_empty() {
         install(&missing, progress)?;
@@ -76,6 +74,33 @@ pub(crate) fn check(progress: &Progress) -> anyhow::Result<()> {
         bail!(
             "the kernel lacks: {}. Boot one that has them, built in or as modules",
             lacking.join("; ")
+        );
+    }
+    Ok(())
+}
+
+/// Says so when a limit of the host is about to be hit: components then fail with "too many open files".
+pub(crate) fn warn(nodes: u32, progress: &Progress) {
+    let path = "/proc/sys/fs/inotify/max_user_instances";
+    let limit: u32 = fs::read_to_string(path)
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(u32::MAX);
+    let needed = nodes * INOTIFY_PER_NODE;
+    if needed > limit {
+        progress.note(&format!(
+            "{nodes} nodes need about {needed} inotify instances, this host allows {limit}; if components fail with \
+             'too many open files': sysctl -w fs.inotify.max_user_instances={}",
+            needed.next_power_of_two()
+        ));
+    }
+}
+
+/// Only root can see or change a lab.
+pub(crate) fn require_root() -> anyhow::Result<()> {
+    if !Uid::effective().is_root() {
+        bail!(
+            "the lab makes network namespaces, mounts and control groups: run it as root (for example with sudo -E)"
         );
     }
     Ok(())

@@ -16,7 +16,7 @@ use crate::spec::{LabName, LabSpec};
 use crate::state::State;
 use crate::topology::{self, Port};
 use crate::up::in_parallel;
-use crate::{Usage, command, container_runtime, control_plane, images, state, wait};
+use crate::{Usage, command, container_runtime, control_plane, host_check, images, state, wait};
 
 /// containerd listens a fraction of a second after its start; a machine under load takes longer.
 const RUNTIME_LIMIT: Duration = Duration::from_secs(60);
@@ -53,6 +53,7 @@ impl Lab {
     /// # Errors
     /// If there is none.
     pub fn open(name: &LabName) -> anyhow::Result<Self> {
+        host_check::require_root()?;
         let layout = Layout::new(name);
         let state = State::load(&layout)?.ok_or_else(|| {
             anyhow!("there is no lab named {name}; start one with: cargo xtask lab up --lab {name}")

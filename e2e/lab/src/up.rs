@@ -1,12 +1,13 @@
 //! Starting a lab.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use nix::sys::stat::{Mode, umask};
 
 use crate::address::{AddressPlan, ClusterPlan, NodePlan};
 use crate::api_client::{ApiClient, has_condition};
@@ -31,6 +32,8 @@ const NODES_LIMIT: Duration = Duration::from_secs(120);
 /// Add-ons are two small pods with local images.
 const ADDONS_LIMIT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(100);
+/// A component that ended so often by itself will not do better: there is a second between two starts.
+const FAILURES_MAX: u32 = 5;
 
 /// What [`up`] did.
 #[derive(Debug)]
@@ -78,6 +81,12 @@ pub fn up(
     spec.validate()?;
     let layout = Layout::new(name);
     host_check::check(progress)?;
+    host_check::warn(
+        spec.clusters.iter().map(|cluster| u32::from(cluster.nodes)).sum(),
+        progress,
+    );
+    // Machines have users other than root, whose programs must be able to read what is made here.
+    umask(Mode::from_bits_truncate(0o022));
     let lock = Lock::lab(name, progress)?;
     match State::load(&layout)? {
         Some(state) if state.phase == Phase::Running && !state.is_of_another_boot()? => {
@@ -106,6 +115,8 @@ pub fn up(
 
     let slots = Lock::slots(progress)?;
     create_directory(layout.root())?;
+    // Below are the keys of every cluster.
+    fs::set_permissions(layout.root(), fs::Permissions::from_mode(0o700))?;
     let mut state = State::starting(free_slot()?, spec, toolchain.kubernetes())?;
     state.save(&layout)?;
     slots.remove();
@@ -124,9 +135,12 @@ pub fn up(
         progress,
         begun,
     };
-    let nodes_ready = start
-        .everything()
-        .with_context(|| format!("lab {name} did not come up; look around, then remove it with: lab down"))?;
+    let nodes_ready = start.everything().map_err(|error| {
+        anyhow!(
+            "lab {name} did not come up: {error:#}\nit stays as it is (cargo xtask lab logs --lab {name}) until: \
+             cargo xtask lab down --lab {name}"
+        )
+    })?;
     state.phase = Phase::Running;
     state.save(&layout)?;
     drop(lock);
@@ -206,15 +220,10 @@ impl Start<'_> {
     fn register(&self, plan: &ClusterPlan, control_plane: &Machine) -> anyhow::Result<ApiClient> {
         let api = control_plane::admin(self.layout, plan)?;
         wait::until("a ready API server", API_LIMIT, POLL, || {
-            if !control_plane.is_running() {
-                bail!(
-                    "the control plane's machine ended:\n{}",
-                    tail(&control_plane.log("machine"))
-                );
-            }
+            check_alive(control_plane)?;
             Ok(api.is_ready().then_some(()))
         })
-        .with_context(|| blame(control_plane))?;
+        .map_err(|error| blame(control_plane, &error))?;
         self.progress
             .note(&format!("cluster {}: API server ready", plan.name));
         for node in &plan.nodes {
@@ -240,7 +249,12 @@ impl Start<'_> {
                 .try_for_each(|unit| machine.start_unit(unit))?;
         }
         for (node, machine) in nodes {
-            wait_ready(api, &node.name).with_context(|| blame(machine))?;
+            let path = format!("/api/v1/nodes/{}", node.name);
+            wait::until(&format!("node {} Ready", node.name), NODES_LIMIT, POLL, || {
+                check_alive(machine)?;
+                Ok(has_condition(&api.get(&path)?, "Ready").then_some(()))
+            })
+            .map_err(|error| blame(machine, &error))?;
         }
         let ready = self.begun.elapsed();
         if !nodes.is_empty() {
@@ -263,41 +277,44 @@ impl Start<'_> {
     }
 }
 
-/// Waits until the node says it is Ready.
-pub(crate) fn wait_ready(api: &ApiClient, node: &str) -> anyhow::Result<()> {
-    let path = format!("/api/v1/nodes/{node}");
-    wait::until(&format!("node {node} Ready"), NODES_LIMIT, POLL, || {
-        Ok(has_condition(&api.get(&path)?, "Ready").then_some(()))
-    })
+/// Fails when waiting longer makes no sense.
+fn check_alive(machine: &Machine) -> anyhow::Result<()> {
+    if !machine.is_running() {
+        bail!("the machine ended");
+    }
+    // A supervisor under load may not answer in time; that it lives is what counts here.
+    let units = machine.units().unwrap_or_default();
+    if let Some(unit) = units.iter().find(|unit| unit.failures >= FAILURES_MAX) {
+        bail!("{} does not keep running", unit.name);
+    }
+    Ok(())
 }
 
-/// Names the units of a machine that do not do well, with the ends of their logs.
-fn blame(machine: &Machine) -> String {
-    let units = match machine.units() {
-        Ok(units) => units,
-        Err(error) => return format!("{error:#}; machine log:\n{}", tail(&machine.log("machine"))),
-    };
-    let failed: Vec<_> = units
-        .iter()
-        .filter(|unit| unit.failures > 0 || (!unit.running && !unit.held))
-        .collect();
-    // If all of them run, what is waited for is the business of the one that was started last.
-    let suspects = if failed.is_empty() {
-        units.iter().collect()
-    } else {
-        failed
-    };
-    let describe = |unit: &&crate::machine::UnitStatus| {
-        let log = machine.log(&unit.name);
-        format!(
-            "{} ended {} time(s), log {}:\n{}",
-            unit.name,
-            unit.failures,
+/// Adds the units of a machine that do not do well to an error, with the ends of their logs.
+fn blame(machine: &Machine, error: &anyhow::Error) -> anyhow::Error {
+    let units = machine.units().unwrap_or_default();
+    let mut text = format!("{error:#}");
+    let mut add = |name: &str, what: &str| {
+        let log = machine.log(name);
+        text.push_str(&format!(
+            "\n{name} {what}; the end of {}:\n{}",
             log.display(),
             tail(&log)
-        )
+        ));
     };
-    suspects.iter().map(describe).collect::<Vec<_>>().join("\n")
+    if units.is_empty() {
+        add("machine", "does not answer");
+    }
+    let failed = units.iter().any(|unit| unit.failures > 0);
+    for unit in &units {
+        if unit.failures > 0 {
+            add(&unit.name, &format!("ended {} time(s)", unit.failures));
+        } else if !failed && unit.running {
+            // None of them ended: any of those that run may be the one that does not do what is waited for.
+            add(&unit.name, "is running");
+        }
+    }
+    anyhow!(text)
 }
 
 /// Does something for every item at once; all are finished when this returns, and the first error is returned.

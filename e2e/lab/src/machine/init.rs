@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{getppid, setsid};
 
 use super::{
@@ -55,6 +56,7 @@ pub fn run(arguments: &[String]) -> ExitCode {
 
 /// Starts the machine in a session of its own and leaves, so that it becomes nobody's child.
 fn boot(directory: &Path, held: &[String]) -> anyhow::Result<()> {
+    umask(Mode::from_bits_truncate(0o022));
     let path = directory
         .join("root")
         .join(root_fs::LOG_DIRECTORY)

@@ -1,6 +1,6 @@
 //! A machine: a process tree with namespaces, a root file system and control groups of its own.
 //!
-//! Control planes and nodes are machines alike. A machine is described by a file ([`Config`]); `boot` starts it
+//! Control planes and nodes are machines alike. A machine is described by a file; `boot` starts it
 //! detached from whoever asked, killing its first process powers it off, and its disk (the directory) stays.
 
 mod control;

@@ -62,25 +62,17 @@ pub(super) fn enter(directory: &Path, config: &Config) -> anyhow::Result<()> {
         create(&root.join(name))?;
     }
     bind(&root, &root)?;
+    attach("tmpfs", &root.join("run"), MsFlags::empty(), "mode=0755")?;
+    attach("tmpfs", &root.join("tmp"), MsFlags::empty(), "mode=1777")?;
+    attach("tmpfs", &root.join("dev"), MsFlags::MS_NOSUID, "mode=0755")?;
     for name in PROGRAMS {
         share(&Path::new("/").join(name), &root.join(name))?;
     }
+    // After /tmp and /run: a cache may be in either.
     for path in &config.shared {
         share(path, &inside(&root, path))?;
     }
     mount_etc(directory, &root.join("etc"))?;
-    for (name, flags) in [
-        ("run", MsFlags::empty()),
-        ("tmp", MsFlags::empty()),
-        ("dev", MsFlags::MS_NOSUID),
-    ] {
-        attach(
-            "tmpfs",
-            &root.join(name),
-            flags,
-            if name == "tmp" { "mode=1777" } else { "mode=0755" },
-        )?;
-    }
     create(&root.join("run/lock"))?;
     link("/run".as_ref(), &root.join("var/run"))?;
     mount_dev(&root.join("dev"))?;

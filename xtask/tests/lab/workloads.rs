@@ -1,0 +1,187 @@
+//! What workloads may expect of the lab's clusters, on both stacks.
+
+use liquid_lab::{Cluster, images};
+use serde_json::json;
+
+use crate::support::{
+    TestLab, client, create, eventually, field, kubectl, pod, server, service, try_shell, wait_ready,
+};
+
+#[test]
+#[ignore = "starts a lab: needs root"]
+fn clusters_of_both_stacks_run_workloads_and_are_apart() {
+    let options = "--clusters a,b --nodes 2 --pod-cidr asymmetric --stack ptp/nftables,b=bridge/iptables";
+    let test = TestLab::up("t-work", options);
+    let lab = test.open();
+    let clusters: Vec<Cluster<'_>> = lab.clusters().collect();
+    for cluster in &clusters {
+        let node = |number: u8| format!("{}-{number}", cluster.name());
+        create(cluster, &server("near", &node(1)));
+        create(cluster, &server("far", &node(2)));
+        create(cluster, &client("client", &node(1)));
+        create(cluster, &service("near", "ClusterIP"));
+        create(cluster, &service("far", "NodePort"));
+    }
+    for cluster in &clusters {
+        for name in ["pod/near", "pod/far", "pod/client"] {
+            wait_ready(cluster, name);
+        }
+        check_inside(cluster);
+        check_storage(cluster);
+        check_pull(cluster);
+    }
+    check_across(&clusters[0], &clusters[1]);
+    check_across(&clusters[1], &clusters[0]);
+    check_privileged(&clusters[0]);
+}
+
+/// Logs, exec, DNS, Services, and the way from the control plane to pods.
+fn check_inside(cluster: &Cluster<'_>) {
+    let name = cluster.name();
+    assert!(
+        kubectl(cluster, &["logs", "near"]).contains("Started HTTP server"),
+        "{name}"
+    );
+    let own = field(cluster, "pod/client", ".status.podIP");
+    for target in ["near", "far"] {
+        let from = eventually(&format!("{name}: Service {target} answering"), || {
+            try_shell(
+                cluster,
+                "client",
+                &format!("wget -qO- http://{target}.default.svc.cluster.local/clientip"),
+            )
+        });
+        assert_eq!(
+            from.split(':').next(),
+            Some(own.as_str()),
+            "{name}: the client's address is hidden from {target}"
+        );
+    }
+    // A pod must be reachable through the Service in front of it from itself (hairpin).
+    let address = field(cluster, "service/near", ".spec.clusterIP");
+    assert!(
+        try_shell(cluster, "near", &format!("wget -qO- http://{address}/hostname")).is_some(),
+        "{name}: hairpin"
+    );
+    assert!(try_shell(cluster, "client", "nslookup no-such-name.example.com").is_none());
+
+    // The API server itself connects to these: what admission webhooks and aggregated APIs need.
+    for path in ["pods/far:8080", "services/far:80"] {
+        let path = format!("/api/v1/namespaces/default/{path}/proxy/hostname");
+        assert_eq!(
+            kubectl(cluster, &["get", "--raw", &path]),
+            "far",
+            "{name}: {path}"
+        );
+    }
+}
+
+/// A claim without a class gets a writable volume from the default one.
+fn check_storage(cluster: &Cluster<'_>) {
+    create(
+        cluster,
+        &json!({
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": { "name": "data" },
+            "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Mi" } } },
+        }),
+    );
+    create(
+        cluster,
+        &json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "name": "writer" },
+            "spec": {
+                "restartPolicy": "Never",
+                "containers": [{
+                    "name": "c",
+                    "image": images::BUSYBOX,
+                    "command": ["sh", "-c", "echo kept > /data/file && cat /data/file"],
+                    "volumeMounts": [{ "name": "data", "mountPath": "/data" }],
+                }],
+                "volumes": [{ "name": "data", "persistentVolumeClaim": { "claimName": "data" } }],
+            },
+        }),
+    );
+    kubectl(
+        cluster,
+        &[
+            "wait",
+            "--for=jsonpath={.status.phase}=Succeeded",
+            "--timeout=90s",
+            "pod/writer",
+        ],
+    );
+    assert_eq!(kubectl(cluster, &["logs", "writer"]).trim(), "kept");
+    assert_eq!(field(cluster, "pvc/data", ".status.phase"), "Bound");
+}
+
+/// An image that is not there fails at once and visibly: nothing is ever pulled.
+fn check_pull(cluster: &Cluster<'_>) {
+    let mut missing = pod("missing", &format!("{}-1", cluster.name()), &["true"]);
+    missing["spec"]["containers"][0]["image"] = json!("lab.local/missing:1");
+    create(cluster, &missing);
+    eventually("the failed pull", || {
+        let reason = field(
+            cluster,
+            "pod/missing",
+            ".status.containerStatuses[0].state.waiting.reason",
+        );
+        ["ErrImagePull", "ImagePullBackOff"]
+            .contains(&reason.as_str())
+            .then_some(())
+    });
+}
+
+/// From one cluster to another: pod addresses lead nowhere, nodes can be reached.
+fn check_across(from: &Cluster<'_>, to: &Cluster<'_>) {
+    let far = field(to, "pod/far", ".status.podIP");
+    let connect = format!("/agnhost connect {far}:8080 --timeout=2s");
+    assert!(
+        try_shell(from, "client", &connect).is_none(),
+        "{far} of {} answers from {}",
+        to.name(),
+        from.name()
+    );
+    let port = field(to, "service/far", ".spec.ports[0].nodePort");
+    let node = to.nodes()[0].address();
+    let seen = try_shell(
+        from,
+        "client",
+        &format!("wget -qO- http://{node}:{port}/hostname"),
+    );
+    assert_eq!(
+        seen.as_deref(),
+        Some("far"),
+        "NodePort of {} from {}",
+        to.name(),
+        from.name()
+    );
+}
+
+/// A privileged pod on the host network has the node's network and devices to work with, and no others.
+fn check_privileged(cluster: &Cluster<'_>) {
+    let node = &cluster.nodes()[0];
+    let mut agent = client("agent", node.name());
+    agent["spec"]["hostNetwork"] = json!(true);
+    agent["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true });
+    agent["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "state", "mountPath": "/state" }]);
+    agent["spec"]["volumes"] =
+        json!([{ "name": "state", "hostPath": { "path": "/var/lib/agent", "type": "DirectoryOrCreate" } }]);
+    create(cluster, &agent);
+    wait_ready(cluster, "pod/agent");
+    assert_eq!(
+        try_shell(cluster, "agent", "hostname").as_deref(),
+        Some(node.name())
+    );
+    let links = try_shell(cluster, "agent", "ip -o link").unwrap();
+    assert!(links.contains("eth0") && !links.contains("lqlab"), "{links}");
+    assert!(try_shell(cluster, "agent", "echo x > /state/file && ls -l /dev/net/tun").is_some());
+    assert_eq!(node.exec(&["cat", "/var/lib/agent/file"]).unwrap().trim(), "x");
+    assert!(
+        !std::path::Path::new("/var/lib/agent").exists(),
+        "a node wrote to the host's disk"
+    );
+}
