@@ -1,5 +1,6 @@
 //! The one entry point for people who build, try and test Liquid.
 
+mod dependencies;
 mod image;
 mod lab;
 mod output;
@@ -26,6 +27,8 @@ enum Command {
     Lab(lab::Arguments),
     /// Build the image of this source tree, import it into a running lab, and print its reference.
     Image(image::Arguments),
+    /// Check that every dependency has a licence Liquid may include, and that there is one crypto provider.
+    Dependencies,
     /// Part of a lab's machine; started by the lab itself.
     #[command(hide = true, name = liquid_lab::machine::INIT_ARGUMENT)]
     Machine {
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Lab(arguments) => lab::run(arguments),
         Command::Image(arguments) => image::run(&arguments),
+        Command::Dependencies => dependencies::run(),
         Command::Machine { arguments } => return liquid_lab::machine::run(&arguments),
     };
     match result {

@@ -79,7 +79,7 @@ impl Group {
             let leaf = group.join("init");
             make(&leaf)?;
             write(&leaf.join("cgroup.procs"), "0")?;
-            hand_down(&group)?;
+            hand_down(&group);
         }
         Ok(())
     }
@@ -156,7 +156,7 @@ fn create(hierarchy: &Hierarchy, path: &Path) -> anyhow::Result<PathBuf> {
     let mut group = hierarchy.mount.clone();
     for part in path.components() {
         if hierarchy.v1.is_none() {
-            hand_down(&group)?;
+            hand_down(&group);
         }
         let above = group.clone();
         group.push(part);
@@ -174,16 +174,14 @@ fn create(hierarchy: &Hierarchy, path: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// Enables below a version 2 group every controller it has. The root of a hybrid set-up has none.
-fn hand_down(group: &Path) -> anyhow::Result<()> {
+fn hand_down(group: &Path) {
     let controllers = fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
-    let wanted: Vec<String> = controllers
-        .split_ascii_whitespace()
-        .map(|name| format!("+{name}"))
-        .collect();
-    if wanted.is_empty() {
-        Ok(())
-    } else {
-        write(&group.join("cgroup.subtree_control"), &wanted.join(" "))
+    for name in controllers.split_ascii_whitespace() {
+        // Some controllers cannot always be enabled; a kubelet says clearly which one it lacks.
+        drop(fs::write(
+            group.join("cgroup.subtree_control"),
+            format!("+{name}"),
+        ));
     }
 }
 

@@ -42,6 +42,7 @@ pub(crate) fn configure(
         format!("127.0.0.1 localhost\n{} {name}\n", plan.control_plane),
     )?;
     machine.write_etc("resolv.conf", "")?;
+    machine.write_identity()?;
     write_keys(&machine, plan, pki)?;
     for user in ["kube-controller-manager", "kube-scheduler"] {
         let identity = pki.client(&format!("system:{user}"), None)?;

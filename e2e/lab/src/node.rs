@@ -29,6 +29,7 @@ pub(crate) fn configure(
     )?;
     // There is no resolver beyond the cluster's: names from outside fail at once instead of timing out.
     machine.write_etc("resolv.conf", "")?;
+    machine.write_identity()?;
     write_kubelet(&machine, plan, node, pki)?;
     write_proxy(&machine, plan, node, pki)?;
     let paths = [

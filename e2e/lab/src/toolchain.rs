@@ -138,10 +138,14 @@ impl Toolchain {
         let mut directories = Vec::with_capacity(TOOLS.len());
         for tool in TOOLS {
             let key = tool.key(&sources, &compiler, &kubernetes)?;
-            directories.push(cache.entry(&format!("go/{}", tool.name), &key, |directory| {
-                let _step = progress.long(&format!("building {} (once)", tool.name));
-                tool.build(&sources, directory, &kubernetes)
-            })?);
+            let name = format!("go/{}", tool.name);
+            // Shown too while another process builds the same and this one waits for it.
+            let _step = cache
+                .find(&name, &key)
+                .is_none()
+                .then(|| progress.long(&format!("building {} (once)", tool.name)));
+            let build = |directory: &Path| tool.build(&sources, directory, &kubernetes);
+            directories.push(cache.entry(&name, &key, build)?);
         }
         Ok(Self {
             directories,

@@ -14,11 +14,13 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use ring::digest;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use control::UnitStatus;
 pub use init::{INIT_ARGUMENT, run};
 
+use crate::cache::hex;
 use crate::cgroup::Group;
 use crate::process::ProcessId;
 use crate::wait;
@@ -111,6 +113,12 @@ impl Machine {
             fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
         }
         fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Gives the machine an id of its own, as every installed system has: nodes of one cluster must differ.
+    pub(crate) fn write_identity(&self) -> anyhow::Result<()> {
+        let hash = digest::digest(&digest::SHA256, self.directory.as_os_str().as_encoded_bytes());
+        self.write_etc("machine-id", format!("{}\n", &hex(hash.as_ref())[..32]))
     }
 
     /// A path of the machine as the host sees it.

@@ -1,0 +1,183 @@
+//! `lab up`: from options to a running lab.
+
+use std::env;
+
+use anyhow::Context;
+use clap::Args;
+use liquid_lab::{CidrPlan, ClusterName, ClusterSpec, LabName, LabSpec, Progress, Stack, Started, Usage};
+
+use crate::output;
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// Names of the clusters, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "a,b", value_name = "NAMES")]
+    clusters: Vec<ClusterName>,
+    /// Real nodes per cluster: a number for all, or CLUSTER=NUMBER, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N")]
+    nodes: Vec<String>,
+    /// Control planes only.
+    #[arg(long, conflicts_with = "nodes")]
+    no_nodes: bool,
+    /// How pod and service ranges of the clusters relate: same, disjoint, or asymmetric.
+    #[arg(long, default_value_t = CidrPlan::Same, value_name = "PLAN")]
+    pod_cidr: CidrPlan,
+    /// Pod network and kube-proxy mode, (ptp|bridge)/(nftables|iptables): for all, or CLUSTER=STACK.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "ptp/nftables",
+        value_name = "STACK"
+    )]
+    stack: Vec<String>,
+    /// Let API servers write audit logs (metadata of every request).
+    #[arg(long)]
+    audit: bool,
+}
+
+pub(super) fn up(name: &LabName, options: &Options) -> anyhow::Result<()> {
+    let spec = spec(options)?;
+    let progress = Progress::new();
+    let own = env::current_exe().context("cannot find this program's own file")?;
+    let (lab, started) = liquid_lab::up(name, &spec, &own, &progress)?;
+    match &started {
+        Started::New {
+            nodes_ready,
+            complete,
+        } => {
+            let nodes: usize = spec
+                .clusters
+                .iter()
+                .map(|cluster| usize::from(cluster.nodes))
+                .sum();
+            let first = spec
+                .clusters
+                .first()
+                .map(|cluster| cluster.name.to_string())
+                .unwrap_or_default();
+            output::note(&format!(
+                "lab {name}: {} cluster(s), {nodes} node(s) Ready in {:.1} s, complete in {:.1} s\n\
+                 try: cargo xtask lab status; cargo xtask lab kubectl {first} get pods -A; \
+                 eval \"$(cargo xtask lab env)\"",
+                lab.clusters().count(),
+                nodes_ready.as_secs_f64(),
+                complete.as_secs_f64()
+            ));
+        }
+        Started::Already { restarted } if restarted.is_empty() => {
+            output::note(&format!("lab {name} is running as wanted"));
+        }
+        Started::Already { restarted } => {
+            output::note(&format!(
+                "lab {name} was running; started again: {}",
+                restarted.join(", ")
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Turns the options into a spec; per-cluster values come after those for all.
+fn spec(options: &Options) -> anyhow::Result<LabSpec> {
+    let clusters = options
+        .clusters
+        .iter()
+        .map(|name| {
+            let nodes = value_for(name, &options.nodes, &options.clusters)?;
+            let nodes = nodes
+                .parse()
+                .map_err(|_| Usage(format!("--nodes: '{nodes}' is not a small number")))?;
+            let stack: Stack = value_for(name, &options.stack, &options.clusters)?.parse()?;
+            Ok(ClusterSpec {
+                name: name.clone(),
+                nodes: if options.no_nodes { 0 } else { nodes },
+                stack,
+            })
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let spec = LabSpec {
+        clusters,
+        cidrs: options.pod_cidr,
+        audit: options.audit,
+    };
+    spec.validate()?;
+    Ok(spec)
+}
+
+fn value_for<'a>(
+    cluster: &ClusterName,
+    values: &'a [String],
+    clusters: &[ClusterName],
+) -> anyhow::Result<&'a str> {
+    let mut chosen = None;
+    for value in values {
+        match value.split_once('=') {
+            Some((name, own)) if name == cluster.as_str() => return Ok(own),
+            Some((name, _)) if !clusters.iter().any(|known| known.as_str() == name) => {
+                return Err(Usage(format!("'{value}': there is no cluster {name}")).into());
+            }
+            Some(_) => {}
+            None => chosen = Some(value.as_str()),
+        }
+    }
+    chosen.with_context(|| {
+        Usage(format!(
+            "no value for cluster {cluster} in '{}'",
+            values.join(",")
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn parse(line: &str) -> anyhow::Result<LabSpec> {
+        spec(&Line::try_parse_from(std::iter::once("up").chain(line.split_whitespace()))?.options)
+    }
+
+    #[test]
+    fn the_default_is_two_clusters_with_a_node_each() {
+        let spec = parse("").unwrap();
+        assert_eq!(
+            spec.clusters
+                .iter()
+                .map(|c| (c.name.as_str(), c.nodes))
+                .collect::<Vec<_>>(),
+            [("a", 1), ("b", 1)]
+        );
+    }
+
+    #[test]
+    fn one_cluster_may_differ_from_the_others() {
+        let spec = parse("--clusters a,b,c --nodes 2,b=0 --stack ptp/nftables,c=bridge/iptables").unwrap();
+        assert_eq!(
+            spec.clusters.iter().map(|c| c.nodes).collect::<Vec<_>>(),
+            [2, 0, 2]
+        );
+        assert_eq!(spec.clusters[2].stack.to_string(), "bridge/iptables");
+        assert_eq!(parse("--no-nodes").unwrap().clusters[1].nodes, 0);
+    }
+
+    #[test]
+    fn values_that_name_no_cluster_or_mean_nothing_are_refused() {
+        for line in [
+            "--nodes z=1",
+            "--nodes many",
+            "--stack x/y",
+            "--clusters a,a",
+            "--nodes a=1",
+            "--nodes 99",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}
