@@ -10,8 +10,8 @@
 
 mod conditions;
 mod manifests;
-mod namespace_offloading;
 mod names;
+mod namespace_offloading;
 mod offer;
 mod peer;
 mod shadow_pod;
@@ -20,11 +20,11 @@ pub mod vocabulary;
 
 pub use conditions::{ConditionUpdate, condition, is_true, set_condition};
 pub use manifests::{Manifest, manifests};
+pub use names::{ClusterId, ClusterName, InvalidName, MAX_CLUSTER_NAME};
 pub use namespace_offloading::{
     NamespaceOffloading, NamespaceOffloadingSpec, NamespaceOffloadingStatus, PodPlacement, RemoteNamespace,
     RemoteNamespaceSpec, RemoteNamespaceStrategy,
 };
-pub use names::{ClusterId, ClusterName, InvalidName, MAX_CLUSTER_NAME};
 pub use offer::Offer;
 pub use peer::{ConsumeSpec, ConsumeStatus, LendSpec, LendState, LendStatus, Peer, PeerSpec, PeerStatus};
 pub use shadow_pod::{HomePod, ShadowPod, ShadowPodSpec, ShadowPodStatus};

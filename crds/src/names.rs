@@ -139,7 +139,9 @@ mod tests {
     #[test]
     fn cluster_ids_are_lower_case_uuids() {
         assert!("3f2c0a44-8c1e-4a8e-9d55-0123456789ab".parse::<ClusterId>().is_ok());
-        for bad in ["", "3f2c0a44", "3F2C0A44-8C1E-4A8E-9D55-0123456789AB", "3f2c0a44-8c1e-4a8e-9d55-0123456789ab-1"] {
+        for bad in
+            ["", "3f2c0a44", "3F2C0A44-8C1E-4A8E-9D55-0123456789AB", "3f2c0a44-8c1e-4a8e-9d55-0123456789ab-1"]
+        {
             assert!(bad.parse::<ClusterId>().is_err(), "{bad}");
         }
     }

@@ -245,9 +245,15 @@ mod tests {
     #[test]
     fn damaged_requests_are_refused() {
         let (_, mut csr) = certificate_request().unwrap();
-        assert!(matches!(ca().issue_peer(b"", &identity(), OffsetDateTime::now_utc()), Err(CaError::Request(_))));
+        assert!(matches!(
+            ca().issue_peer(b"", &identity(), OffsetDateTime::now_utc()),
+            Err(CaError::Request(_))
+        ));
         // The signature is at the end.
         *csr.last_mut().unwrap() ^= 1;
-        assert!(matches!(ca().issue_peer(&csr, &identity(), OffsetDateTime::now_utc()), Err(CaError::Request(_))));
+        assert!(matches!(
+            ca().issue_peer(&csr, &identity(), OffsetDateTime::now_utc()),
+            Err(CaError::Request(_))
+        ));
     }
 }

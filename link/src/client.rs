@@ -28,7 +28,9 @@ pub enum EndpointError {
         reason: String,
     },
     /// Somebody else answers there.
-    #[error("{endpoint}: the server is not the expected cluster ({reason}); if a proxy ends TLS on the way, let it pass TCP through")]
+    #[error(
+        "{endpoint}: the server is not the expected cluster ({reason}); if a proxy ends TLS on the way, let it pass TCP through"
+    )]
     NotThePeer {
         /// host:port.
         endpoint: String,
@@ -88,10 +90,9 @@ impl Dialer {
             .await
             .map_err(|_| late())?
             .map_err(|error| match error.get_ref().and_then(|inner| inner.downcast_ref()) {
-                Some(rustls::Error::InvalidCertificate(reason)) => EndpointError::NotThePeer {
-                    endpoint: endpoint.to_owned(),
-                    reason: reason.to_string(),
-                },
+                Some(rustls::Error::InvalidCertificate(reason)) => {
+                    EndpointError::NotThePeer { endpoint: endpoint.to_owned(), reason: reason.to_string() }
+                }
                 _ => unreachable(error.to_string()),
             })
     }

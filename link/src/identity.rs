@@ -85,7 +85,9 @@ mod tests {
 
     #[test]
     fn other_uris_name_nobody() {
-        for bad in ["", "liquid://", "https://example.org", "liquid://x/peering/y", &format!("liquid://{CLUSTER}")] {
+        for bad in
+            ["", "liquid://", "https://example.org", "liquid://x/peering/y", &format!("liquid://{CLUSTER}")]
+        {
             assert_eq!(PeerIdentity::from_uri(bad), None, "{bad}");
         }
     }

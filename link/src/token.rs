@@ -24,10 +24,14 @@ const ID_BYTES: usize = 5;
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum TokenError {
     /// It is something else.
-    #[error("this is no join token: one starts with \"{PREFIX}.\" (make one with `liquidctl invite` in the provider)")]
+    #[error(
+        "this is no join token: one starts with \"{PREFIX}.\" (make one with `liquidctl invite` in the provider)"
+    )]
     NotAToken,
     /// It was cut or mistyped.
-    #[error("the join token is damaged (cut or mistyped): copy the whole line that `liquidctl invite` printed")]
+    #[error(
+        "the join token is damaged (cut or mistyped): copy the whole line that `liquidctl invite` printed"
+    )]
     Damaged,
     /// It was made by another version.
     #[error("the join token has contents this version does not understand: {0}")]

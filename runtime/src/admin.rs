@@ -34,7 +34,9 @@ pub struct AdminArgs {
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     /// The control endpoints would be open to the network.
-    #[error("--control-listen must be a loopback address, not {0}: it lets anyone who reaches it change the log filter")]
+    #[error(
+        "--control-listen must be a loopback address, not {0}: it lets anyone who reaches it change the log filter"
+    )]
     ControlNotLoopback(SocketAddr),
     /// The address cannot be bound.
     #[error("cannot listen on {address}: {source}")]

@@ -235,7 +235,9 @@ impl Leadership {
         }
         match bounded(api.replace(&name, &PostParams::default(), &lease)).await {
             Ok(_) => info!(lease = %name, "lease released"),
-            Err(error) => warn!(lease = %name, %error, "lease not released; others take over when it expires"),
+            Err(error) => {
+                warn!(lease = %name, %error, "lease not released; others take over when it expires")
+            }
         }
     }
 }

@@ -59,7 +59,9 @@ pub fn init(filter: &str) -> Result<LogFilter, FilterError> {
         registry.with(fmt::layer().with_writer(std::io::stderr)).init();
     } else {
         registry
-            .with(fmt::layer().json().flatten_event(true).with_current_span(false).with_writer(std::io::stderr))
+            .with(
+                fmt::layer().json().flatten_event(true).with_current_span(false).with_writer(std::io::stderr),
+            )
             .init();
     }
     Ok(LogFilter { handle: Arc::new(handle) })

@@ -1,0 +1,94 @@
+//! How reflected objects are named.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// Kinds that are reflected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// A namespace of the provider that stands for one at home.
+    Namespace,
+    /// A pod: a stored ShadowPod and the Pod it keeps running.
+    Pod,
+}
+
+impl Kind {
+    /// Whether an object of this kind is only a record of something that runs beside it.
+    pub fn has_instance(self) -> bool {
+        match self {
+            Kind::Pod => true,
+            Kind::Namespace => false,
+        }
+    }
+}
+
+/// A set of desired objects: those of one kind in one scope. Pods are scoped by their virtual node, namespaces
+/// have one set per peer with an empty scope.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SetRef {
+    /// Kind of the members.
+    pub kind: Kind,
+    /// Scope of the set.
+    pub scope: Arc<str>,
+}
+
+impl SetRef {
+    /// The set of namespaces.
+    pub fn namespaces() -> Self {
+        Self { kind: Kind::Namespace, scope: Arc::from("") }
+    }
+
+    /// The set of pods on a virtual node.
+    pub fn pods(node: &str) -> Self {
+        Self { kind: Kind::Pod, scope: Arc::from(node) }
+    }
+}
+
+/// An object of a set, by its names at home.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Namespace at home; empty for namespaces themselves.
+    pub namespace: Arc<str>,
+    /// Name at home.
+    pub name: Arc<str>,
+}
+
+impl Key {
+    /// A key from its two names.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: Arc::from(namespace), name: Arc::from(name) }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
+    }
+}
+
+/// UID of an object at home: tells two objects of the same name, one after the other, apart.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Uid(pub Arc<str>);
+
+impl Uid {
+    /// The UID as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for Uid {
+    fn from(uid: &str) -> Self {
+        Self(Arc::from(uid))
+    }
+}
+
+impl fmt::Display for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

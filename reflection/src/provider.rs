@@ -1,0 +1,444 @@
+//! The provider half for one consumer: keeps stored objects and what runs behind them as the consumer wants
+//! them, and keeps them alive on its own while the consumer is out of reach.
+//!
+//! Level-triggered: [`Provider`] holds, per object, what is wanted, what is stored (the *record*: a ShadowPod, or
+//! a namespace) and what runs (the *instance*: a pod), and derives the one next [`Step`] from these. A step is
+//! carried out by the shell; its result and the watches of the API server update the picture.
+
+mod decide;
+mod member;
+mod state;
+
+pub use state::{Action, Deleted, Instance, Outcome, Record, Step};
+
+use crate::frame::{ConsumerFrame, ProviderFrame, Ref, Refusal, Wanted};
+use crate::key::{Key, SetRef};
+use decide::{Decision, decide};
+use liquid_runtime::backoff::Backoff;
+use member::{Answer, Generation, Member, Running, Wait, Wish};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+/// First and longest wait before a failed step is tried again. It never stops.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_CAP: Duration = Duration::from_secs(60);
+
+/// Objects kept for one consumer: Kubernetes itself is specified for 150,000 pods per cluster, and at about
+/// 600 bytes each this bounds what a consumer can make the provider remember to 120 MB.
+pub const MAX_OBJECTS: usize = 200_000;
+
+/// The provider half for one consumer.
+#[derive(Debug, Default)]
+pub struct Provider {
+    members: BTreeMap<(SetRef, Key), Member>,
+    connected: bool,
+    /// Inventories of this stream whose last part has not come yet.
+    inventories: BTreeMap<SetRef, BTreeSet<Key>>,
+    /// Sets whose inventory of this stream is complete: what turns up in them unmentioned is not wanted. It was
+    /// made by a request of an earlier process that took effect late.
+    complete: BTreeSet<SetRef>,
+    generation: Generation,
+    /// Objects that wait, by time.
+    waits: BTreeSet<(Instant, SetRef, Key)>,
+    actions: VecDeque<Action>,
+}
+
+impl Provider {
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Provider::handle_timeout`] wants to be called: a failed step is tried again.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.waits.first().map(|(at, _, _)| *at)
+    }
+
+    /// Whether an object is stored or runs.
+    pub fn exists(&self, set: &SetRef, key: &Key) -> bool {
+        let member = self.members.get(&(set.clone(), key.clone()));
+        member.is_some_and(|member| member.record.is_some() || member.instance.is_some())
+    }
+
+    /// Every object that is known, with its record and its instance.
+    pub fn objects(&self) -> impl Iterator<Item = (&SetRef, &Key, Option<&Record>, Option<&Instance>)> {
+        self.members
+            .iter()
+            .map(|((set, key), member)| (set, key, member.record.as_ref(), member.instance.as_ref()))
+    }
+
+    /// A stream from the consumer is open.
+    pub fn connected(&mut self) {
+        self.disconnected();
+        self.connected = true;
+    }
+
+    /// The stream is lost. Everything goes on as it was wanted last.
+    pub fn disconnected(&mut self) {
+        self.connected = false;
+        self.inventories.clear();
+        self.complete.clear();
+        self.actions.retain(|action| matches!(action, Action::Run { .. }));
+        for member in self.members.values_mut() {
+            member.asked = false;
+            member.answered = None;
+            member.status = None;
+        }
+    }
+
+    /// The consumer said something.
+    pub fn received(&mut self, frame: ConsumerFrame) {
+        match frame {
+            ConsumerFrame::Sets(sets) => {
+                let named: BTreeSet<SetRef> = sets.into_iter().collect();
+                self.give_up(|set, _| !named.contains(set));
+            }
+            ConsumerFrame::Inventory { set, entries, complete } => {
+                for entry in entries {
+                    if self.full(&set, &entry.key) {
+                        continue;
+                    }
+                    self.inventories.entry(set.clone()).or_default().insert(entry.key.clone());
+                    self.on_entry(&set, entry);
+                }
+                if complete {
+                    let named = self.inventories.remove(&set).unwrap_or_default();
+                    self.give_up(|other, key| *other == set && !named.contains(key));
+                    self.complete.insert(set);
+                }
+            }
+            ConsumerFrame::Upsert { target, hash, .. } if self.full(&target.set, &target.key) => {
+                let message = format!("the provider keeps at most {MAX_OBJECTS} objects of one consumer");
+                let refusal = Refusal { reason: "TooManyObjects".to_owned(), message };
+                self.actions.push_back(Action::Send(ProviderFrame::Nack { target, hash, refusal }));
+            }
+            ConsumerFrame::Upsert { target, hash, body } => {
+                let Ref { set, key, uid } = target;
+                let member = self.member(&set, &key);
+                let same =
+                    matches!(&member.wish, Wish::Present { uid: u, hash: h, .. } if *u == uid && *h == hash);
+                member.wish = Wish::Present { uid, hash, body: Some(body) };
+                member.asked = false;
+                member.answered = None;
+                if !same {
+                    self.start_over(&set, &key);
+                }
+                self.advance(&set, &key);
+            }
+            ConsumerFrame::Delete { target, grace } => {
+                let Ref { set, key, uid } = target;
+                self.member(&set, &key).wish = Wish::Absent { uid, grace };
+                self.start_over(&set, &key);
+                self.advance(&set, &key);
+            }
+        }
+    }
+
+    /// The watch of records: the record of `key` is now this, or gone.
+    pub fn record_changed(&mut self, set: &SetRef, key: &Key, news: Result<Record, Deleted>) {
+        if news.is_err() && !self.members.contains_key(&(set.clone(), key.clone())) {
+            return;
+        }
+        let unwanted = self.complete.contains(set) && !self.members.contains_key(&(set.clone(), key.clone()));
+        let member = self.member(set, key);
+        match news {
+            Ok(record) => {
+                if unwanted {
+                    member.wish = Wish::Absent { uid: record.home.clone(), grace: None };
+                }
+                member.learn_record(record);
+            }
+            Err(Deleted { object, version }) => {
+                member.record_seen = member.record_seen.max(version);
+                if member.record.as_ref().is_some_and(|known| known.object == object) {
+                    member.record = None;
+                }
+            }
+        }
+        self.news(set, key);
+    }
+
+    /// The watch of instances: the instance of `key` is now this, or gone.
+    pub fn instance_changed(&mut self, set: &SetRef, key: &Key, news: Result<Instance, Deleted>) {
+        if news.is_err() && !self.members.contains_key(&(set.clone(), key.clone())) {
+            return;
+        }
+        let member = self.member(set, key);
+        match news {
+            Ok(instance) => member.learn_instance(instance),
+            Err(Deleted { object, version }) => {
+                member.instance_seen = member.instance_seen.max(version);
+                if member.instance.as_ref().is_some_and(|known| known.object == object) {
+                    member.instance = None;
+                }
+            }
+        }
+        self.news(set, key);
+    }
+
+    /// The watches were interrupted, and their lists have been read anew and passed on.
+    pub fn relisted(&mut self) {
+        self.generation += 1;
+    }
+
+    /// A step has ended. `entropy` spreads retries.
+    pub fn done(&mut self, target: &Ref, outcome: Outcome, now: Instant, entropy: u64) {
+        let Ref { set, key, .. } = target;
+        let Some(member) = self.members.get_mut(&(set.clone(), key.clone())) else {
+            return;
+        };
+        let Some((ran, issued)) = member.running.take() else {
+            return;
+        };
+        let late = issued != self.generation;
+        let outdated = outcome == Outcome::Done;
+        match outcome {
+            Outcome::Failed(refusal) => {
+                if ran == Running::Make {
+                    member.uncertain = Some(target.uid.clone());
+                }
+                self.wait(set, key, now, entropy, false);
+                self.report_refusal(set, key, refusal);
+                return;
+            }
+            Outcome::Stored(_) | Outcome::Running(_) | Outcome::Found { .. } if late => {
+                member.outdated = true;
+            }
+            Outcome::Stored(record) => member.learn_record(record),
+            Outcome::Running(instance) => member.learn_instance(instance),
+            Outcome::Found { record, instance } => {
+                member.orphaned = record.is_none();
+                match record {
+                    Some(record) => member.learn_record(record),
+                    None => member.record = None,
+                }
+                match instance {
+                    Some(instance) => member.learn_instance(instance),
+                    None => member.instance = None,
+                }
+                member.uncertain = None;
+                member.outdated = false;
+            }
+            Outcome::Done => {}
+        }
+        match ran {
+            Running::Stop(object, grace) => member.stopped = Some((object, grace)),
+            // Until the watch says so itself: the record is on its way out, and erasing it twice is of no use.
+            Running::Erase(object) => {
+                if let Some(record) = member.record.as_mut().filter(|record| record.object == object) {
+                    record.terminating = true;
+                    member.outdated |= late;
+                }
+            }
+            Running::Make if outdated => {
+                self.wait(set, key, now, entropy, true);
+                return;
+            }
+            Running::Make | Running::Look => {}
+        }
+        member.backoff = None;
+        self.advance(set, key);
+    }
+
+    fn wait(&mut self, set: &SetRef, key: &Key, now: Instant, entropy: u64, outdated: bool) {
+        let member = self.member(set, key);
+        let backoff = member.backoff.get_or_insert_with(|| Backoff::new(RETRY_FIRST, RETRY_CAP));
+        let until = now + backoff.next(entropy);
+        member.wait = Some(Wait { until, outdated });
+        self.waits.insert((until, set.clone(), key.clone()));
+    }
+
+    /// News of an object has come: a wait for it is over.
+    fn news(&mut self, set: &SetRef, key: &Key) {
+        let member = self.members.get(&(set.clone(), key.clone()));
+        if member.and_then(|member| member.wait.as_ref()).is_some_and(|wait| wait.outdated) {
+            self.end_wait(set, key);
+        }
+        self.advance(set, key);
+    }
+
+    /// Time has passed: failed steps whose wait is over are tried again.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some((until, set, key)) = self.waits.first().cloned() {
+            if until > now {
+                return;
+            }
+            self.end_wait(&set, &key);
+            self.advance(&set, &key);
+        }
+    }
+
+    /// Ends everything of this consumer on purpose: the peering is over.
+    pub fn end(&mut self) {
+        self.give_up(|_, _| true);
+    }
+
+    /// Whether an object that is not known yet would be one too many.
+    fn full(&self, set: &SetRef, key: &Key) -> bool {
+        self.members.len() >= MAX_OBJECTS && !self.members.contains_key(&(set.clone(), key.clone()))
+    }
+
+    fn member(&mut self, set: &SetRef, key: &Key) -> &mut Member {
+        self.members.entry((set.clone(), key.clone())).or_insert_with(Member::new)
+    }
+
+    fn on_entry(&mut self, set: &SetRef, entry: crate::frame::Entry) {
+        let crate::frame::Entry { key, uid, wanted, status } = entry;
+        let member = self.member(set, &key);
+        member.status = status;
+        let wish = match wanted {
+            Wanted::Present(hash) => Wish::Present { uid, hash, body: None },
+            Wanted::Deleting { grace } => Wish::Absent { uid, grace },
+        };
+        // The consumer takes an inventory entry as agreed unless it is asked for the body.
+        member.answered = match wanted {
+            Wanted::Present(hash) => Some(Answer::Stored(hash)),
+            Wanted::Deleting { .. } => None,
+        };
+        if member.wish != wish {
+            member.wish = wish;
+            self.start_over(set, &key);
+        }
+        self.advance(set, &key);
+    }
+
+    /// The consumer has stated that it does not want these objects.
+    fn give_up(&mut self, which: impl Fn(&SetRef, &Key) -> bool) {
+        let given_up: Vec<_> = self.members.keys().filter(|(set, key)| which(set, key)).cloned().collect();
+        for (set, key) in given_up {
+            let member = self.member(&set, &key);
+            let Some(uid) = member.home().cloned() else {
+                continue;
+            };
+            if !matches!(member.wish, Wish::Absent { .. }) {
+                member.wish = Wish::Absent { uid, grace: None };
+                self.start_over(&set, &key);
+            }
+            self.advance(&set, &key);
+        }
+    }
+
+    fn end_wait(&mut self, set: &SetRef, key: &Key) {
+        if let Some(member) = self.members.get_mut(&(set.clone(), key.clone()))
+            && let Some(wait) = member.wait.take()
+        {
+            self.waits.remove(&(wait.until, set.clone(), key.clone()));
+        }
+    }
+
+    /// Something else is wished: earlier failures do not matter any more.
+    fn start_over(&mut self, set: &SetRef, key: &Key) {
+        self.end_wait(set, key);
+        let member = self.member(set, key);
+        member.backoff = None;
+        member.asked = false;
+    }
+
+    fn report_refusal(&mut self, set: &SetRef, key: &Key, refusal: Refusal) {
+        if !self.connected {
+            return;
+        }
+        let member = self.member(set, key);
+        let Wish::Present { uid, hash, .. } = &member.wish else {
+            return;
+        };
+        let target = Ref { set: set.clone(), key: key.clone(), uid: uid.clone() };
+        let hash = *hash;
+        member.answered = Some(Answer::Refused(hash));
+        self.actions.push_back(Action::Send(ProviderFrame::Nack { target, hash, refusal }));
+    }
+
+    /// Takes the next step of an object unless it waits after a failure.
+    fn advance(&mut self, set: &SetRef, key: &Key) {
+        let member = self.members.get(&(set.clone(), key.clone()));
+        if member.is_some_and(|member| member.wait.is_none()) {
+            self.advance_now(set, key);
+        }
+        self.offer_status(set, key);
+    }
+
+    fn advance_now(&mut self, set: &SetRef, key: &Key) {
+        let (connected, generation) = (self.connected, self.generation);
+        let Some(member) = self.members.get_mut(&(set.clone(), key.clone())) else {
+            return;
+        };
+        if member.running.is_some() {
+            return;
+        }
+        let Some(uid) = member.home().cloned() else {
+            self.forget(set, key);
+            return;
+        };
+        let target = Ref { set: set.clone(), key: key.clone(), uid };
+        // Stored is durable: say so before what belongs to it is started.
+        if connected
+            && member.answered.is_none()
+            && let Some(hash) = member.stored_as_wished()
+        {
+            member.answered = Some(Answer::Stored(hash));
+            self.actions.push_back(Action::Send(ProviderFrame::Ack { target: target.clone(), hash }));
+        }
+        match decide(member, set.kind.has_instance()) {
+            Decision::Run(step) => {
+                let running = match &step {
+                    Step::Stop { object, grace } => Running::Stop(object.clone(), *grace),
+                    Step::Erase(object) => Running::Erase(object.clone()),
+                    Step::Store { .. } | Step::Start | Step::Adjust(_) | Step::Finish => Running::Make,
+                    Step::Look => Running::Look,
+                };
+                member.running = Some((running, generation));
+                // The body is not needed here any more; should storing it fail, it is asked for again.
+                if let (Step::Store { .. }, Wish::Present { body, .. }) = (&step, &mut member.wish) {
+                    *body = None;
+                }
+                self.actions.push_back(Action::Run { target, step });
+            }
+            Decision::AskForBody if connected && !member.asked => {
+                member.asked = true;
+                self.actions.push_back(Action::Send(ProviderFrame::Want(target)));
+            }
+            Decision::Settled(hash) if connected && matches!(member.answered, Some(Answer::Refused(_))) => {
+                member.answered = Some(Answer::Stored(hash));
+                self.actions.push_back(Action::Send(ProviderFrame::Ack { target, hash }));
+            }
+            Decision::ReportGone => {
+                if connected {
+                    self.actions.push_back(Action::Send(ProviderFrame::Gone(target)));
+                }
+                self.forget(set, key);
+            }
+            Decision::Forget => self.forget(set, key),
+            Decision::Nothing | Decision::AskForBody | Decision::Settled(_) => {}
+        }
+    }
+
+    fn forget(&mut self, set: &SetRef, key: &Key) {
+        let removed = self.members.remove(&(set.clone(), key.clone()));
+        if let Some(wait) = removed.and_then(|member| member.wait) {
+            self.waits.remove(&(wait.until, set.clone(), key.clone()));
+        }
+    }
+
+    /// Offers the status of an instance if the consumer has another one.
+    fn offer_status(&mut self, set: &SetRef, key: &Key) {
+        if !self.connected {
+            return;
+        }
+        let Some(member) = self.members.get_mut(&(set.clone(), key.clone())) else {
+            return;
+        };
+        let Some(instance) = &member.instance else { return };
+        let Some(hash) = instance.status else { return };
+        // Before the consumer has spoken of the object in this stream it is not known what status it has.
+        let spoken = match &member.wish {
+            Wish::Present { uid, .. } | Wish::Absent { uid, .. } => *uid == instance.home,
+            Wish::Unspoken => false,
+        };
+        if !spoken || member.status == Some(hash) {
+            return;
+        }
+        member.status = Some(hash);
+        let target = Ref { set: set.clone(), key: key.clone(), uid: instance.home.clone() };
+        self.actions.push_back(Action::SendStatus { target, hash });
+    }
+}

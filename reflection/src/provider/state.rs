@@ -1,0 +1,125 @@
+//! What the provider half knows of an object, and what it asks its shell to do.
+
+use crate::frame::{ProviderFrame, Ref, Refusal};
+use crate::key::Uid;
+use bytes::Bytes;
+use liquid_link::digest::Hash;
+
+/// The stored object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// UID the API server gave it.
+    pub object: Uid,
+    /// Its resource version; older news is passed over (comparable since Kubernetes 1.35, and in etcd always).
+    pub version: u64,
+    /// UID at home of the object it stands for.
+    pub home: Uid,
+    /// Digest of the body it was stored with.
+    pub hash: Hash,
+    /// Being deleted.
+    pub terminating: bool,
+    /// What ran has ended for good (a pod that Succeeded or Failed) and must not be started again.
+    pub finished: bool,
+}
+
+/// What runs behind a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// UID the API server gave it.
+    pub object: Uid,
+    /// Its resource version.
+    pub version: u64,
+    /// UID at home of the object it stands for.
+    pub home: Uid,
+    /// Digest of the body it was started with.
+    pub hash: Hash,
+    /// Being deleted.
+    pub terminating: bool,
+    /// Has ended for good.
+    pub finished: bool,
+    /// Digest of its status.
+    pub status: Option<Hash>,
+}
+
+/// An object that is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deleted {
+    /// UID the API server had given it.
+    pub object: Uid,
+    /// Resource version of the deletion; if a list was read anew and does not have the object, the version it
+    /// was last known with (its successor in the list may be older than the list).
+    pub version: u64,
+}
+
+/// What the shell has to do for one object, as one operation; it answers with [`Provider::done`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Create the record, or replace its body; `replaces` is the record as it is known.
+    Store {
+        /// The body.
+        body: Bytes,
+        /// Its digest.
+        hash: Hash,
+        /// The record to change, if there is one.
+        replaces: Option<Uid>,
+    },
+    /// Start what the record describes.
+    Start,
+    /// Bring the running instance in line with the record.
+    Adjust(Uid),
+    /// End the running instance.
+    Stop {
+        /// Which one.
+        object: Uid,
+        /// Seconds it may take; `None` is its own default.
+        grace: Option<u32>,
+    },
+    /// Remember in the record that the instance has ended for good.
+    Finish,
+    /// Delete the record.
+    Erase(Uid),
+    /// Read the record and the instance from the API server: the fate of an earlier step is not known. Objects
+    /// of the same name that belong to another set do not count.
+    Look,
+}
+
+/// What the shell has to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Send this frame.
+    Send(ProviderFrame),
+    /// Carry out this step.
+    Run {
+        /// For which object; the UID is the one at home.
+        target: Ref,
+        /// What.
+        step: Step,
+    },
+    /// Send a `Status` with the status of this object.
+    SendStatus {
+        /// Which object.
+        target: Ref,
+        /// Digest the status had.
+        hash: Hash,
+    },
+}
+
+/// How a step ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done; the object as the API server returned it, if it did.
+    Stored(Record),
+    /// Done; the instance as the API server returned it.
+    Running(Instance),
+    /// Done, or nothing was there to do it to; news comes by the watches.
+    Done,
+    /// What a [`Step::Look`] found.
+    Found {
+        /// The record, if it exists.
+        record: Option<Record>,
+        /// The instance, if it exists.
+        instance: Option<Instance>,
+    },
+    /// Not done, or not known whether it was done.
+    Failed(Refusal),
+}
