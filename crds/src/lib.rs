@@ -14,6 +14,7 @@ mod names;
 mod namespace_offloading;
 mod offer;
 mod peer;
+pub mod quantity;
 mod shadow_pod;
 mod virtual_node;
 pub mod vocabulary;

@@ -176,9 +176,16 @@ impl Provider {
         self.news(set, key);
     }
 
-    /// The watches were interrupted, and their lists have been read anew and passed on.
-    pub fn relisted(&mut self) {
+    /// A watch was interrupted and its list has been read anew; what the list holds was passed on. `missing` are
+    /// known objects it does not hold: each is looked at, for it may be younger than the list.
+    pub fn relisted(&mut self, missing: impl IntoIterator<Item = (SetRef, Key)>) {
         self.generation += 1;
+        for (set, key) in missing {
+            if let Some(member) = self.members.get_mut(&(set.clone(), key.clone())) {
+                member.outdated = true;
+                self.advance(&set, &key);
+            }
+        }
     }
 
     /// A step has ended. `entropy` spreads retries.

@@ -135,7 +135,7 @@ fn an_answer_from_before_the_lists_were_read_anew_is_not_believed() {
     let mut provider = connected();
     provider.received(upsert("u1"));
     actions(&mut provider);
-    provider.relisted();
+    provider.relisted([]);
 
     provider.done(&target("u1"), Outcome::Stored(record("r1", 5, "u1")), Instant::now(), 0);
 

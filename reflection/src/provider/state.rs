@@ -46,8 +46,7 @@ pub struct Instance {
 pub struct Deleted {
     /// UID the API server had given it.
     pub object: Uid,
-    /// Resource version of the deletion; if a list was read anew and does not have the object, the version it
-    /// was last known with (its successor in the list may be older than the list).
+    /// Resource version of the deletion.
     pub version: u64,
 }
 

@@ -484,35 +484,24 @@ impl World {
         self.tell(format_args!("provider lists anew"));
         self.record_events.clear();
         self.pod_events.clear();
-        let mut lost_records = Vec::new();
-        let mut lost_pods = Vec::new();
-        for (set, key, record, instance) in self.provider.objects() {
-            let known = record.filter(|known| {
-                let now = self.records.get(&(set.kind, key.clone()));
-                now.is_none_or(|(_, now)| now.object != known.object)
-            });
-            if let Some(known) = known {
-                lost_records.push((set.clone(), key.clone(), known.object.clone(), known.version));
-            }
-            let known = instance
-                .filter(|known| self.pods.get(key).is_none_or(|now| now.instance.object != known.object));
-            if let Some(known) = known {
-                lost_pods.push((set.clone(), key.clone(), known.object.clone(), known.version));
-            }
-        }
-        for (set, key, object, version) in lost_records {
-            self.provider.record_changed(&set, &key, Err(Deleted { object, version }));
-        }
-        for (set, key, object, version) in lost_pods {
-            self.provider.instance_changed(&set, &key, Err(Deleted { object, version }));
-        }
         for ((_, key), (set, record)) in &self.records {
             self.provider.record_changed(set, key, Ok(record.clone()));
         }
         for (key, pod) in &self.pods {
             self.provider.instance_changed(&pod.set, key, Ok(pod.instance.clone()));
         }
-        self.provider.relisted();
+        let mut missing = Vec::new();
+        for (set, key, record, instance) in self.provider.objects() {
+            let stored = self.records.get(&(set.kind, key.clone()));
+            let stored = record.is_none_or(|known| stored.is_some_and(|(_, r)| r.object == known.object));
+            let runs = self.pods.get(key);
+            let runs =
+                instance.is_none_or(|known| runs.is_some_and(|pod| pod.instance.object == known.object));
+            if !stored || !runs {
+                missing.push((set.clone(), key.clone()));
+            }
+        }
+        self.provider.relisted(missing);
     }
 
     fn deliver_watch_event(&mut self) {
