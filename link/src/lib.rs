@@ -12,6 +12,7 @@ pub mod limits;
 pub mod server;
 pub mod tls;
 pub mod token;
+pub mod token_secret;
 
 /// Messages and services, generated from `proto/link.proto`.
 #[allow(clippy::all, unreachable_pub, unused_qualifications, reason = "generated")]

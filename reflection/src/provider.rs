@@ -117,7 +117,9 @@ impl Provider {
                 let member = self.member(&set, &key);
                 let same =
                     matches!(&member.wish, Wish::Present { uid: u, hash: h, .. } if *u == uid && *h == hash);
-                member.wish = Wish::Present { uid, hash, body: Some(body) };
+                // While it waits after a failure the body would only pin memory: it is asked for when it is its turn.
+                let body = (!same || member.wait.is_none()).then_some(body);
+                member.wish = Wish::Present { uid, hash, body };
                 member.asked = false;
                 member.answered = None;
                 if !same {

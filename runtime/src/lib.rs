@@ -8,6 +8,7 @@ pub mod leader;
 pub mod metrics;
 pub mod telemetry;
 pub mod tls;
+pub mod watch;
 
 /// Version of Liquid, as compiled in.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,172 @@
+//! How a provider keeps its join tokens: one Secret each, without the secret itself.
+
+use crate::token::{JoinToken, secret_digest};
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use liquid_crds::vocabulary::{JOIN_TOKEN, MANAGED_BY, MANAGED_BY_LIQUID};
+use std::collections::BTreeMap;
+use thiserror::Error;
+
+const DIGEST: &str = "digest";
+const EXPIRES: &str = "expires";
+const USED_BY: &str = "used-by";
+const USED_KEY: &str = "used-key";
+
+/// Why a token is not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum TokenRefused {
+    /// There is no such token, or its secret is another one.
+    #[error("the join token is wrong or was revoked")]
+    Unknown,
+    /// It is too old.
+    #[error("the join token has expired")]
+    Expired,
+    /// Somebody has used it.
+    #[error("the join token was used already, by cluster {0}")]
+    Used(String),
+    /// The Secret it is kept in was damaged.
+    #[error("the join token's Secret {0} is damaged: delete it and make a new token")]
+    Damaged(String),
+}
+
+/// Who presents a token.
+#[derive(Debug, Clone, Copy)]
+pub struct Presenter<'a> {
+    /// Identity of the cluster.
+    pub cluster_id: &'a str,
+    /// SHA-256 of the public key it asks a certificate for, hexadecimal.
+    pub key_digest: &'a str,
+}
+
+/// Name of the Secret of token `id`.
+pub fn secret_name(id: &str) -> String {
+    format!("liquid-token-{id}")
+}
+
+/// The Secret that keeps `token`.
+pub fn secret_for(token: &JoinToken, namespace: &str, description: Option<&str>) -> Secret {
+    let mut data = BTreeMap::from([
+        (DIGEST.to_owned(), secret_digest(&token.secret())),
+        (EXPIRES.to_owned(), token.expires.to_string()),
+    ]);
+    if let Some(description) = description {
+        data.insert("description".to_owned(), description.to_owned());
+    }
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(secret_name(&token.id)),
+            namespace: Some(namespace.to_owned()),
+            labels: Some(BTreeMap::from([
+                (MANAGED_BY.to_owned(), MANAGED_BY_LIQUID.to_owned()),
+                (JOIN_TOKEN.to_owned(), token.id.clone()),
+            ])),
+            ..ObjectMeta::default()
+        },
+        string_data: Some(data),
+        type_: Some("liquid.mesh/join-token".to_owned()),
+        ..Secret::default()
+    }
+}
+
+/// Redeems a token: returns its Secret marked as used, to be written back with its resource version before
+/// anything is granted. The same presenter may redeem again (its first answer may have been lost).
+///
+/// # Errors
+/// If the secret is wrong, or the token expired, or somebody else used it.
+pub fn redeem(
+    mut kept: Secret,
+    presented: &[u8],
+    by: Presenter<'_>,
+    now: u64,
+) -> Result<Secret, TokenRefused> {
+    let name = kept.metadata.name.clone().unwrap_or_default();
+    let field = |key: &str| {
+        let value = kept.data.as_ref()?.get(key)?;
+        String::from_utf8(value.0.clone()).ok()
+    };
+    let digest = field(DIGEST).ok_or_else(|| TokenRefused::Damaged(name.clone()))?;
+    let expires: u64 = field(EXPIRES)
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| TokenRefused::Damaged(name.clone()))?;
+    // Digests are compared, not secrets: how far they agree tells nothing about the secret.
+    if digest != secret_digest(presented) {
+        return Err(TokenRefused::Unknown);
+    }
+    match (field(USED_BY), field(USED_KEY)) {
+        (None, _) => {}
+        (Some(cluster), Some(key)) if cluster == by.cluster_id && key == by.key_digest => {}
+        (Some(cluster), _) => return Err(TokenRefused::Used(cluster)),
+    }
+    if expires <= now {
+        return Err(TokenRefused::Expired);
+    }
+    let used = kept.string_data.get_or_insert_default();
+    used.insert(USED_BY.to_owned(), by.cluster_id.to_owned());
+    used.insert(USED_KEY.to_owned(), by.key_digest.to_owned());
+    Ok(kept)
+}
+
+/// When the token expires, in seconds since 1970.
+pub fn expires(kept: &Secret) -> Option<u64> {
+    String::from_utf8(kept.data.as_ref()?.get(EXPIRES)?.0.clone()).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::ByteString;
+
+    fn token() -> JoinToken {
+        JoinToken::generate(
+            "milan".parse().unwrap(),
+            "3f2c0a44-8c1e-4a8e-9d55-0123456789ab".parse().unwrap(),
+            vec!["192.0.2.1:7443".to_owned()],
+            "ab".repeat(32),
+            1000,
+        )
+        .unwrap()
+    }
+
+    /// What the API server makes of a written Secret.
+    fn stored(mut secret: Secret) -> Secret {
+        let written = secret.string_data.take().unwrap_or_default();
+        let data = secret.data.get_or_insert_default();
+        data.extend(written.into_iter().map(|(key, value)| (key, ByteString(value.into_bytes()))));
+        secret
+    }
+
+    const ME: Presenter<'static> = Presenter { cluster_id: "me", key_digest: "k1" };
+
+    #[test]
+    fn a_token_is_redeemed_once_and_again_only_by_the_same_key() {
+        let token = token();
+        let kept = stored(secret_for(&token, "liquid-system", None));
+        let used = stored(redeem(kept, &token.secret(), ME, 999).unwrap());
+
+        assert!(redeem(used.clone(), &token.secret(), ME, 999).is_ok());
+        for other in [
+            Presenter { cluster_id: "other", key_digest: "k1" },
+            Presenter { cluster_id: "me", key_digest: "k2" },
+        ] {
+            let refused = redeem(used.clone(), &token.secret(), other, 999).unwrap_err();
+            assert_eq!(refused, TokenRefused::Used("me".to_owned()));
+        }
+    }
+
+    #[test]
+    fn wrong_secrets_and_late_comers_are_refused() {
+        let token = token();
+        let kept = stored(secret_for(&token, "liquid-system", Some("for milan")));
+        assert_eq!(redeem(kept.clone(), &[0; 32], ME, 999), Err(TokenRefused::Unknown));
+        assert_eq!(redeem(kept.clone(), &[], ME, 999), Err(TokenRefused::Unknown));
+        assert_eq!(redeem(kept.clone(), &token.secret(), ME, 1000), Err(TokenRefused::Expired));
+        assert_eq!(expires(&kept), Some(1000));
+    }
+
+    #[test]
+    fn the_secret_itself_is_not_kept() {
+        let token = token();
+        let kept = format!("{:?}", secret_for(&token, "liquid-system", None).string_data);
+        assert!(!kept.contains(&crate::digest::hex(&token.secret())));
+    }
+}
