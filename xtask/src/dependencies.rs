@@ -34,10 +34,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         .output()
         .context("cannot run cargo metadata")?;
     if !output.status.success() {
-        bail!(
-            "cargo metadata failed: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        bail!("cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr));
     }
     let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
     let found = complaints(&metadata)?;
@@ -49,13 +46,9 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
 }
 
 fn complaints(metadata: &Value) -> anyhow::Result<Vec<String>> {
-    let packages = metadata["packages"]
-        .as_array()
-        .context("cargo metadata lists no packages")?;
+    let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
     // The packages of other platforms are listed too; what is linked is what the resolved graph names.
-    let nodes = metadata["resolve"]["nodes"]
-        .as_array()
-        .context("cargo metadata resolves nothing")?;
+    let nodes = metadata["resolve"]["nodes"].as_array().context("cargo metadata resolves nothing")?;
     let linked = |package: &&Value| nodes.iter().any(|node| node["id"] == package["id"]);
     let mut found = Vec::new();
     for package in packages.iter().filter(linked) {
@@ -65,9 +58,7 @@ fn complaints(metadata: &Value) -> anyhow::Result<Vec<String>> {
             found.push(format!("{name}: there is one crypto provider, ring"));
         }
         if !allows(licence) {
-            found.push(format!(
-                "{name}: its licence '{licence}' is not among those allowed"
-            ));
+            found.push(format!("{name}: its licence '{licence}' is not among those allowed"));
         }
     }
     Ok(found)
@@ -75,10 +66,7 @@ fn complaints(metadata: &Value) -> anyhow::Result<Vec<String>> {
 
 /// Whether an SPDX expression can be met with allowed licences. Old manifests write `/` for `OR`.
 fn allows(expression: &str) -> bool {
-    let spaced = expression
-        .replace('/', " OR ")
-        .replace('(', " ( ")
-        .replace(')', " ) ");
+    let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
     let mut words = spaced.split_whitespace().peekable();
     any(&mut words) && words.next().is_none()
 }
@@ -130,15 +118,7 @@ mod tests {
         ] {
             assert!(allows(good), "{good}");
         }
-        for bad in [
-            "",
-            "GPL-3.0",
-            "MIT AND GPL-3.0",
-            "(MIT",
-            "MIT)",
-            "MIT WITH Something",
-            "MIT GPL-3.0",
-        ] {
+        for bad in ["", "GPL-3.0", "MIT AND GPL-3.0", "(MIT", "MIT)", "MIT WITH Something", "MIT GPL-3.0"] {
             assert!(!allows(bad), "{bad}");
         }
     }
@@ -154,9 +134,6 @@ mod tests {
             "resolve": { "nodes": [{ "id": "1" }, { "id": "2" }] },
         });
         let found = complaints(&metadata).unwrap();
-        assert!(
-            found.len() == 1 && found[0].starts_with("openssl-sys"),
-            "{found:?}"
-        );
+        assert!(found.len() == 1 && found[0].starts_with("openssl-sys"), "{found:?}");
     }
 }

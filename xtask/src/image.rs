@@ -26,11 +26,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         lab.import_image(&image.archive)?;
         output::note(&format!("lab {} has the image", arguments.lab));
     } else {
-        output::note(&format!(
-            "archive: {} (lab {} is not up)",
-            image.archive.display(),
-            arguments.lab
-        ));
+        output::note(&format!("archive: {} (lab {} is not up)", image.archive.display(), arguments.lab));
     }
     output::result(&format!("{}\n", image.reference));
     Ok(ExitCode::SUCCESS)

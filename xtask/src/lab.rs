@@ -14,13 +14,7 @@ use crate::output;
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Name of the lab; several can run side by side.
-    #[arg(
-        long = "lab",
-        env = "LIQUID_LAB",
-        global = true,
-        default_value = "lab",
-        value_name = "NAME"
-    )]
+    #[arg(long = "lab", env = "LIQUID_LAB", global = true, default_value = "lab", value_name = "NAME")]
     name: LabName,
     #[command(subcommand)]
     command: LabCommand,
@@ -94,15 +88,11 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         LabCommand::Kubectl { cluster, arguments } => act::kubectl(&open()?, &cluster, &arguments)?,
         LabCommand::Exec { machine, command } => act::exec(&open()?, &machine, &command)?,
         LabCommand::Power { machine, state } => act::power(&open()?, &machine, state)?,
-        LabCommand::Component {
-            cluster,
-            component,
-            state,
-        } => act::component(&open()?, &cluster, &component, state)?,
+        LabCommand::Component { cluster, component, state } => {
+            act::component(&open()?, &cluster, &component, state)?
+        }
         LabCommand::Link(options) => act::link(&open()?, &options)?,
-        LabCommand::List => Lab::all()
-            .iter()
-            .for_each(|lab| output::result(&format!("{lab}\n"))),
+        LabCommand::List => Lab::all().iter().for_each(|lab| output::result(&format!("{lab}\n"))),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -49,11 +49,7 @@ enum LinkAction {
 }
 
 pub(super) fn kubectl(lab: &Lab, cluster: &str, arguments: &[String]) -> anyhow::Result<()> {
-    let error = lab
-        .cluster(cluster)?
-        .kubectl()
-        .args(without_separator(arguments))
-        .exec();
+    let error = lab.cluster(cluster)?.kubectl().args(without_separator(arguments)).exec();
     Err(error).context("cannot run kubectl")
 }
 
@@ -101,40 +97,18 @@ pub(super) fn link(lab: &Lab, options: &LinkOptions) -> anyhow::Result<()> {
     match options.action {
         LinkAction::Cut => {
             let what = options.port.as_deref().map_or(Ok(Cut::All), port)?;
-            link.cut(
-                what,
-                if options.one_way {
-                    Direction::Forth
-                } else {
-                    Direction::Both
-                },
-            )
+            link.cut(what, if options.one_way { Direction::Forth } else { Direction::Both })
         }
         LinkAction::Restore => link.restore(),
         LinkAction::Show => {
             let traffic = link.traffic()?;
             let row = |from: &str, to: &str, bytes: u64, packets: u64| {
-                vec![
-                    from.to_owned(),
-                    to.to_owned(),
-                    bytes.to_string(),
-                    packets.to_string(),
-                ]
+                vec![from.to_owned(), to.to_owned(), bytes.to_string(), packets.to_string()]
             };
             output::result(&output::table(&[
                 ["FROM", "TO", "BYTES", "PACKETS"].map(str::to_owned).to_vec(),
-                row(
-                    &options.from,
-                    &options.to,
-                    traffic.bytes_forth,
-                    traffic.packets_forth,
-                ),
-                row(
-                    &options.to,
-                    &options.from,
-                    traffic.bytes_back,
-                    traffic.packets_back,
-                ),
+                row(&options.from, &options.to, traffic.bytes_forth, traffic.packets_forth),
+                row(&options.to, &options.from, traffic.bytes_back, traffic.packets_back),
             ]));
             Ok(())
         }
@@ -161,11 +135,7 @@ fn without_separator(words: &[String]) -> &[String] {
 }
 
 fn find<'a>(lab: &'a Lab, machine: &str) -> anyhow::Result<Node<'a>> {
-    let wrong = || {
-        Usage(format!(
-            "'{machine}' is not CLUSTER/MACHINE, for example a/1 or a/cp"
-        ))
-    };
+    let wrong = || Usage(format!("'{machine}' is not CLUSTER/MACHINE, for example a/1 or a/cp"));
     let (cluster, machine) = machine.split_once('/').ok_or_else(wrong)?;
     lab.cluster(cluster)?.machine(machine)
 }

@@ -39,26 +39,11 @@ pub(super) fn status(lab: &Lab, format: Format) -> anyhow::Result<()> {
 fn status_table(status: &LabStatus) -> String {
     let head = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
     let mut clusters = vec![head(&["CLUSTER", "READY", "SERVER", "PODS", "SERVICES", "STACK"])];
-    let mut machines = vec![head(&[
-        "MACHINE",
-        "READY",
-        "ADDRESS",
-        "PID",
-        "MEMORY",
-        "NETWORK NAMESPACE",
-        "COMPONENTS DOWN",
-    ])];
+    let mut machines =
+        vec![head(&["MACHINE", "READY", "ADDRESS", "PID", "MEMORY", "NETWORK NAMESPACE", "COMPONENTS DOWN"])];
     let yes = |ready: bool| if ready { "yes" } else { "no" }.to_owned();
     for cluster in &status.clusters {
-        let ClusterStatus {
-            name,
-            server,
-            ready,
-            pods,
-            services,
-            stack,
-            ..
-        } = cluster;
+        let ClusterStatus { name, server, ready, pods, services, stack, .. } = cluster;
         clusters.push(vec![
             name.clone(),
             yes(*ready),
@@ -73,16 +58,10 @@ fn status_table(status: &LabStatus) -> String {
                 machine.name.clone(),
                 machine.ready.map_or_else(|| "-".to_owned(), yes),
                 machine.address.clone(),
-                machine
-                    .pid
-                    .map_or_else(|| "off".to_owned(), |pid| pid.to_string()),
-                machine
-                    .memory
-                    .map_or_else(|| "-".to_owned(), |bytes| format!("{} MiB", bytes >> 20)),
+                machine.pid.map_or_else(|| "off".to_owned(), |pid| pid.to_string()),
+                machine.memory.map_or_else(|| "-".to_owned(), |bytes| format!("{} MiB", bytes >> 20)),
                 machine.netns.clone(),
-                down.map(|(component, _)| component.clone())
-                    .collect::<Vec<_>>()
-                    .join(","),
+                down.map(|(component, _)| component.clone()).collect::<Vec<_>>().join(","),
             ]);
         }
     }
@@ -100,10 +79,7 @@ pub(super) fn environment(lab: &Lab) -> anyhow::Result<String> {
     let mut text = format!("export LIQUID_LAB={}\n", lab.name());
     for cluster in lab.clusters() {
         let variable = cluster.name().to_uppercase();
-        text.push_str(&format!(
-            "export KUBECONFIG_{variable}={}\n",
-            cluster.kubeconfig().display()
-        ));
+        text.push_str(&format!("export KUBECONFIG_{variable}={}\n", cluster.kubeconfig().display()));
     }
     let kubectl = lab.program("kubectl");
     let bin = kubectl.parent().context("the lab has no programs")?;

@@ -23,12 +23,7 @@ pub(super) struct Options {
     #[arg(long, default_value_t = CidrPlan::Same, value_name = "PLAN")]
     pod_cidr: CidrPlan,
     /// Pod network and kube-proxy mode, (ptp|bridge)/(nftables|iptables): for all, or CLUSTER=STACK.
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "ptp/nftables",
-        value_name = "STACK"
-    )]
+    #[arg(long, value_delimiter = ',', default_value = "ptp/nftables", value_name = "STACK")]
     stack: Vec<String>,
     /// Let API servers write audit logs (metadata of every request).
     #[arg(long)]
@@ -41,20 +36,9 @@ pub(super) fn up(name: &LabName, options: &Options) -> anyhow::Result<()> {
     let own = env::current_exe().context("cannot find this program's own file")?;
     let (lab, started) = liquid_lab::up(name, &spec, &own, &progress)?;
     match &started {
-        Started::New {
-            nodes_ready,
-            complete,
-        } => {
-            let nodes: usize = spec
-                .clusters
-                .iter()
-                .map(|cluster| usize::from(cluster.nodes))
-                .sum();
-            let first = spec
-                .clusters
-                .first()
-                .map(|cluster| cluster.name.to_string())
-                .unwrap_or_default();
+        Started::New { nodes_ready, complete } => {
+            let nodes: usize = spec.clusters.iter().map(|cluster| usize::from(cluster.nodes)).sum();
+            let first = spec.clusters.first().map(|cluster| cluster.name.to_string()).unwrap_or_default();
             output::note(&format!(
                 "lab {name}: {} cluster(s), {nodes} node(s) Ready in {:.1} s, complete in {:.1} s\n\
                  try: cargo xtask lab status; cargo xtask lab kubectl {first} get pods -A; \
@@ -68,10 +52,7 @@ pub(super) fn up(name: &LabName, options: &Options) -> anyhow::Result<()> {
             output::note(&format!("lab {name} is running as wanted"));
         }
         Started::Already { restarted } => {
-            output::note(&format!(
-                "lab {name} was running; started again: {}",
-                restarted.join(", ")
-            ));
+            output::note(&format!("lab {name} was running; started again: {}", restarted.join(", ")));
         }
     }
     Ok(())
@@ -84,22 +65,13 @@ fn spec(options: &Options) -> anyhow::Result<LabSpec> {
         .iter()
         .map(|name| {
             let nodes = value_for(name, &options.nodes, &options.clusters)?;
-            let nodes = nodes
-                .parse()
-                .map_err(|_| Usage(format!("--nodes: '{nodes}' is not a small number")))?;
+            let nodes =
+                nodes.parse().map_err(|_| Usage(format!("--nodes: '{nodes}' is not a small number")))?;
             let stack: Stack = value_for(name, &options.stack, &options.clusters)?.parse()?;
-            Ok(ClusterSpec {
-                name: name.clone(),
-                nodes: if options.no_nodes { 0 } else { nodes },
-                stack,
-            })
+            Ok(ClusterSpec { name: name.clone(), nodes: if options.no_nodes { 0 } else { nodes }, stack })
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let spec = LabSpec {
-        clusters,
-        cidrs: options.pod_cidr,
-        audit: options.audit,
-    };
+    let spec = LabSpec { clusters, cidrs: options.pod_cidr, audit: options.audit };
     spec.validate()?;
     Ok(spec)
 }
@@ -120,12 +92,7 @@ fn value_for<'a>(
             None => chosen = Some(value.as_str()),
         }
     }
-    chosen.with_context(|| {
-        Usage(format!(
-            "no value for cluster {cluster} in '{}'",
-            values.join(",")
-        ))
-    })
+    chosen.with_context(|| Usage(format!("no value for cluster {cluster} in '{}'", values.join(","))))
 }
 
 #[cfg(test)]
@@ -148,10 +115,7 @@ mod tests {
     fn the_default_is_two_clusters_with_a_node_each() {
         let spec = parse("").unwrap();
         assert_eq!(
-            spec.clusters
-                .iter()
-                .map(|c| (c.name.as_str(), c.nodes))
-                .collect::<Vec<_>>(),
+            spec.clusters.iter().map(|c| (c.name.as_str(), c.nodes)).collect::<Vec<_>>(),
             [("a", 1), ("b", 1)]
         );
     }
@@ -159,24 +123,16 @@ mod tests {
     #[test]
     fn one_cluster_may_differ_from_the_others() {
         let spec = parse("--clusters a,b,c --nodes 2,b=0 --stack ptp/nftables,c=bridge/iptables").unwrap();
-        assert_eq!(
-            spec.clusters.iter().map(|c| c.nodes).collect::<Vec<_>>(),
-            [2, 0, 2]
-        );
+        assert_eq!(spec.clusters.iter().map(|c| c.nodes).collect::<Vec<_>>(), [2, 0, 2]);
         assert_eq!(spec.clusters[2].stack.to_string(), "bridge/iptables");
         assert_eq!(parse("--no-nodes").unwrap().clusters[1].nodes, 0);
     }
 
     #[test]
     fn values_that_name_no_cluster_or_mean_nothing_are_refused() {
-        for line in [
-            "--nodes z=1",
-            "--nodes many",
-            "--stack x/y",
-            "--clusters a,a",
-            "--nodes a=1",
-            "--nodes 99",
-        ] {
+        for line in
+            ["--nodes z=1", "--nodes many", "--stack x/y", "--clusters a,a", "--nodes a=1", "--nodes 99"]
+        {
             assert!(parse(line).is_err(), "{line}");
         }
     }

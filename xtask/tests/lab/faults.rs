@@ -34,11 +34,7 @@ fn check_components(cluster: &Cluster<'_>) {
     let before = kubelet().unwrap();
     node.stop_component("kubelet").unwrap();
     assert_eq!(kubelet(), None);
-    assert!(
-        node.components()
-            .unwrap()
-            .contains(&("kubelet".to_owned(), false))
-    );
+    assert!(node.components().unwrap().contains(&("kubelet".to_owned(), false)));
     node.start_component("kubelet").unwrap();
     let after = eventually("a new kubelet", kubelet);
     assert_ne!(before, after);
@@ -50,19 +46,13 @@ fn check_components(cluster: &Cluster<'_>) {
 
 fn check_links(lab: &Lab) {
     let (a, b) = (lab.cluster("a").unwrap(), lab.cluster("b").unwrap());
-    let web = format!(
-        "{}:{}",
-        b.nodes()[0].address(),
-        field(&b, "service/web", ".spec.ports[0].nodePort")
-    );
+    let web = format!("{}:{}", b.nodes()[0].address(), field(&b, "service/web", ".spec.ports[0].nodePort"));
     let api = b.server().replace("https://", "");
     let reaches =
         |target: &str| try_shell(&a, "web", &format!("/agnhost connect {target} --timeout=2s")).is_some();
     let link = lab.link("a", "b").unwrap();
 
-    eventually("a kubelet that takes commands again", || {
-        try_shell(&a, "web", "true")
-    });
+    eventually("a kubelet that takes commands again", || try_shell(&a, "web", "true"));
     let before = link.traffic().unwrap();
     assert!(reaches(&web) && reaches(&api));
     let after = link.traffic().unwrap();
@@ -77,10 +67,7 @@ fn check_links(lab: &Lab) {
     let cut = link.traffic().unwrap();
     assert!(!reaches(&web));
     let later = link.traffic().unwrap();
-    assert!(
-        later.packets_forth > cut.packets_forth,
-        "the other direction is cut too"
-    );
+    assert!(later.packets_forth > cut.packets_forth, "the other direction is cut too");
     assert_eq!(later.bytes_back, cut.bytes_back, "what is dropped is counted");
     link.restore().unwrap();
     assert!(reaches(&web) && reaches(&api));
@@ -118,8 +105,5 @@ fn check_power(lab: &Lab) {
 
 fn check_audit(cluster: &Cluster<'_>) {
     let log = std::fs::read_to_string(cluster.audit_log().unwrap()).unwrap();
-    assert!(
-        log.lines()
-            .any(|line| line.contains("\"username\":\"system:node:a-1\""))
-    );
+    assert!(log.lines().any(|line| line.contains("\"username\":\"system:node:a-1\"")));
 }

@@ -24,10 +24,8 @@ pub(crate) struct Inside(BTreeSet<u64>);
 impl Footprint {
     pub(crate) fn take(own: &LabName) -> Self {
         let others: Vec<LabName> = Lab::all().into_iter().filter(|lab| lab != own).collect();
-        let slots: Vec<u8> = others
-            .iter()
-            .filter_map(|lab| Some(Lab::open(lab).ok()?.addresses().slot))
-            .collect();
+        let slots: Vec<u8> =
+            others.iter().filter_map(|lab| Some(Lab::open(lab).ok()?.addresses().slot)).collect();
         let mut groups = Vec::new();
         below(Path::new("/sys/fs/cgroup"), 2, &mut groups);
         // The group and the directory of all labs are there as long as one of them is.
@@ -65,38 +63,21 @@ impl Inside {
     /// Looks at a lab that is running, completely or half.
     pub(crate) fn of(lab: &LabName) -> Self {
         let mut inodes = BTreeSet::new();
-        for name in list("/run/netns")
-            .iter()
-            .filter(|name| name.starts_with(&format!("liquid-{lab}.")))
-        {
+        for name in list("/run/netns").iter().filter(|name| name.starts_with(&format!("liquid-{lab}."))) {
             inodes.extend(fs::metadata(Path::new("/run/netns").join(name)).map(|m| m.ino()));
         }
-        let members: Vec<u32> = processes()
-            .into_iter()
-            .filter(|pid| !inodes.is_disjoint(&namespaces(*pid)))
-            .collect();
+        let members: Vec<u32> =
+            processes().into_iter().filter(|pid| !inodes.is_disjoint(&namespaces(*pid))).collect();
         let host = namespaces(std::process::id());
-        inodes.extend(
-            members
-                .iter()
-                .flat_map(|pid| namespaces(*pid))
-                .filter(|inode| !host.contains(inode)),
-        );
+        inodes.extend(members.iter().flat_map(|pid| namespaces(*pid)).filter(|inode| !host.contains(inode)));
         Self(inodes)
     }
 
     /// The command lines of the processes that are still inside.
     pub(crate) fn processes(&self) -> Vec<String> {
-        let inside = processes()
-            .into_iter()
-            .filter(|pid| !self.0.is_disjoint(&namespaces(*pid)));
+        let inside = processes().into_iter().filter(|pid| !self.0.is_disjoint(&namespaces(*pid)));
         inside
-            .map(|pid| {
-                format!(
-                    "{pid} {}",
-                    read(&format!("/proc/{pid}/cmdline")).replace('\0', " ")
-                )
-            })
+            .map(|pid| format!("{pid} {}", read(&format!("/proc/{pid}/cmdline")).replace('\0', " ")))
             .collect()
     }
 
@@ -116,29 +97,20 @@ fn namespaces(pid: u32) -> BTreeSet<u64> {
 
 /// All processes that have not ended: one that has, and waits for its parent to notice, holds nothing any more.
 fn processes() -> Vec<u32> {
-    list("/proc")
-        .iter()
-        .filter_map(|name| name.parse().ok())
-        .filter(|pid| runs(*pid))
-        .collect()
+    list("/proc").iter().filter_map(|name| name.parse().ok()).filter(|pid| runs(*pid)).collect()
 }
 
 /// Whether a process is there and has not ended.
 pub(crate) fn runs(pid: u32) -> bool {
     let stat = read(&format!("/proc/{pid}/stat"));
-    stat.rsplit_once(") ")
-        .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 /// TCP sockets that listen and UDP sockets, in the host's network namespace, by local address.
 fn listening() -> BTreeSet<String> {
     let tcp = ["/proc/net/tcp", "/proc/net/tcp6"].map(read).join("\n");
     let listens = |line: &&str| line.split_whitespace().nth(3) == Some("0A");
-    tcp.lines()
-        .filter(listens)
-        .filter_map(|line| line.split_whitespace().nth(1))
-        .map(str::to_owned)
-        .collect()
+    tcp.lines().filter(listens).filter_map(|line| line.split_whitespace().nth(1)).map(str::to_owned).collect()
 }
 
 fn below(directory: &Path, depth: usize, found: &mut Vec<String>) {
@@ -154,9 +126,7 @@ fn below(directory: &Path, depth: usize, found: &mut Vec<String>) {
 
 fn list(directory: &str) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.sort();
     names
 }

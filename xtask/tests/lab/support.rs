@@ -39,33 +39,20 @@ impl TestLab {
     /// Runs `cargo xtask lab` and returns its stdout; anything but success fails the test.
     pub(crate) fn succeeds(&self, line: &str) -> String {
         let output = self.run(line);
-        assert!(
-            output.status.success(),
-            "lab {line}: {}\n{}",
-            output.status,
-            text(&output.stderr)
-        );
+        assert!(output.status.success(), "lab {line}: {}\n{}", output.status, text(&output.stderr));
         text(&output.stdout)
     }
 
     /// Runs `cargo xtask lab`, which must end with this code; returns its stderr.
     pub(crate) fn fails(&self, line: &str, code: i32) -> String {
         let output = self.run(line);
-        assert_eq!(
-            output.status.code(),
-            Some(code),
-            "lab {line}:\n{}",
-            text(&output.stderr)
-        );
+        assert_eq!(output.status.code(), Some(code), "lab {line}:\n{}", text(&output.stderr));
         text(&output.stderr)
     }
 
     pub(crate) fn command(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-        command
-            .args(["lab", "--lab", self.name.as_str()])
-            .args(line.split_whitespace())
-            .stdin(Stdio::null());
+        command.args(["lab", "--lab", self.name.as_str()]).args(line.split_whitespace()).stdin(Stdio::null());
         command
     }
 
@@ -84,32 +71,15 @@ impl Drop for TestLab {
 
 /// Runs kubectl and returns its stdout; anything but success fails the test.
 pub(crate) fn kubectl(cluster: &Cluster<'_>, arguments: &[&str]) -> String {
-    let output = cluster
-        .kubectl()
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "kubectl {}: {}",
-        arguments.join(" "),
-        text(&output.stderr)
-    );
+    let output = cluster.kubectl().args(arguments).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "kubectl {}: {}", arguments.join(" "), text(&output.stderr));
     text(&output.stdout)
 }
 
 /// Runs a shell line in a pod; `None` if it fails.
 pub(crate) fn try_shell(cluster: &Cluster<'_>, pod: &str, line: &str) -> Option<String> {
-    let output = cluster
-        .kubectl()
-        .args(["exec", pod, "--", "sh", "-c", line])
-        .output()
-        .unwrap();
-    output
-        .status
-        .success()
-        .then(|| text(&output.stdout).trim().to_owned())
+    let output = cluster.kubectl().args(["exec", pod, "--", "sh", "-c", line]).output().unwrap();
+    output.status.success().then(|| text(&output.stdout).trim().to_owned())
 }
 
 /// Creates an object.
@@ -121,12 +91,7 @@ pub(crate) fn create(cluster: &Cluster<'_>, object: &Value) {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(object.to_string().as_bytes())
-        .unwrap();
+    child.stdin.take().unwrap().write_all(object.to_string().as_bytes()).unwrap();
     assert!(child.wait().unwrap().success(), "cannot create {object}");
 }
 
@@ -170,10 +135,7 @@ pub(crate) fn wait_ready(cluster: &Cluster<'_>, what: &str) {
 
 /// A field of an object, by JSON path.
 pub(crate) fn field(cluster: &Cluster<'_>, object: &str, path: &str) -> String {
-    kubectl(
-        cluster,
-        &["get", object, "--output", &format!("jsonpath={{{path}}}")],
-    )
+    kubectl(cluster, &["get", object, "--output", &format!("jsonpath={{{path}}}")])
 }
 
 /// Waits until the check yields a value.

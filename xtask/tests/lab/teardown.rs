@@ -19,30 +19,16 @@ fn a_start_killed_at_any_stage_leaves_nothing_after_down() {
     for stage in STAGES {
         let mut start = start(&lab);
         eventually(stage, || {
-            assert!(
-                start.try_wait().unwrap().is_none(),
-                "the start ended before it came to: {stage}"
-            );
+            assert!(start.try_wait().unwrap().is_none(), "the start ended before it came to: {stage}");
             reached(&lab.name, stage).then_some(())
         });
         start.kill().unwrap();
         start.wait().unwrap();
         let inside = Inside::of(&lab.name);
-        assert!(
-            stage == "state" || inside.len() > 0,
-            "nothing to compare at: {stage}"
-        );
+        assert!(stage == "state" || inside.len() > 0, "nothing to compare at: {stage}");
         lab.succeeds("down");
-        assert_eq!(
-            Footprint::take(&lab.name),
-            before,
-            "after a start killed at: {stage}"
-        );
-        assert_eq!(
-            inside.processes(),
-            Vec::<String>::new(),
-            "after a start killed at: {stage}"
-        );
+        assert_eq!(Footprint::take(&lab.name), before, "after a start killed at: {stage}");
+        assert_eq!(inside.processes(), Vec::<String>::new(), "after a start killed at: {stage}");
     }
 }
 
@@ -52,9 +38,7 @@ fn a_start_after_a_killed_one_works_and_repairs_what_died() {
     let lab = TestLab::named("t-again");
     let before = Footprint::take(&lab.name);
     let mut start = start(&lab);
-    eventually("a control plane", || {
-        reached(&lab.name, "control plane").then_some(())
-    });
+    eventually("a control plane", || reached(&lab.name, "control plane").then_some(()));
     start.kill().unwrap();
     start.wait().unwrap();
     lab.succeeds("up --clusters a --nodes 1");
@@ -68,13 +52,7 @@ fn a_start_after_a_killed_one_works_and_repairs_what_died() {
     assert!(!node.is_running());
     node.power_on().unwrap();
     let pid = node.pid().unwrap().to_string();
-    assert!(
-        std::process::Command::new("kill")
-            .args(["-KILL", &pid])
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(std::process::Command::new("kill").args(["-KILL", &pid]).status().unwrap().success());
     eventually("the node's end", || (!node.is_running()).then_some(()));
     lab.succeeds("up --clusters a --nodes 1");
     assert!(node.is_running());
@@ -88,11 +66,7 @@ fn a_start_after_a_killed_one_works_and_repairs_what_died() {
 }
 
 fn start(lab: &TestLab) -> Child {
-    lab.command("up --clusters a --nodes 1")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
+    lab.command("up --clusters a --nodes 1").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
 fn reached(name: &LabName, stage: &str) -> bool {

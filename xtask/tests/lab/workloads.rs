@@ -1,5 +1,7 @@
 //! What workloads may expect of the lab's clusters, on both stacks.
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use liquid_lab::{Cluster, images};
 use serde_json::json;
 
@@ -27,6 +29,7 @@ fn clusters_of_both_stacks_run_workloads_and_are_apart() {
             wait_ready(cluster, name);
         }
         check_inside(cluster);
+        check_webhook(cluster);
         check_storage(cluster);
         check_pull(cluster);
     }
@@ -38,10 +41,7 @@ fn clusters_of_both_stacks_run_workloads_and_are_apart() {
 /// Logs, exec, DNS, Services, and the way from the control plane to pods.
 fn check_inside(cluster: &Cluster<'_>) {
     let name = cluster.name();
-    assert!(
-        kubectl(cluster, &["logs", "near"]).contains("Started HTTP server"),
-        "{name}"
-    );
+    assert!(kubectl(cluster, &["logs", "near"]).contains("Started HTTP server"), "{name}");
     let own = field(cluster, "pod/client", ".status.podIP");
     for target in ["near", "far"] {
         let from = eventually(&format!("{name}: Service {target} answering"), || {
@@ -65,15 +65,69 @@ fn check_inside(cluster: &Cluster<'_>) {
     );
     assert!(try_shell(cluster, "client", "nslookup no-such-name.example.com").is_none());
 
-    // The API server itself connects to these: what admission webhooks and aggregated APIs need.
+    // The API server itself connects to these.
     for path in ["pods/far:8080", "services/far:80"] {
         let path = format!("/api/v1/namespaces/default/{path}/proxy/hostname");
-        assert_eq!(
-            kubectl(cluster, &["get", "--raw", &path]),
-            "far",
-            "{name}: {path}"
-        );
+        assert_eq!(kubectl(cluster, &["get", "--raw", &path]), "far", "{name}: {path}");
     }
+}
+
+/// The API server asks an admission webhook behind a Service, without a kube-proxy of its own.
+fn check_webhook(cluster: &Cluster<'_>) {
+    let names = vec!["webhook.default.svc".to_owned()];
+    let rcgen::CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed(names).unwrap();
+    create(
+        cluster,
+        &json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": { "name": "webhook" },
+            "data": { "tls.crt": cert.pem(), "tls.key": signing_key.serialize_pem() },
+        }),
+    );
+    let command = [
+        "/agnhost",
+        "webhook",
+        "--port=8080",
+        "--tls-cert-file=/tls/tls.crt",
+        "--tls-private-key-file=/tls/tls.key",
+    ];
+    let mut webhook = pod("webhook", &format!("{}-2", cluster.name()), &command);
+    webhook["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "tls", "mountPath": "/tls" }]);
+    webhook["spec"]["volumes"] = json!([{ "name": "tls", "configMap": { "name": "webhook" } }]);
+    create(cluster, &webhook);
+    create(cluster, &service("webhook", "ClusterIP"));
+    wait_ready(cluster, "pod/webhook");
+    create(
+        cluster,
+        &json!({
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "ValidatingWebhookConfiguration",
+            "metadata": { "name": "deny" },
+            "webhooks": [{
+                "name": "deny.lab.local",
+                "clientConfig": {
+                    "service": { "namespace": "default", "name": "webhook", "port": 80, "path": "/always-deny" },
+                    "caBundle": BASE64_STANDARD.encode(cert.pem()),
+                },
+                "rules": [{
+                    "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["secrets"],
+                }],
+                "sideEffects": "None",
+                "admissionReviewVersions": ["v1"],
+                "timeoutSeconds": 2,
+            }],
+        }),
+    );
+    eventually("a refusal by the webhook", || {
+        let output = cluster
+            .kubectl()
+            .args(["create", "secret", "generic", "refused", "--dry-run=server"])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stderr).contains("denied the request").then_some(())
+    });
+    kubectl(cluster, &["delete", "validatingwebhookconfiguration", "deny"]);
 }
 
 /// A claim without a class gets a writable volume from the default one.
@@ -105,15 +159,7 @@ fn check_storage(cluster: &Cluster<'_>) {
             },
         }),
     );
-    kubectl(
-        cluster,
-        &[
-            "wait",
-            "--for=jsonpath={.status.phase}=Succeeded",
-            "--timeout=90s",
-            "pod/writer",
-        ],
-    );
+    kubectl(cluster, &["wait", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=90s", "pod/writer"]);
     assert_eq!(kubectl(cluster, &["logs", "writer"]).trim(), "kept");
     assert_eq!(field(cluster, "pvc/data", ".status.phase"), "Bound");
 }
@@ -124,14 +170,8 @@ fn check_pull(cluster: &Cluster<'_>) {
     missing["spec"]["containers"][0]["image"] = json!("lab.local/missing:1");
     create(cluster, &missing);
     eventually("the failed pull", || {
-        let reason = field(
-            cluster,
-            "pod/missing",
-            ".status.containerStatuses[0].state.waiting.reason",
-        );
-        ["ErrImagePull", "ImagePullBackOff"]
-            .contains(&reason.as_str())
-            .then_some(())
+        let reason = field(cluster, "pod/missing", ".status.containerStatuses[0].state.waiting.reason");
+        ["ErrImagePull", "ImagePullBackOff"].contains(&reason.as_str()).then_some(())
     });
 }
 
@@ -147,18 +187,8 @@ fn check_across(from: &Cluster<'_>, to: &Cluster<'_>) {
     );
     let port = field(to, "service/far", ".spec.ports[0].nodePort");
     let node = to.nodes()[0].address();
-    let seen = try_shell(
-        from,
-        "client",
-        &format!("wget -qO- http://{node}:{port}/hostname"),
-    );
-    assert_eq!(
-        seen.as_deref(),
-        Some("far"),
-        "NodePort of {} from {}",
-        to.name(),
-        from.name()
-    );
+    let seen = try_shell(from, "client", &format!("wget -qO- http://{node}:{port}/hostname"));
+    assert_eq!(seen.as_deref(), Some("far"), "NodePort of {} from {}", to.name(), from.name());
 }
 
 /// A privileged pod on the host network has the node's network and devices to work with, and no others.
@@ -172,16 +202,10 @@ fn check_privileged(cluster: &Cluster<'_>) {
         json!([{ "name": "state", "hostPath": { "path": "/var/lib/agent", "type": "DirectoryOrCreate" } }]);
     create(cluster, &agent);
     wait_ready(cluster, "pod/agent");
-    assert_eq!(
-        try_shell(cluster, "agent", "hostname").as_deref(),
-        Some(node.name())
-    );
+    assert_eq!(try_shell(cluster, "agent", "hostname").as_deref(), Some(node.name()));
     let links = try_shell(cluster, "agent", "ip -o link").unwrap();
     assert!(links.contains("eth0") && !links.contains("lqlab"), "{links}");
     assert!(try_shell(cluster, "agent", "echo x > /state/file && ls -l /dev/net/tun").is_some());
     assert_eq!(node.exec(&["cat", "/var/lib/agent/file"]).unwrap().trim(), "x");
-    assert!(
-        !std::path::Path::new("/var/lib/agent").exists(),
-        "a node wrote to the host's disk"
-    );
+    assert!(!std::path::Path::new("/var/lib/agent").exists(), "a node wrote to the host's disk");
 }
