@@ -31,20 +31,13 @@ impl Progress {
     /// Starts the clock.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            started: Instant::now(),
-            terminal: std::io::stderr().is_terminal(),
-            quiet: false,
-        }
+        Self { started: Instant::now(), terminal: std::io::stderr().is_terminal(), quiet: false }
     }
 
     /// Starts the clock without writing anything: for tests and library users.
     #[must_use]
     pub fn quiet() -> Self {
-        Self {
-            quiet: true,
-            ..Self::new()
-        }
+        Self { quiet: true, ..Self::new() }
     }
 
     /// Time since the start.
@@ -71,12 +64,7 @@ impl Progress {
             let (stop, shown) = (Arc::clone(&stop), Arc::clone(&shown));
             move || tick(&stop, &shown, &what, terminal)
         });
-        LongStep {
-            stop,
-            shown,
-            terminal,
-            ticker: Some(ticker),
-        }
+        LongStep { stop, shown, terminal, ticker: Some(ticker) }
     }
 }
 
@@ -105,10 +93,7 @@ fn tick(stop: &(Mutex<bool>, Condvar), shown: &AtomicBool, what: &str, terminal:
     let mut pause = Duration::from_secs(1);
     let mut stopped = stop.0.lock().unwrap_or_else(PoisonError::into_inner);
     while !*stopped {
-        let (guard, timeout) = stop
-            .1
-            .wait_timeout(stopped, pause)
-            .unwrap_or_else(PoisonError::into_inner);
+        let (guard, timeout) = stop.1.wait_timeout(stopped, pause).unwrap_or_else(PoisonError::into_inner);
         stopped = guard;
         if *stopped || !timeout.timed_out() {
             continue;

@@ -18,8 +18,8 @@ use nix::unistd::{getppid, setsid};
 use super::{
     Config, Processes, config_file, control, processes_file, read_json, root_fs, supervisor, write_json,
 };
-use crate::cgroup::Group;
-use crate::process::ProcessId;
+use crate::host::cgroup::Group;
+use crate::host::process::ProcessId;
 
 /// The first argument by which a program that links this crate is asked to be part of a machine.
 pub const INIT_ARGUMENT: &str = "machine";
@@ -41,9 +41,7 @@ pub fn run(arguments: &[String]) -> ExitCode {
             "pid1" => pid1(Path::new(directory), held),
             other => Err(anyhow::anyhow!("unknown stage '{other}'")),
         },
-        _ => Err(anyhow::anyhow!(
-            "usage: {INIT_ARGUMENT} boot|outer|pid1 DIRECTORY [HELD-UNIT...]"
-        )),
+        _ => Err(anyhow::anyhow!("usage: {INIT_ARGUMENT} boot|outer|pid1 DIRECTORY [HELD-UNIT...]")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -57,10 +55,7 @@ pub fn run(arguments: &[String]) -> ExitCode {
 /// Starts the machine in a session of its own and leaves, so that it becomes nobody's child.
 fn boot(directory: &Path, held: &[String]) -> anyhow::Result<()> {
     umask(Mode::from_bits_truncate(0o022));
-    let path = directory
-        .join("root")
-        .join(root_fs::LOG_DIRECTORY)
-        .join("machine.log");
+    let path = directory.join("root").join(root_fs::LOG_DIRECTORY).join("machine.log");
     let log = File::options().create(true).append(true).open(&path);
     let log = log.with_context(|| format!("cannot open {}", path.display()))?;
     setsid().context("cannot start a session")?;
@@ -114,15 +109,9 @@ fn pid1(directory: &Path, held: &[String]) -> anyhow::Result<()> {
 
 fn stage(name: &str, directory: &Path, held: &[String], log: Option<File>) -> anyhow::Result<Child> {
     let mut command = Command::new(OWN_PROGRAM);
-    command
-        .args([INIT_ARGUMENT, name])
-        .arg(directory)
-        .args(held)
-        .stdin(Stdio::null());
+    command.args([INIT_ARGUMENT, name]).arg(directory).args(held).stdin(Stdio::null());
     if let Some(log) = log {
         command.stdout(log.try_clone()?).stderr(log);
     }
-    command
-        .spawn()
-        .with_context(|| format!("cannot start stage {name}"))
+    command.spawn().with_context(|| format!("cannot start stage {name}"))
 }

@@ -20,10 +20,10 @@ use serde::{Deserialize, Serialize};
 pub(crate) use control::UnitStatus;
 pub use init::{INIT_ARGUMENT, run};
 
-use crate::cache::hex;
-use crate::cgroup::Group;
-use crate::process::ProcessId;
-use crate::wait;
+use crate::build::cache::hex;
+use crate::host::cgroup::Group;
+use crate::host::process::ProcessId;
+use crate::host::wait;
 
 /// From `boot` to a supervisor that answers; a machine under load needs a fraction of a second.
 const BOOT_LIMIT: Duration = Duration::from_secs(20);
@@ -93,10 +93,7 @@ pub(crate) struct Machine {
 impl Machine {
     /// The machine kept in this directory.
     pub(crate) fn new(directory: PathBuf, lab: &str, name: &str) -> Self {
-        Self {
-            directory,
-            group: Group::machine(lab, name),
-        }
+        Self { directory, group: Group::machine(lab, name) }
     }
 
     /// Writes down what the machine consists of; takes effect at the next boot.
@@ -180,8 +177,7 @@ impl Machine {
 
     /// Whether its first process lives.
     pub(crate) fn is_running(&self) -> bool {
-        self.processes()
-            .is_some_and(|processes| processes.outer.is_alive())
+        self.processes().is_some_and(|processes| processes.outer.is_alive())
     }
 
     /// Its recorded processes, dead or alive.
@@ -193,11 +189,7 @@ impl Machine {
     pub(crate) fn stop_unit(&self, unit: &str) -> anyhow::Result<()> {
         control::ask(&self.directory, &control::Request::Stop(unit.to_owned()))?;
         wait::until(&format!("the end of {unit}"), KILL_LIMIT, POLL, || {
-            Ok(self
-                .units()?
-                .iter()
-                .all(|status| status.name != unit || !status.running)
-                .then_some(()))
+            Ok(self.units()?.iter().all(|status| status.name != unit || !status.running).then_some(()))
         })
     }
 
@@ -213,18 +205,13 @@ impl Machine {
 
     /// A command that runs `program` inside the machine's namespaces.
     pub(crate) fn command(&self, program: &str) -> anyhow::Result<Command> {
-        let init = self
-            .processes()
-            .and_then(|p| p.init)
-            .filter(|init| init.is_alive());
+        let init = self.processes().and_then(|p| p.init).filter(|init| init.is_alive());
         let init = init.context("the machine is not running")?;
         let config: Config = read_json(&config_file(&self.directory))?;
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--target={}", init.pid))
-            .args([
-                "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--", program,
-            ])
+            .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--", program])
             .env("PATH", supervisor::path_variable(&config));
         Ok(command)
     }

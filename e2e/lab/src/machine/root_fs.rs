@@ -16,32 +16,18 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chdir, pivot_root, sethostname};
 
 use super::Config;
-use crate::cgroup::Hierarchy;
+use crate::host::cgroup::Hierarchy;
 
 /// Logs of units, by path below the root.
 pub(super) const LOG_DIRECTORY: &str = "var/log/lab";
 
 /// What a machine keeps on its disk besides `/etc`.
-const DISK: [&str; 12] = [
-    "dev",
-    "home",
-    "mnt",
-    "opt",
-    "proc",
-    "root",
-    "run",
-    "srv",
-    "sys",
-    "tmp",
-    "var/lib",
-    LOG_DIRECTORY,
-];
+const DISK: [&str; 12] =
+    ["dev", "home", "mnt", "opt", "proc", "root", "run", "srv", "sys", "tmp", "var/lib", LOG_DIRECTORY];
 /// Programs and libraries; which of them exist, and which are links into `/usr`, differs between hosts.
 const PROGRAMS: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 /// Device nodes that containers and their runtime use.
-const DEVICES: [&str; 9] = [
-    "null", "zero", "full", "random", "urandom", "tty", "kmsg", "fuse", "net/tun",
-];
+const DEVICES: [&str; 9] = ["null", "zero", "full", "random", "urandom", "tty", "kmsg", "fuse", "net/tun"];
 /// What a kubelet insists on. The values belong to the whole host, so the machine gets to see these instead.
 const PRETENDED: [(&str, &str); 4] = [
     ("vm/overcommit_memory", "1"),
@@ -95,11 +81,7 @@ fn mount_etc(directory: &Path, target: &Path) -> anyhow::Result<()> {
     for path in [&upper, &work, &target.to_owned()] {
         create(path)?;
     }
-    let options = format!(
-        "lowerdir=/etc,upperdir={},workdir={}",
-        upper.display(),
-        work.display()
-    );
+    let options = format!("lowerdir=/etc,upperdir={},workdir={}", upper.display(), work.display());
     attach("overlay", target, MsFlags::empty(), &options)
 }
 
@@ -115,12 +97,7 @@ fn mount_dev(dev: &Path) -> anyhow::Result<()> {
     for name in ["pts", "shm", "mqueue"] {
         create(&dev.join(name))?;
     }
-    attach(
-        "devpts",
-        &dev.join("pts"),
-        MsFlags::MS_NOSUID,
-        "newinstance,ptmxmode=0666,mode=620",
-    )?;
+    attach("devpts", &dev.join("pts"), MsFlags::MS_NOSUID, "newinstance,ptmxmode=0666,mode=620")?;
     attach("tmpfs", &dev.join("shm"), MsFlags::MS_NOSUID, "mode=1777")?;
     attach("mqueue", &dev.join("mqueue"), MsFlags::MS_NOSUID, "")?;
     let links = [
@@ -130,9 +107,7 @@ fn mount_dev(dev: &Path) -> anyhow::Result<()> {
         ("/proc/self/fd/1", "stdout"),
         ("/proc/self/fd/2", "stderr"),
     ];
-    links
-        .iter()
-        .try_for_each(|(target, name)| link(target.as_ref(), &dev.join(name)))
+    links.iter().try_for_each(|(target, name)| link(target.as_ref(), &dev.join(name)))
 }
 
 /// Mounts every hierarchy anew: seen from the machine's cgroup namespace, its own group is the root.
@@ -142,10 +117,7 @@ fn mount_groups(target: &Path, hierarchies: &[Hierarchy]) -> anyhow::Result<()> 
     }
     attach("tmpfs", target, MsFlags::empty(), "mode=0755")?;
     for hierarchy in hierarchies {
-        let name = hierarchy
-            .mount
-            .file_name()
-            .context("a cgroup hierarchy is mounted at the root")?;
+        let name = hierarchy.mount.file_name().context("a cgroup hierarchy is mounted at the root")?;
         let path = target.join(name);
         create(&path)?;
         match &hierarchy.v1 {
@@ -165,10 +137,7 @@ fn set_kernel_values(config: &Config) -> anyhow::Result<()> {
     let values = Path::new("/run/sysctl");
     create(values)?;
     for (name, value) in PRETENDED {
-        let (source, target) = (
-            values.join(name.replace('/', ".")),
-            Path::new("/proc/sys").join(name),
-        );
+        let (source, target) = (values.join(name.replace('/', ".")), Path::new("/proc/sys").join(name));
         if target.exists() {
             fs::write(&source, format!("{value}\n"))?;
             bind(&source, &target)?;
@@ -188,24 +157,15 @@ fn share(source: &Path, target: &Path) -> anyhow::Result<()> {
         Err(_) if source.is_dir() => {
             create(target)?;
             bind(source, target)?;
-            change(
-                target,
-                MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
-            )
+            change(target, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY)
         }
         Err(_) => Ok(()),
     }
 }
 
 fn bind(source: &Path, target: &Path) -> anyhow::Result<()> {
-    mount(
-        Some(source),
-        target,
-        None::<&str>,
-        MsFlags::MS_BIND | MsFlags::MS_REC,
-        None::<&str>,
-    )
-    .with_context(|| format!("cannot bind {} to {}", source.display(), target.display()))
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+        .with_context(|| format!("cannot bind {} to {}", source.display(), target.display()))
 }
 
 fn attach(kind: &str, target: &Path, flags: MsFlags, options: &str) -> anyhow::Result<()> {

@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 
 use super::control::{Answer, Request, UnitStatus};
 use super::{Condition, Config, Unit, control, root_fs};
-use crate::{command, wait};
+use crate::host::{command, wait};
 
 /// A unit that ended is started again after this, like a service of a real machine.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
@@ -55,14 +55,9 @@ struct Supervised {
 /// Runs the machine; returns only if that is impossible.
 pub(super) fn run(config: &Config, held: &[String], listener: UnixListener) -> anyhow::Result<()> {
     for words in &config.setup {
-        let [program, arguments @ ..] = words.as_slice() else {
-            bail!("an empty setup command")
-        };
+        let [program, arguments @ ..] = words.as_slice() else { bail!("an empty setup command") };
         let mut command = Command::new(program);
-        command
-            .args(arguments)
-            .env("PATH", path_variable(config))
-            .stdin(Stdio::null());
+        command.args(arguments).env("PATH", path_variable(config)).stdin(Stdio::null());
         command::finish(&mut command, None).context("cannot set the machine up")?;
     }
     let (events, inbox) = mpsc::channel();
@@ -78,11 +73,7 @@ pub(super) fn run(config: &Config, held: &[String], listener: UnixListener) -> a
         .iter()
         .map(|unit| Supervised {
             unit: unit.clone(),
-            state: if held.contains(&unit.name) {
-                State::Held
-            } else {
-                State::Due(now)
-            },
+            state: if held.contains(&unit.name) { State::Held } else { State::Due(now) },
             failures: 0,
         })
         .collect();
@@ -103,10 +94,7 @@ pub(super) fn run(config: &Config, held: &[String], listener: UnixListener) -> a
 
 /// The `PATH` of everything that runs in a machine.
 pub(super) fn path_variable(config: &Config) -> String {
-    format!(
-        "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        config.bin.display()
-    )
+    format!("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", config.bin.display())
 }
 
 /// Starts every unit whose time and condition have come; returns how long to wait for the next.
@@ -129,9 +117,7 @@ fn start_due(units: &mut [Supervised], config: &Config) -> anyhow::Result<Durati
 }
 
 fn start(unit: &Unit, config: &Config) -> anyhow::Result<Pid> {
-    let path = Path::new("/")
-        .join(root_fs::LOG_DIRECTORY)
-        .join(format!("{}.log", unit.name));
+    let path = Path::new("/").join(root_fs::LOG_DIRECTORY).join(format!("{}.log", unit.name));
     let log = File::options().create(true).append(true).open(&path);
     let log = log.with_context(|| format!("cannot open {}", path.display()))?;
     let [program, arguments @ ..] = unit.command.as_slice() else {
@@ -140,10 +126,7 @@ fn start(unit: &Unit, config: &Config) -> anyhow::Result<Pid> {
     let child = Command::new(program)
         .args(arguments)
         .env_clear()
-        .envs(HashMap::from([
-            ("PATH", path_variable(config)),
-            ("HOME", "/root".to_owned()),
-        ]))
+        .envs(HashMap::from([("PATH", path_variable(config)), ("HOME", "/root".to_owned())]))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
@@ -179,11 +162,7 @@ fn obey(units: &mut [Supervised], request: &Request) -> Answer {
     let (Request::Stop(name) | Request::Start(name)) = request else {
         return Ok(status(units));
     };
-    let names = units
-        .iter()
-        .map(|s| s.unit.name.clone())
-        .collect::<Vec<_>>()
-        .join(", ");
+    let names = units.iter().map(|s| s.unit.name.clone()).collect::<Vec<_>>().join(", ");
     let supervised = units.iter_mut().find(|supervised| supervised.unit.name == *name);
     let supervised = supervised.ok_or_else(|| format!("no component '{name}' here; there are: {names}"))?;
     match (request, &supervised.state) {

@@ -1,0 +1,9 @@
+//! What makes machines a Kubernetes cluster: keys, programs, flags and files, and the first objects.
+
+pub(crate) mod addons;
+pub(crate) mod api_client;
+pub(crate) mod container_runtime;
+pub(crate) mod control_plane;
+mod kubeconfig;
+pub(crate) mod node;
+pub(crate) mod pki;

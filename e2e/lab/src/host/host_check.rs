@@ -1,0 +1,135 @@
+//! What the lab needs from its host: checked before anything is made, installed where that is Debian's job.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+use nix::unistd::Uid;
+
+use crate::host::command;
+use crate::progress::Progress;
+
+/// Programs from the distribution, and the Debian package each comes in.
+const PROGRAMS: [(&str, &str); 12] = [
+    ("ip", "iproute2"),
+    ("runc", "runc"),
+    ("nft", "nftables"),
+    ("iptables", "iptables"),
+    ("conntrack", "conntrack"),
+    ("socat", "socat"),
+    ("nsenter", "util-linux"),
+    ("mount", "mount"),
+    ("tail", "coreutils"),
+    ("busybox", "busybox-static"),
+    ("buildah", "buildah"),
+    ("modprobe", "kmod"),
+];
+/// Where a service's programs may be, whatever the user's `PATH` says.
+const PLACES: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// inotify instances of one node with a few pods; ten were counted on an idle one.
+const INOTIFY_PER_NODE: u32 = 16;
+/// File systems and network devices the kernel must know.
+const FILE_SYSTEMS: [&str; 2] = ["overlay", "tmpfs"];
+/// Each is tried in a network namespace that ends with the try.
+const NETWORK: [(&str, &str); 4] = [
+    ("veth pairs (CONFIG_VETH)", "ip link add type veth"),
+    ("bridges (CONFIG_BRIDGE)", "ip link add type bridge"),
+    ("nftables with NAT (CONFIG_NF_TABLES, CONFIG_NFT_NAT, CONFIG_NFT_MASQ)", NFT_TRY),
+    ("iptables over nf_tables (CONFIG_NFT_COMPAT)", "iptables -t nat -A POSTROUTING -j MASQUERADE"),
+];
+const NFT_TRY: &str = "nft 'table ip t { chain c { type nat hook postrouting priority 100; ip saddr 10.0.0.0/8 masquerade; }; }'";
+
+/// Checks the host and installs missing packages if it is a Debian (or a relative) and this is root.
+///
+/// # Errors
+/// Lists everything that is missing and says how to get it.
+pub(crate) fn check(progress: &Progress) -> anyhow::Result<()> {
+    require_root()?;
+    let missing = missing_packages();
+    if !missing.is_empty() {
+        install(&missing, progress)?;
+    }
+    let mut lacking: Vec<String> = missing_file_systems()?;
+    lacking.extend(
+        NETWORK
+            .iter()
+            .filter(|(_, attempt)| !works_in_scratch_netns(attempt))
+            .map(|(what, _)| (*what).to_owned()),
+    );
+    if !lacking.is_empty() {
+        bail!("the kernel lacks: {}. Boot one that has them, built in or as modules", lacking.join("; "));
+    }
+    Ok(())
+}
+
+/// Says so when a limit of the host is about to be hit: components then fail with "too many open files".
+pub(crate) fn warn(nodes: u32, progress: &Progress) {
+    let path = "/proc/sys/fs/inotify/max_user_instances";
+    let limit: u32 =
+        fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(u32::MAX);
+    let needed = nodes * INOTIFY_PER_NODE;
+    if needed > limit {
+        progress.note(&format!(
+            "{nodes} nodes need about {needed} inotify instances, this host allows {limit}; if components fail with \
+             'too many open files': sysctl -w fs.inotify.max_user_instances={}",
+            needed.next_power_of_two()
+        ));
+    }
+}
+
+/// Only root can see or change a lab.
+pub(crate) fn require_root() -> anyhow::Result<()> {
+    if !Uid::effective().is_root() {
+        bail!(
+            "the lab makes network namespaces, mounts and control groups: run it as root (for example with sudo -E)"
+        );
+    }
+    Ok(())
+}
+
+fn missing_packages() -> Vec<&'static str> {
+    let there = |program: &str| PLACES.iter().any(|place| Path::new(place).join(program).exists());
+    // A kernel without modules needs no program to load them.
+    let needed = |program: &str| program != "modprobe" || Path::new("/proc/modules").exists();
+    PROGRAMS.iter().filter(|(name, _)| needed(name) && !there(name)).map(|(_, package)| *package).collect()
+}
+
+fn install(packages: &[&str], progress: &Progress) -> anyhow::Result<()> {
+    let names = packages.join(" ");
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!("missing programs; install what your distribution has for these Debian packages: {names}");
+    }
+    let _step = progress.long(&format!("installing {names}"));
+    let install = || {
+        let mut apt = Command::new("apt-get");
+        apt.args(["install", "--yes", "--no-install-recommends"]).args(packages);
+        apt.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+        command::finish(&mut apt, None)
+    };
+    // Package lists may be missing or old; fetching them is only worth it then.
+    install()
+        .or_else(|_| command::run("apt-get", ["update"]).and_then(|_| install()))
+        .with_context(|| format!("cannot install: {names}"))?;
+    Ok(())
+}
+
+fn missing_file_systems() -> anyhow::Result<Vec<String>> {
+    let known = || fs::read_to_string("/proc/filesystems").context("cannot read /proc/filesystems");
+    let has = |text: &str, name: &str| text.lines().any(|line| line.split_whitespace().last() == Some(name));
+    let mut missing = Vec::new();
+    for name in FILE_SYSTEMS {
+        if !has(&known()?, name) {
+            // It may be a module that nobody has used yet.
+            drop(command::run("modprobe", [name]));
+            if !has(&known()?, name) {
+                missing.push(format!("the {name} file system"));
+            }
+        }
+    }
+    Ok(missing)
+}
+
+fn works_in_scratch_netns(attempt: &str) -> bool {
+    command::run("unshare", ["--net", "--mount", "sh", "-c", attempt]).is_ok()
+}

@@ -1,0 +1,173 @@
+//! A cluster of a running lab.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::anyhow;
+
+use super::{Lab, Node};
+use crate::Usage;
+use crate::cluster::api_client::ApiClient;
+use crate::cluster::control_plane;
+use crate::network::topology::{self, Port};
+use crate::plan::address::ClusterPlan;
+use crate::plan::layout::{control_plane_machine, lan_bridge};
+
+/// A cluster of a lab.
+#[derive(Clone, Copy, Debug)]
+pub struct Cluster<'a> {
+    lab: &'a Lab,
+    plan: &'a ClusterPlan,
+}
+
+impl<'a> Cluster<'a> {
+    pub(super) fn new(lab: &'a Lab, plan: &'a ClusterPlan) -> Self {
+        Self { lab, plan }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &'a str {
+        self.plan.name.as_str()
+    }
+
+    /// Its addresses and ranges.
+    #[must_use]
+    pub fn addresses(&self) -> &'a ClusterPlan {
+        self.plan
+    }
+
+    /// The administrator's kubeconfig; it works on the host and on every machine of the lab.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.lab.layout.kubeconfig(&self.plan.name)
+    }
+
+    /// The URL of its API server.
+    #[must_use]
+    pub fn server(&self) -> String {
+        control_plane::server(self.plan)
+    }
+
+    /// A small synchronous client with the administrator's rights.
+    ///
+    /// # Errors
+    /// If the kubeconfig is damaged.
+    pub fn api(&self) -> anyhow::Result<ApiClient> {
+        control_plane::admin(&self.lab.layout, self.plan)
+    }
+
+    /// A `kubectl` command for this cluster, to be given arguments.
+    #[must_use]
+    pub fn kubectl(&self) -> Command {
+        let mut command = Command::new(self.lab.program("kubectl"));
+        command.arg("--kubeconfig").arg(self.kubeconfig());
+        command
+    }
+
+    /// The API server's audit log, if the lab was started with one.
+    #[must_use]
+    pub fn audit_log(&self) -> Option<PathBuf> {
+        self.lab.state.spec.audit.then(|| self.control_plane().host_path(control_plane::AUDIT_LOG))
+    }
+
+    /// The bridge in the router's namespace that is its LAN.
+    #[must_use]
+    pub fn lan_bridge(&self) -> String {
+        lan_bridge(&self.plan.name)
+    }
+
+    /// The machine that runs etcd, API server, controller manager and scheduler.
+    #[must_use]
+    pub fn control_plane(&self) -> Node<'a> {
+        let name = control_plane_machine(&self.plan.name);
+        self.node_at(Port { machine: name, address: self.plan.control_plane, cluster: self.plan })
+    }
+
+    /// Its nodes.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<Node<'a>> {
+        self.machines().into_iter().skip(1).collect()
+    }
+
+    /// The control plane and the nodes.
+    #[must_use]
+    pub fn machines(&self) -> Vec<Node<'a>> {
+        topology::ports(self.plan).into_iter().map(|port| self.node_at(port)).collect()
+    }
+
+    /// The machine with this name; `cp` is short for the control plane, a number for the node with that number.
+    ///
+    /// # Errors
+    /// [`Usage`] if there is none.
+    pub fn machine(&self, name: &str) -> anyhow::Result<Node<'a>> {
+        let long = format!("{}-{name}", self.name());
+        let mut machines = self.machines();
+        let found = machines.iter().position(|machine| machine.name() == name || machine.name() == long);
+        found.map(|index| machines.swap_remove(index)).ok_or_else(|| {
+            let names: Vec<_> = machines.iter().map(|machine| machine.name().to_owned()).collect();
+            anyhow!(Usage(format!(
+                "cluster {} has no machine {name}; it has {}",
+                self.name(),
+                names.join(", ")
+            )))
+        })
+    }
+
+    /// Kills a component (SIGKILL) wherever it runs in the cluster and keeps it down: one of etcd, kube-apiserver,
+    /// kube-controller-manager, kube-scheduler, containerd, kubelet, kube-proxy.
+    ///
+    /// # Errors
+    /// If there is no such component, or a machine does not answer.
+    pub fn stop_component(&self, component: &str) -> anyhow::Result<()> {
+        self.with_component(component, |machine| machine.stop_component(component))
+    }
+
+    /// Starts a component that was stopped.
+    ///
+    /// # Errors
+    /// If there is no such component, or a machine does not answer.
+    pub fn start_component(&self, component: &str) -> anyhow::Result<()> {
+        self.with_component(component, |machine| machine.start_component(component))
+    }
+
+    /// The machines a component runs on, and its log on each.
+    ///
+    /// # Errors
+    /// [`Usage`] if no machine has such a component.
+    pub fn logs(&self, component: &str) -> anyhow::Result<Vec<PathBuf>> {
+        let logs: Vec<PathBuf> = self
+            .machines()
+            .iter()
+            .flat_map(|machine| machine.logs().unwrap_or_default())
+            .filter(|log| log.file_stem().is_some_and(|stem| stem == component))
+            .collect();
+        if logs.is_empty() {
+            return Err(anyhow!(Usage(format!("cluster {} has no log of {component}", self.name()))));
+        }
+        Ok(logs)
+    }
+
+    fn with_component(
+        &self,
+        component: &str,
+        act: impl Fn(&Node<'_>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut done = false;
+        for machine in self.machines().iter().filter(|machine| machine.is_running()) {
+            if machine.components()?.iter().any(|(name, _)| name == component) {
+                act(machine)?;
+                done = true;
+            }
+        }
+        if done {
+            Ok(())
+        } else {
+            Err(anyhow!(Usage(format!("cluster {} runs no {component}", self.name()))))
+        }
+    }
+
+    fn node_at(&self, port: Port<'a>) -> Node<'a> {
+        Node::new(self.lab, port)
+    }
+}

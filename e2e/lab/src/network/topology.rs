@@ -1,0 +1,198 @@
+//! The network of a lab: one router, one bridge per cluster LAN, one network namespace per machine.
+//!
+//! ```text
+//! host ── lqlabN/uplink ── router ─┬─ lan-a ─┬─ a-cp ── eth0 of the control plane
+//!                                  │         └─ a-1 ─── eth0 of the node
+//!                                  └─ lan-b ── ...
+//! ```
+//! The router knows the LANs and nothing else: pod addresses are routed inside a LAN only, and there is no way out.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use anyhow::Context;
+
+use crate::host::command;
+use crate::plan::address::{AddressPlan, ClusterPlan};
+use crate::plan::layout::{Layout, control_plane_machine, host_interface, lan_bridge};
+
+/// A machine's place in the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Port<'a> {
+    pub(crate) machine: String,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) cluster: &'a ClusterPlan,
+}
+
+/// The ports of all machines of a cluster, the control plane first.
+pub(crate) fn ports(cluster: &ClusterPlan) -> Vec<Port<'_>> {
+    let control_plane =
+        Port { machine: control_plane_machine(&cluster.name), address: cluster.control_plane, cluster };
+    let nodes =
+        cluster.nodes.iter().map(|node| Port { machine: node.name.clone(), address: node.address, cluster });
+    std::iter::once(control_plane).chain(nodes).collect()
+}
+
+/// Makes the router, its LANs, and the wire to the host.
+pub(crate) fn create_router(layout: &Layout, plan: &AddressPlan) -> anyhow::Result<()> {
+    let router = layout.router_netns();
+    let wire = host_interface(plan.slot);
+    ip(
+        None,
+        &[
+            format!("netns add {router}"),
+            format!("link add {wire} type veth peer name uplink netns {router}"),
+            format!("address add {}/24 dev {wire}", plan.host),
+            format!("link set {wire} up"),
+            format!("route add {} via {}", plan.network, plan.router),
+        ],
+    )?;
+    let mut lines = vec![
+        "link set lo up".to_owned(),
+        format!("address add {}/24 dev uplink", plan.router),
+        "link set uplink up".to_owned(),
+    ];
+    for cluster in &plan.clusters {
+        let bridge = lan_bridge(&cluster.name);
+        lines.push(format!("link add {bridge} type bridge"));
+        lines.push(format!("address add {}/24 dev {bridge}", cluster.gateway));
+        lines.push(format!("link set {bridge} up"));
+    }
+    ip(Some(&router), &lines)?;
+    // Where bridges pass frames through the packet filter, those inside a LAN are none of the router's business.
+    let script = "echo 1 > /proc/sys/net/ipv4/ip_forward; \
+                  if [ -e /proc/sys/net/bridge/bridge-nf-call-iptables ]; then \
+                  echo 0 > /proc/sys/net/bridge/bridge-nf-call-iptables; fi";
+    command::run("ip", ["netns", "exec", &router, "sh", "-c", script]).context("cannot set the router up")?;
+    Ok(())
+}
+
+/// Makes a machine's network namespace and plugs it into its LAN.
+pub(crate) fn attach(layout: &Layout, port: &Port<'_>) -> anyhow::Result<()> {
+    let (netns, router) = (layout.netns(&port.machine), layout.router_netns());
+    ip(None, &[format!("netns add {netns}")])?;
+    ip(Some(&router), &router_lines(port, &netns))?;
+    ip(Some(&netns), &machine_lines(port))
+}
+
+/// Unplugs a machine and removes its network namespace; what is already gone is fine.
+pub(crate) fn detach(layout: &Layout, machine: &str) -> anyhow::Result<()> {
+    let (netns, router) = (layout.netns(machine), layout.router_netns());
+    // The port goes first and by name: a namespace disappears some time after its name, and the port with it.
+    if has_netns(&router) {
+        drop(command::run("ip", ["-netns", &router, "link", "delete", machine]));
+    }
+    delete_netns(&netns)
+}
+
+/// Removes the router and the wire to the host; what is already gone is fine.
+pub(crate) fn delete_router(layout: &Layout, slot: Option<u8>) -> anyhow::Result<()> {
+    if let Some(wire) = slot.map(host_interface)
+        && Path::new("/sys/class/net").join(&wire).exists()
+    {
+        command::run("ip", ["link", "delete", &wire])?;
+    }
+    delete_netns(&layout.router_netns())
+}
+
+/// The names of the network namespaces that are this lab's.
+pub(crate) fn netns_names(layout: &Layout) -> Vec<String> {
+    let prefix = layout.netns_prefix();
+    let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name.starts_with(&prefix))
+        .collect()
+}
+
+/// Removes a network namespace's name; the namespace ends with its last process.
+pub(crate) fn delete_netns(name: &str) -> anyhow::Result<()> {
+    if has_netns(name) {
+        command::run("ip", ["netns", "delete", name])?;
+    }
+    Ok(())
+}
+
+fn has_netns(name: &str) -> bool {
+    Path::new("/run/netns").join(name).exists()
+}
+
+fn router_lines(port: &Port<'_>, netns: &str) -> Vec<String> {
+    let (name, mac) = (&port.machine, hardware_address(port.address));
+    vec![
+        format!("link add {name} type veth peer name eth0 netns {netns} address {mac}"),
+        format!("link set {name} master {} up", lan_bridge(&port.cluster.name)),
+    ]
+}
+
+fn machine_lines(port: &Port<'_>) -> Vec<String> {
+    let mut lines = vec![
+        "link set lo up".to_owned(),
+        format!("address add {}/24 dev eth0", port.address),
+        "link set eth0 up".to_owned(),
+        format!("route add default via {}", port.cluster.gateway),
+    ];
+    let others = port.cluster.nodes.iter().filter(|node| node.address != port.address);
+    lines.extend(others.map(|node| format!("route add {} via {}", node.pods, node.address)));
+    lines
+}
+
+/// A locally administered address made of the IPv4 address: a machine keeps it over a power cycle, so that its
+/// neighbours need not learn it anew.
+fn hardware_address(address: Ipv4Addr) -> String {
+    let [a, b, c, d] = address.octets();
+    format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+}
+
+fn ip(netns: Option<&str>, lines: &[String]) -> anyhow::Result<()> {
+    let mut arguments: Vec<&str> = Vec::new();
+    if let Some(netns) = netns {
+        arguments.extend(["-netns", netns]);
+    }
+    arguments.extend(["-batch", "-"]);
+    command::feed("ip", arguments, lines.join("\n").as_bytes())
+        .with_context(|| format!("cannot configure the network:\n  {}", lines.join("\n  ")))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::spec::{ClusterSpec, LabSpec};
+
+    fn plan(nodes: u8) -> AddressPlan {
+        let clusters = vec![ClusterSpec { name: "a".parse().unwrap(), nodes, stack: Default::default() }];
+        AddressPlan::new(&LabSpec { clusters, cidrs: Default::default(), audit: false }, 0)
+    }
+
+    #[test]
+    fn a_node_routes_to_the_pods_of_the_others_and_not_to_its_own() {
+        let plan = plan(3);
+        let ports = ports(&plan.clusters[0]);
+        let routes = |port: &Port<'_>| -> Vec<String> {
+            machine_lines(port).into_iter().filter(|line| line.starts_with("route add 10.")).collect()
+        };
+        assert_eq!(
+            routes(&ports[2]),
+            ["route add 10.244.0.0/24 via 198.18.1.11", "route add 10.244.2.0/24 via 198.18.1.13"]
+        );
+        assert_eq!(routes(&ports[0]).len(), 3, "the control plane reaches every node's pods");
+    }
+
+    #[test]
+    fn interface_names_fit_the_kernel() {
+        let clusters =
+            vec![ClusterSpec { name: "eightchr".parse().unwrap(), nodes: 16, stack: Default::default() }];
+        let plan = AddressPlan::new(&LabSpec { clusters, cidrs: Default::default(), audit: false }, 31);
+        for port in ports(&plan.clusters[0]) {
+            assert!(port.machine.len() <= 15, "{}", port.machine);
+        }
+        assert!(lan_bridge(&plan.clusters[0].name).len() <= 15 && host_interface(31).len() <= 15);
+    }
+
+    #[test]
+    fn hardware_addresses_are_locally_administered() {
+        assert_eq!(hardware_address(Ipv4Addr::new(198, 18, 1, 11)), "02:00:c6:12:01:0b");
+    }
+}
