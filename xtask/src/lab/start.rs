@@ -1,12 +1,18 @@
 //! `lab up`: from options to a running lab.
 
-use std::env;
+use std::path::Path;
 
-use anyhow::Context;
 use clap::Args;
 use liquid_lab::{CidrPlan, ClusterName, ClusterSpec, LabName, LabSpec, Progress, Stack, Started, Usage};
 
 use crate::output;
+
+/// This program, even if its file has been replaced since it was started.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
+/// What a cluster gets that no option names.
+const NODES: &str = "1";
+const STACK: &str = "ptp/nftables";
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -14,7 +20,7 @@ pub(super) struct Options {
     #[arg(long, value_delimiter = ',', default_value = "a,b", value_name = "NAMES")]
     clusters: Vec<ClusterName>,
     /// Real nodes per cluster: a number for all, or CLUSTER=NUMBER, separated by commas.
-    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N")]
+    #[arg(long, value_delimiter = ',', default_value = NODES, value_name = "N")]
     nodes: Vec<String>,
     /// Control planes only.
     #[arg(long, conflicts_with = "nodes")]
@@ -23,7 +29,7 @@ pub(super) struct Options {
     #[arg(long, default_value_t = CidrPlan::Same, value_name = "PLAN")]
     pod_cidr: CidrPlan,
     /// Pod network and kube-proxy mode, (ptp|bridge)/(nftables|iptables): for all, or CLUSTER=STACK.
-    #[arg(long, value_delimiter = ',', default_value = "ptp/nftables", value_name = "STACK")]
+    #[arg(long, value_delimiter = ',', default_value = STACK, value_name = "STACK")]
     stack: Vec<String>,
     /// Let API servers write audit logs (metadata of every request).
     #[arg(long)]
@@ -33,8 +39,7 @@ pub(super) struct Options {
 pub(super) fn up(name: &LabName, options: &Options) -> anyhow::Result<()> {
     let spec = spec(options)?;
     let progress = Progress::new();
-    let own = env::current_exe().context("cannot find this program's own file")?;
-    let (lab, started) = liquid_lab::up(name, &spec, &own, &progress)?;
+    let (lab, started) = liquid_lab::up(name, &spec, Path::new(OWN_PROGRAM), &progress)?;
     match &started {
         Started::New { nodes_ready, complete } => {
             let nodes: usize = spec.clusters.iter().map(|cluster| usize::from(cluster.nodes)).sum();
@@ -64,10 +69,10 @@ fn spec(options: &Options) -> anyhow::Result<LabSpec> {
         .clusters
         .iter()
         .map(|name| {
-            let nodes = value_for(name, &options.nodes, &options.clusters)?;
+            let nodes = value_for(name, &options.nodes, &options.clusters, NODES)?;
             let nodes =
                 nodes.parse().map_err(|_| Usage(format!("--nodes: '{nodes}' is not a small number")))?;
-            let stack: Stack = value_for(name, &options.stack, &options.clusters)?.parse()?;
+            let stack: Stack = value_for(name, &options.stack, &options.clusters, STACK)?.parse()?;
             Ok(ClusterSpec { name: name.clone(), nodes: if options.no_nodes { 0 } else { nodes }, stack })
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
@@ -76,23 +81,25 @@ fn spec(options: &Options) -> anyhow::Result<LabSpec> {
     Ok(spec)
 }
 
+/// The value for a cluster: its own, else the one for all, else the default.
 fn value_for<'a>(
     cluster: &ClusterName,
     values: &'a [String],
     clusters: &[ClusterName],
-) -> anyhow::Result<&'a str> {
-    let mut chosen = None;
+    default: &'a str,
+) -> Result<&'a str, Usage> {
+    let mut chosen = default;
     for value in values {
         match value.split_once('=') {
             Some((name, own)) if name == cluster.as_str() => return Ok(own),
             Some((name, _)) if !clusters.iter().any(|known| known.as_str() == name) => {
-                return Err(Usage(format!("'{value}': there is no cluster {name}")).into());
+                return Err(Usage(format!("'{value}': there is no cluster {name}")));
             }
             Some(_) => {}
-            None => chosen = Some(value.as_str()),
+            None => chosen = value,
         }
     }
-    chosen.with_context(|| Usage(format!("no value for cluster {cluster} in '{}'", values.join(","))))
+    Ok(chosen)
 }
 
 #[cfg(test)]
@@ -122,17 +129,20 @@ mod tests {
 
     #[test]
     fn one_cluster_may_differ_from_the_others() {
-        let spec = parse("--clusters a,b,c --nodes 2,b=0 --stack ptp/nftables,c=bridge/iptables").unwrap();
+        let spec = parse("--clusters a,b,c --nodes 2,b=0 --stack c=bridge/iptables").unwrap();
         assert_eq!(spec.clusters.iter().map(|c| c.nodes).collect::<Vec<_>>(), [2, 0, 2]);
         assert_eq!(spec.clusters[2].stack.to_string(), "bridge/iptables");
+        assert_eq!(spec.clusters[0].stack.to_string(), STACK);
+        assert_eq!(
+            parse("--nodes b=3").unwrap().clusters.iter().map(|c| c.nodes).collect::<Vec<_>>(),
+            [1, 3]
+        );
         assert_eq!(parse("--no-nodes").unwrap().clusters[1].nodes, 0);
     }
 
     #[test]
     fn values_that_name_no_cluster_or_mean_nothing_are_refused() {
-        for line in
-            ["--nodes z=1", "--nodes many", "--stack x/y", "--clusters a,a", "--nodes a=1", "--nodes 99"]
-        {
+        for line in ["--nodes z=1", "--nodes many", "--stack x/y", "--clusters a,a", "--nodes 99"] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

@@ -12,7 +12,7 @@ use crate::support::{
 #[test]
 #[ignore = "starts a lab: needs root"]
 fn clusters_of_both_stacks_run_workloads_and_are_apart() {
-    let options = "--clusters a,b --nodes 2 --pod-cidr asymmetric --stack ptp/nftables,b=bridge/iptables";
+    let options = "--clusters a,b --nodes 2 --pod-cidr asymmetric --stack b=bridge/iptables";
     let test = TestLab::up("t-work", options);
     let lab = test.open();
     let clusters: Vec<Cluster<'_>> = lab.clusters().collect();

@@ -9,7 +9,7 @@ use crate::cluster::{container_runtime, control_plane};
 use crate::machine::{Condition, Config, Machine, Unit};
 use crate::plan::address::{ClusterPlan, NodePlan};
 use crate::plan::layout::Layout;
-use crate::plan::spec::ProxyMode;
+use crate::plan::spec::{Cni, ProxyMode};
 
 /// Units that wait until the Node object exists.
 pub(crate) const HELD_AT_FIRST: [&str; 2] = ["kubelet", "kube-proxy"];
@@ -40,7 +40,7 @@ pub(crate) fn configure(
         netns: layout.netns(&node.name),
         shared: shared.to_vec(),
         bin: layout.bin(),
-        sysctls: vec![("net/ipv4/ip_forward".to_owned(), "1".to_owned())],
+        sysctls: sysctls(plan.stack.cni),
         setup: vec![masquerade(plan)],
         units: units(),
     })?;
@@ -56,6 +56,15 @@ pub(crate) fn object(node: &NodePlan) -> Value {
         "metadata": { "name": node.name },
         "spec": { "podCIDR": node.pods, "podCIDRs": [node.pods] },
     })
+}
+
+fn sysctls(cni: Cni) -> Vec<(String, String)> {
+    let mut on = vec!["net/ipv4/ip_forward"];
+    if cni == Cni::Bridge {
+        // Without it, an answer of a pod to another on the same bridge skips the Service's address translation.
+        on.push("net/bridge/bridge-nf-call-iptables");
+    }
+    on.into_iter().map(|name| (name.to_owned(), "1".to_owned())).collect()
 }
 
 fn units() -> Vec<Unit> {

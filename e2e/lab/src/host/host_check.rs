@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use nix::unistd::Uid;
 
 use crate::host::command;
+use crate::plan::spec::{Cni, LabSpec};
 use crate::progress::Progress;
 
 /// Programs from the distribution, and the Debian package each comes in.
@@ -44,7 +45,7 @@ const NFT_TRY: &str = "nft 'table ip t { chain c { type nat hook postrouting pri
 ///
 /// # Errors
 /// Lists everything that is missing and says how to get it.
-pub(crate) fn check(progress: &Progress) -> anyhow::Result<()> {
+pub(crate) fn check(spec: &LabSpec, progress: &Progress) -> anyhow::Result<()> {
     require_root()?;
     let missing = missing_packages();
     if !missing.is_empty() {
@@ -57,6 +58,11 @@ pub(crate) fn check(progress: &Progress) -> anyhow::Result<()> {
             .filter(|(_, attempt)| !works_in_scratch_netns(attempt))
             .map(|(what, _)| (*what).to_owned()),
     );
+    if spec.clusters.iter().any(|cluster| cluster.stack.cni == Cni::Bridge) && !filters_bridges() {
+        lacking.push(
+            "packet filtering on bridges (CONFIG_BRIDGE_NETFILTER), which the bridge stack needs".to_owned(),
+        );
+    }
     if !lacking.is_empty() {
         bail!("the kernel lacks: {}. Boot one that has them, built in or as modules", lacking.join("; "));
     }
@@ -128,6 +134,13 @@ fn missing_file_systems() -> anyhow::Result<Vec<String>> {
         }
     }
     Ok(missing)
+}
+
+/// Services between pods of one bridge work only if the packet filter sees what crosses the bridge. Kubernetes asks the
+/// same of every node; the module is loaded if the kernel has it as one.
+fn filters_bridges() -> bool {
+    let present = || Path::new("/proc/sys/net/bridge").exists();
+    present() || (command::run("modprobe", ["br_netfilter"]).is_ok() && present())
 }
 
 fn works_in_scratch_netns(attempt: &str) -> bool {

@@ -82,7 +82,7 @@ pub fn up(
 ) -> anyhow::Result<(Lab, Started)> {
     spec.validate()?;
     let layout = Layout::new(name);
-    host_check::check(progress)?;
+    host_check::check(spec, progress)?;
     host_check::warn(spec.clusters.iter().map(|cluster| u32::from(cluster.nodes)).sum(), progress);
     // Machines have users other than root, whose programs must be able to read what is made here.
     umask(Mode::from_bits_truncate(0o022));
