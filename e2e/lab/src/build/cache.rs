@@ -11,6 +11,9 @@ use ring::digest;
 /// Characters of a key that become part of a path: 64 bits, far more than there will ever be entries.
 const KEY_LENGTH: usize = 16;
 
+/// What the names of unfinished entries begin with.
+const BUILDING: &str = ".building-";
+
 /// A directory of build results.
 #[derive(Clone, Debug)]
 pub struct Cache {
@@ -80,8 +83,13 @@ impl Cache {
         if let Some(entry) = self.find(name, key) {
             return Ok(entry);
         }
-        let building = directory.join(".building");
-        remove_all(&building)?;
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(BUILDING) {
+                remove_all(&entry.path())?;
+            }
+        }
+        // With a name of its own: a compiler that outlived its killed parent must not write into this build.
+        let building = directory.join(format!("{BUILDING}{}", std::process::id()));
         fs::create_dir(&building).with_context(|| format!("cannot create {}", building.display()))?;
         fill(&building)?;
         let entry = directory.join(&key.0);

@@ -64,8 +64,9 @@ pub(crate) fn fill(store: &Path, target: &Path) -> anyhow::Result<()> {
 
 impl Importer {
     fn start(containerd: &Path, toolchain: &Toolchain, root: &Path) -> anyhow::Result<Self> {
+        let stores = root.parent().unwrap_or(root);
         // A socket's path must be short, so this is not in the cache; one that was killed is found by its name.
-        let name = KeyBuilder::new("importer").text("store", &root.display().to_string()).finish();
+        let name = KeyBuilder::new("importer").text("stores", &stores.display().to_string()).finish();
         let directory = std::env::temp_dir().join(format!("liquid-lab-import-{}", name.as_str()));
         remove_all(&directory)?;
         create_directory(&directory)?;
