@@ -57,6 +57,13 @@ pub struct ConsumeSpec {
     /// Secret in Liquid's namespace with the join token, key `token`. It is deleted once it has been redeemed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join_secret: Option<String>,
+    /// Whether a virtual node liquid-NAME is kept for the peer. Without it, make VirtualNodes of your own.
+    #[serde(default = "yes")]
+    pub create_virtual_node: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What this cluster lends to the peer.
@@ -107,6 +114,9 @@ pub struct ConsumeStatus {
     /// End of validity of that certificate; it is renewed after two thirds of its life.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_not_after: Option<Time>,
+    /// Addresses (host:port) the peer has announced since; tried after those of the spec.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<String>,
     /// The latest offer of the peer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offer: Option<Offer>,

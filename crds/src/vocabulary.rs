@@ -8,12 +8,15 @@ pub const MANAGED_BY_LIQUID: &str = "liquid";
 /// On shadows and their namespaces in a provider: identity of the consumer they belong to. Only objects
 /// that carry it are ever changed or deleted on behalf of that consumer.
 pub const ORIGIN_CLUSTER: &str = "liquid.mesh/origin-cluster";
-/// On a shadow namespace: the name of the namespace at home.
+/// On a shadow namespace and on shadow pods: the name of the namespace at home.
 pub const ORIGIN_NAMESPACE: &str = "liquid.mesh/origin-namespace";
 /// On a shadow pod: the virtual node its home pod is bound to.
 pub const ORIGIN_NODE: &str = "liquid.mesh/origin-node";
-/// On a shadow pod: the UID of its home pod.
+/// On a shadow pod and (as an annotation) a shadow namespace: the UID of what it stands for at home.
 pub const ORIGIN_UID: &str = "liquid.mesh/origin-uid";
+
+/// Annotation on shadows: digest of what they were made from.
+pub const HASH: &str = "liquid.mesh/hash";
 
 /// On a virtual node, with [`TYPE_VIRTUAL_NODE`]: tells it from physical nodes.
 pub const TYPE: &str = "liquid.mesh/type";
@@ -52,3 +55,12 @@ pub const OFFLOADING_NAME: &str = "offloading";
 
 /// ConfigMap in Liquid's namespace in which the controller publishes what a peer needs to know of this cluster.
 pub const CLUSTER_INFO: &str = "liquid-cluster-info";
+
+/// Annotation on a `Peer` that is being deleted: do not wait for the other cluster, it is gone for good. Its value is
+/// the UID of the `Peer`, so that it cannot be set by copying a manifest.
+pub const FORGET: &str = "liquid.mesh/forget";
+
+/// Secret with the client certificate for the link to the peer of this name.
+pub fn credentials_secret(peer: &str) -> String {
+    format!("liquid-peer-{peer}")
+}

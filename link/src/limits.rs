@@ -38,8 +38,9 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// ... and is dead if none came within this time: a partition is seen after 10 s at the latest.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Life of a peer's client certificate; renewed after two thirds, so that a provider may be away for 8 h.
-pub const PEER_CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// Life of a peer's client certificate. It is renewed after two thirds, so either cluster may be away for 56 hours at
+/// any time; a peering that ends is refused at once, whatever its certificate says.
+pub const PEER_CERTIFICATE_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Life of the link endpoint's own certificate; it is only kept in memory and replaced after two thirds.
 pub const SERVER_CERTIFICATE_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);

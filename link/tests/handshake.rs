@@ -109,7 +109,7 @@ async fn an_expired_certificate_is_refused() {
     let provider = provider().await;
     let identity = PeerIdentity { cluster_id: CONSUMER.parse().unwrap(), peering: PEERING.to_owned() };
     let (key, csr) = certificate_request().unwrap();
-    let long_ago = OffsetDateTime::now_utc() - std::time::Duration::from_secs(48 * 3600);
+    let long_ago = OffsetDateTime::now_utc() - std::time::Duration::from_secs(30 * 24 * 3600);
     let signed = provider.ca.issue_peer(&csr, &identity, long_ago).unwrap();
     let key = key.serialize_pem();
     let late = dialer(&provider, PROVIDER, &provider.ca.fingerprint(), Some((&signed.chain_pem, &key)));

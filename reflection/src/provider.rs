@@ -32,6 +32,7 @@ pub const MAX_OBJECTS: usize = 200_000;
 pub struct Provider {
     members: BTreeMap<(SetRef, Key), Member>,
     connected: bool,
+    paused: bool,
     /// Inventories of this stream whose last part has not come yet.
     inventories: BTreeMap<SetRef, BTreeSet<Key>>,
     /// Sets whose inventory of this stream is complete: what turns up in them unmentioned is not wanted. It was
@@ -44,6 +45,18 @@ pub struct Provider {
 }
 
 impl Provider {
+    /// A half that only listens until [`Provider::resume`]: what runs must not be judged before both the records and
+    /// the instances have been read.
+    pub fn paused() -> Self {
+        Self { paused: true, ..Self::default() }
+    }
+
+    /// Everything that exists has been passed on: begin.
+    pub fn resume(&mut self) {
+        self.paused = false;
+        self.wake(|_, _| true);
+    }
+
     /// The next thing to do.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
@@ -54,10 +67,21 @@ impl Provider {
         self.waits.first().map(|(at, _, _)| *at)
     }
 
+    /// Whether nothing is known of the consumer, so that nothing of it exists.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
     /// Whether an object is stored or runs.
     pub fn exists(&self, set: &SetRef, key: &Key) -> bool {
         let member = self.members.get(&(set.clone(), key.clone()));
         member.is_some_and(|member| member.record.is_some() || member.instance.is_some())
+    }
+
+    /// Whether something runs for an object.
+    pub fn runs(&self, set: &SetRef, key: &Key) -> bool {
+        let member = self.members.get(&(set.clone(), key.clone()));
+        member.is_some_and(|member| member.instance.is_some())
     }
 
     /// Every object that is known, with its record and its instance.
@@ -277,6 +301,15 @@ impl Provider {
         }
     }
 
+    /// What held up these objects is gone: their next step is taken at once.
+    pub fn wake(&mut self, which: impl Fn(&SetRef, &Key) -> bool) {
+        let woken: Vec<_> = self.members.keys().filter(|(set, key)| which(set, key)).cloned().collect();
+        for (set, key) in woken {
+            self.end_wait(&set, &key);
+            self.advance(&set, &key);
+        }
+    }
+
     /// Ends everything of this consumer on purpose: the peering is over.
     pub fn end(&mut self) {
         self.give_up(|_, _| true);
@@ -359,6 +392,9 @@ impl Provider {
 
     /// Takes the next step of an object unless it waits after a failure.
     fn advance(&mut self, set: &SetRef, key: &Key) {
+        if self.paused {
+            return;
+        }
         let member = self.members.get(&(set.clone(), key.clone()));
         if member.is_some_and(|member| member.wait.is_none()) {
             self.advance_now(set, key);

@@ -469,7 +469,7 @@ impl World {
                 }
             }
         }
-        self.provider = Provider::default();
+        self.provider = Provider::paused();
         self.record_events.clear();
         self.pod_events.clear();
         for ((_, key), (set, record)) in &self.records {
@@ -478,6 +478,7 @@ impl World {
         for (key, pod) in &self.pods {
             self.provider.instance_changed(&pod.set, key, Ok(pod.instance.clone()));
         }
+        self.provider.resume();
     }
 
     fn relist_provider(&mut self) {

@@ -1,0 +1,86 @@
+//! Command line of `liquid-controller`.
+
+use clap::Parser;
+use liquid_crds::ClusterName;
+use liquid_runtime::admin::AdminArgs;
+use std::net::SocketAddr;
+
+/// Liquid's controller: peers, and what this cluster runs for them
+#[derive(Debug, Parser)]
+#[command(name = "liquid-controller", version)]
+pub(crate) struct Args {
+    /// Name of this cluster: 1 to 42 lower-case letters, digits or '-'; unique among its peers
+    #[arg(long, env = "LIQUID_CLUSTER_NAME")]
+    pub(crate) cluster_name: ClusterName,
+
+    /// Namespace Liquid runs in
+    #[arg(long, env = "LIQUID_NAMESPACE", default_value = "liquid-system")]
+    pub(crate) namespace: String,
+
+    /// Name of this pod, for leader election and the Services that select the leader
+    #[arg(long, env = "LIQUID_POD_NAME")]
+    pub(crate) pod_name: String,
+
+    /// Address of the link endpoint
+    #[arg(long, env = "LIQUID_LINK_LISTEN", default_value = "0.0.0.0:7443")]
+    pub(crate) link_listen: SocketAddr,
+
+    /// Address (host:port) under which peers reach the link endpoint; may be repeated. Without it the address of
+    /// the load balancer, or of nodes with the node port, is used
+    #[arg(long = "advertise", env = "LIQUID_ADVERTISE", value_delimiter = ',', value_parser = host_port)]
+    pub(crate) advertise: Vec<String>,
+
+    /// Address of the admission webhook
+    #[arg(long, env = "LIQUID_WEBHOOK_LISTEN", default_value = "0.0.0.0:8443")]
+    pub(crate) webhook_listen: SocketAddr,
+
+    /// Labels of this cluster for the virtual nodes of its consumers, such as topology.kubernetes.io/region=eu-south
+    #[arg(long = "cluster-label", env = "LIQUID_CLUSTER_LABELS", value_delimiter = ',', value_parser = label)]
+    pub(crate) cluster_labels: Vec<(String, String)>,
+
+    /// Pod Security Standard enforced on namespaces of consumers: privileged, baseline or restricted
+    #[arg(long, env = "LIQUID_POD_SECURITY", default_value = "baseline",
+          value_parser = ["privileged", "baseline", "restricted"])]
+    pub(crate) pod_security: String,
+
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+}
+
+fn host_port(text: &str) -> Result<String, String> {
+    let bad = || format!("{text:?} is no address of the form host:port");
+    let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
+    let port: u16 = port.parse().map_err(|_| bad())?;
+    let bare_v6 = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
+    if host.is_empty() || port == 0 || bare_v6 { Err(bad()) } else { Ok(text.to_owned()) }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) =
+        text.split_once('=').ok_or_else(|| format!("{text:?} is no label of the form key=value"))?;
+    if key.is_empty() || key.len() > 317 || value.len() > 63 {
+        return Err(format!("{text:?} is no valid label"));
+    }
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_need_a_host_and_a_port() {
+        for good in ["192.0.2.1:7443", "link.example.org:443", "[2001:db8::1]:7443"] {
+            assert!(host_port(good).is_ok(), "{good}");
+        }
+        for bad in ["", "192.0.2.1", ":7443", "host:0", "host:70000", "2001:db8::1:7443"] {
+            assert!(host_port(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Args::command().debug_assert();
+    }
+}

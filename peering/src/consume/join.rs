@@ -1,0 +1,156 @@
+//! Joining a provider with a token.
+
+use super::credentials::{Credentials, load, store};
+use crate::cluster::Cluster;
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client, ResourceExt as _};
+use liquid_crds::{ConsumeSpec, Peer};
+use liquid_link::client::Dialer;
+use liquid_link::proto::JoinRequest;
+use liquid_link::proto::enrollment_client::EnrollmentClient;
+use liquid_link::tls::client_config;
+use liquid_link::token::JoinToken;
+use rcgen::{CertificateParams, KeyPair};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use thiserror::Error;
+use tonic::{Code, Request};
+
+/// Time for the provider to answer.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why this cluster could not join.
+#[derive(Debug, Error)]
+pub(super) enum JoinError {
+    /// Trying again is of no use until somebody changes something.
+    #[error("{0}")]
+    Refused(String),
+    /// Trying again may help.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+impl From<kube::Error> for JoinError {
+    fn from(error: kube::Error) -> Self {
+        Self::Unreachable(format!("the API server of this cluster failed: {error}"))
+    }
+}
+
+/// Returns the credentials for `peer`, joining it with its token if there are none yet.
+pub(super) async fn ensure(
+    client: &Client,
+    cluster: &Cluster,
+    peer: &Peer,
+    consume: &ConsumeSpec,
+) -> Result<Credentials, JoinError> {
+    let stored = load(client, &cluster.namespace, peer).await?;
+    if let Some(credentials) = stored.as_ref().filter(|credentials| credentials.chain.is_some()) {
+        return Ok(credentials.clone());
+    }
+    // The key is kept before it is used: if the answer is lost, the token may be redeemed again with the same key.
+    let credentials = match stored {
+        Some(credentials) => credentials,
+        None => {
+            let fresh = KeyPair::generate().map_err(|error| JoinError::Unreachable(error.to_string()))?;
+            let credentials = Credentials { key: fresh.serialize_pem(), chain: None };
+            store(client, &cluster.namespace, peer, &credentials).await?;
+            credentials
+        }
+    };
+    let token = token(client, cluster, peer, consume).await?;
+    let chain = redeem(cluster, peer, consume, &token, &credentials.key).await?;
+    let credentials = Credentials { chain: Some(chain), ..credentials };
+    store(client, &cluster.namespace, peer, &credentials).await?;
+    Ok(credentials)
+}
+
+/// Deletes the Secret of a token that was redeemed.
+pub(super) async fn discard_token(
+    client: &Client,
+    cluster: &Cluster,
+    consume: &ConsumeSpec,
+) -> Result<(), kube::Error> {
+    let Some(name) = &consume.join_secret else { return Ok(()) };
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &cluster.namespace);
+    match secrets.delete(name, &kube::api::DeleteParams::default()).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+async fn token(
+    client: &Client,
+    cluster: &Cluster,
+    peer: &Peer,
+    consume: &ConsumeSpec,
+) -> Result<JoinToken, JoinError> {
+    let Some(name) = &consume.join_secret else {
+        return Err(JoinError::Refused(
+            "there is neither a certificate nor a join token: set spec.consume.joinSecret, or peer anew"
+                .to_owned(),
+        ));
+    };
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &cluster.namespace);
+    let secret = secrets.get_opt(name).await?;
+    let text = secret.and_then(|secret| {
+        let value = secret.data?.remove("token")?;
+        String::from_utf8(value.0).ok()
+    });
+    let Some(text) = text else {
+        return Err(JoinError::Refused(format!(
+            "Secret {name} with the join token (key \"token\") is missing in namespace {}",
+            cluster.namespace
+        )));
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let token = JoinToken::parse(&text, now).map_err(|error| JoinError::Refused(error.to_string()))?;
+    if token.cluster_id.as_str() != peer.spec.cluster_id {
+        return Err(JoinError::Refused(format!(
+            "the token is for cluster {} ({}), not for {}",
+            token.cluster_name,
+            token.cluster_id,
+            peer.name_any()
+        )));
+    }
+    Ok(token)
+}
+
+async fn redeem(
+    cluster: &Cluster,
+    peer: &Peer,
+    consume: &ConsumeSpec,
+    token: &JoinToken,
+    key: &str,
+) -> Result<String, JoinError> {
+    let refused = |error: &dyn std::fmt::Display| JoinError::Refused(error.to_string());
+    let provider = peer.spec.cluster_id.parse().map_err(|e| refused(&e))?;
+    let (tls, name) = client_config(&provider, &consume.ca_sha256, None).map_err(|e| refused(&e))?;
+    let csr = request(key).map_err(|error| JoinError::Unreachable(error.to_string()))?;
+    let channel = Dialer::new(consume.endpoints.clone(), tls, name)
+        .connect()
+        .await
+        .map_err(|error| JoinError::Unreachable(error.to_string()))?;
+    let mut join = Request::new(JoinRequest {
+        token_id: token.id.clone(),
+        secret: token.secret().to_vec().into(),
+        csr: csr.into(),
+        consumer: Some(cluster.info()),
+    });
+    join.set_timeout(JOIN_TIMEOUT);
+    let joined = EnrollmentClient::new(channel).join(join).await.map_err(|status| match status.code() {
+        Code::PermissionDenied | Code::InvalidArgument | Code::AlreadyExists | Code::Unimplemented => {
+            JoinError::Refused(format!("{} refuses: {}", peer.name_any(), status.message()))
+        }
+        _ => JoinError::Unreachable(format!("{} did not answer: {}", peer.name_any(), status.message())),
+    })?;
+    let chain = joined.into_inner().certificate_chain.to_vec();
+    String::from_utf8(chain).map_err(|e| refused(&e))
+}
+
+/// A certificate request (DER) for the key (PEM).
+pub(super) fn request(key: &str) -> anyhow::Result<Vec<u8>> {
+    let key = KeyPair::from_pem(key).context("the stored key cannot be read")?;
+    let request = CertificateParams::default().serialize_request(&key)?;
+    Ok(request.der().to_vec())
+}

@@ -1,0 +1,246 @@
+//! The connection to a provider while all is well: its offers, and fresh certificates.
+
+use super::credentials::{Credentials, renew_at, store, validity};
+use super::join::request;
+use crate::cluster::Cluster;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::PostParams;
+use kube::{Api, Client, ResourceExt as _};
+use liquid_crds::vocabulary::{MANAGED_BY, MANAGED_BY_LIQUID};
+use liquid_crds::{ClusterName, ConsumeSpec, Offer, Peer, VirtualNode, VirtualNodeSpec};
+use liquid_link::client::{Dialer, EndpointError, Unreachable};
+use liquid_link::proto;
+use liquid_link::proto::peering_client::PeeringClient;
+use liquid_link::proto::{RenewRequest, WatchRequest, peering_event};
+use liquid_link::tls::{ClientCredentials, client_config};
+use rcgen::KeyPair;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use thiserror::Error;
+use time::OffsetDateTime;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+use tracing::{info, warn};
+
+/// How often a certificate that could not be renewed is tried again.
+const RENEW_RETRY: Duration = Duration::from_secs(60);
+/// Largest offer taken in: a provider is not trusted to be reasonable.
+const MAX_OFFER_ENTRIES: usize = 128;
+
+/// Why there is no connection.
+#[derive(Debug, Error)]
+pub(super) enum LinkError {
+    /// Nobody answers.
+    #[error("{0}")]
+    Unreachable(String),
+    /// Somebody else answers.
+    #[error("{0}")]
+    NotThePeer(String),
+    /// The provider does not let us in.
+    #[error("{0}")]
+    Refused(String),
+    /// Our credentials cannot be used.
+    #[error("{0}")]
+    Credentials(String),
+}
+
+impl LinkError {
+    /// CamelCase reason for the condition.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            LinkError::Unreachable(_) => "Unreachable",
+            LinkError::NotThePeer(_) => "NotThePeer",
+            LinkError::Refused(_) => "Refused",
+            LinkError::Credentials(_) => "CredentialsInvalid",
+        }
+    }
+}
+
+impl From<Unreachable> for LinkError {
+    fn from(error: Unreachable) -> Self {
+        let message = error.to_string();
+        let impostor = |e: &EndpointError| matches!(e, EndpointError::NotThePeer { .. });
+        if error.0.iter().any(impostor) { Self::NotThePeer(message) } else { Self::Unreachable(message) }
+    }
+}
+
+impl From<Status> for LinkError {
+    fn from(status: Status) -> Self {
+        match status.code() {
+            Code::PermissionDenied | Code::Unauthenticated => Self::Refused(status.message().to_owned()),
+            _ => Self::Unreachable(format!("the link broke: {}", status.message())),
+        }
+    }
+}
+
+/// A connection to a provider.
+pub(super) struct Session {
+    pub(super) client: PeeringClient<Channel>,
+    pub(super) events: Streaming<proto::PeeringEvent>,
+}
+
+/// What the provider said.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// What it offers, and where it can be reached.
+    Offers(Offer, Vec<String>),
+    /// It has ended the peering on purpose.
+    Ended(String),
+}
+
+/// Connects with `credentials`.
+pub(super) async fn dial(
+    peer: &Peer,
+    consume: &ConsumeSpec,
+    credentials: &Credentials,
+) -> Result<PeeringClient<Channel>, LinkError> {
+    let invalid = |error: &dyn std::fmt::Display| LinkError::Credentials(error.to_string());
+    let provider = peer.spec.cluster_id.parse().map_err(|e| invalid(&e))?;
+    let chain = credentials.chain.as_deref().unwrap_or_default();
+    let expired = validity(chain).is_none_or(|(_, end)| end <= OffsetDateTime::now_utc());
+    if expired {
+        return Err(LinkError::Credentials(
+            "the client certificate has expired: join again with a new token".to_owned(),
+        ));
+    }
+    let with = ClientCredentials { chain_pem: chain.as_bytes(), key_pem: credentials.key.as_bytes() };
+    let (tls, name) = client_config(&provider, &consume.ca_sha256, Some(with)).map_err(|e| invalid(&e))?;
+    Ok(PeeringClient::new(Dialer::new(endpoints(peer, consume), tls, name).connect().await?))
+}
+
+/// Where the provider may be reached: as configured, then as it announced itself.
+fn endpoints(peer: &Peer, consume: &ConsumeSpec) -> Vec<String> {
+    let mut endpoints = consume.endpoints.clone();
+    let announced = peer.status.as_ref().and_then(|status| status.consume.as_ref());
+    for endpoint in announced.iter().flat_map(|consume| &consume.endpoints) {
+        if !endpoints.contains(endpoint) {
+            endpoints.push(endpoint.clone());
+        }
+    }
+    endpoints
+}
+
+/// Opens the stream of offers.
+pub(super) async fn open(
+    peer: &Peer,
+    consume: &ConsumeSpec,
+    credentials: &Credentials,
+    cluster: &Cluster,
+) -> Result<Session, LinkError> {
+    let mut client = dial(peer, consume, credentials).await?;
+    let watch = WatchRequest { consumer: Some(cluster.info()) };
+    let events = client.watch(watch).await?.into_inner();
+    Ok(Session { client, events })
+}
+
+/// Reads the next thing the provider says.
+pub(super) async fn next(events: &mut Streaming<proto::PeeringEvent>) -> Result<Said, LinkError> {
+    loop {
+        let event = events.message().await?;
+        let event = event.ok_or_else(|| LinkError::Unreachable("the provider hung up".to_owned()))?;
+        match event.event {
+            Some(peering_event::Event::Offer(offer)) => {
+                let endpoints = offer.endpoints.iter().take(16).cloned().collect();
+                return Ok(Said::Offers(from_wire(offer), endpoints));
+            }
+            Some(peering_event::Event::Ended(ended)) => {
+                return Ok(Said::Ended(ended.reason.chars().take(256).collect()));
+            }
+            // Something newer than this version.
+            None => {}
+        }
+    }
+}
+
+fn from_wire(offer: proto::Offer) -> Offer {
+    let sorted = |map: std::collections::HashMap<String, String>| -> BTreeMap<String, String> {
+        map.into_iter().collect::<BTreeMap<_, _>>().into_iter().take(MAX_OFFER_ENTRIES).collect()
+    };
+    let amounts = sorted(offer.resources).into_iter().map(|(name, amount)| (name, Quantity(amount)));
+    Offer {
+        // An amount that is no quantity would make the Node unwritable.
+        resources: amounts.filter(|(_, amount)| liquid_crds::quantity::parse(amount).is_ok()).collect(),
+        architectures: offer.architectures.into_iter().take(MAX_OFFER_ENTRIES).collect(),
+        labels: sorted(offer.labels),
+        kubernetes_version: offer.kubernetes_version.chars().take(64).collect(),
+        cordoned: offer.cordoned,
+    }
+}
+
+/// Renews the certificate whenever two thirds of its life are over; returns the new credentials each time it did.
+pub(super) async fn renew(
+    client: &Client,
+    cluster: &Cluster,
+    peer: &Peer,
+    link: &mut PeeringClient<Channel>,
+    current: &Credentials,
+) -> Credentials {
+    loop {
+        let due = current.chain.as_deref().and_then(validity).map(renew_at);
+        let wait = due.map(|due| due - OffsetDateTime::now_utc()).unwrap_or(time::Duration::ZERO);
+        tokio::time::sleep(wait.try_into().unwrap_or(Duration::ZERO)).await;
+        match try_renew(client, cluster, peer, link).await {
+            Ok(renewed) => {
+                info!(peer = %peer.name_any(), "link certificate renewed");
+                return renewed;
+            }
+            Err(error) => {
+                warn!(peer = %peer.name_any(), %error, "link certificate not renewed; trying again");
+                tokio::time::sleep(RENEW_RETRY).await;
+            }
+        }
+    }
+}
+
+async fn try_renew(
+    client: &Client,
+    cluster: &Cluster,
+    peer: &Peer,
+    link: &mut PeeringClient<Channel>,
+) -> anyhow::Result<Credentials> {
+    let key = KeyPair::generate()?.serialize_pem();
+    let renewed = link.renew(RenewRequest { csr: request(&key)?.into() }).await?.into_inner();
+    let chain = String::from_utf8(renewed.certificate_chain.to_vec())?;
+    let credentials = Credentials { key, chain: Some(chain) };
+    store(client, &cluster.namespace, peer, &credentials).await?;
+    Ok(credentials)
+}
+
+/// End of validity of a certificate, for the status.
+pub(super) fn not_after(credentials: &Credentials) -> Option<Time> {
+    let (_, end) = validity(credentials.chain.as_deref()?)?;
+    Some(Time(Timestamp::from_second(end.unix_timestamp()).ok()?))
+}
+
+/// Makes the virtual node of `peer` unless it is there.
+pub(super) async fn ensure_virtual_node(client: &Client, peer: &Peer) -> Result<(), kube::Error> {
+    let Ok(name) = peer.name_any().parse::<ClusterName>() else { return Ok(()) };
+    let nodes: Api<VirtualNode> = Api::all(client.clone());
+    let name = name.virtual_node();
+    if nodes.get_opt(&name).await?.is_some() {
+        return Ok(());
+    }
+    let spec = VirtualNodeSpec { peer: peer.name_any(), labels: BTreeMap::new(), taints: Vec::new() };
+    let mut node = VirtualNode::new(&name, spec);
+    node.metadata = ObjectMeta {
+        labels: Some(BTreeMap::from([(MANAGED_BY.to_owned(), MANAGED_BY_LIQUID.to_owned())])),
+        owner_references: Some(vec![OwnerReference {
+            api_version: <Peer as kube::Resource>::api_version(&()).into_owned(),
+            kind: <Peer as kube::Resource>::kind(&()).into_owned(),
+            name: peer.name_any(),
+            uid: peer.metadata.uid.clone().unwrap_or_default(),
+            ..OwnerReference::default()
+        }]),
+        ..node.metadata
+    };
+    match nodes.create(&PostParams::default(), &node).await {
+        Ok(_) => {
+            info!(peer = %peer.name_any(), node = %name, "virtual node made");
+            Ok(())
+        }
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,303 @@
+//! One task per provider: joins it, stays in touch, and leaves it.
+
+use super::credentials::Credentials;
+use super::session::{LinkError, Said, ensure_virtual_node, next, not_after, open, renew};
+use super::{join, leave};
+use crate::cluster::Cluster;
+use crate::finalizers;
+use crate::metrics::Metrics;
+use crate::status::{Report, report};
+use kube::{Api, Client, ResourceExt as _};
+use liquid_crds::vocabulary::{FINALIZER_CONSUME, FORGET, credentials_secret};
+use liquid_crds::{ConditionUpdate, ConsumeSpec, ConsumeStatus, Peer, condition};
+use liquid_runtime::backoff::Backoff;
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+use tracing::{Instrument as _, debug, info, info_span, warn};
+
+/// First and longest pause between two tries to reach a provider: it is back in the picture 3 s after it is back.
+const DIAL_FIRST: Duration = Duration::from_millis(250);
+const DIAL_CAP: Duration = Duration::from_secs(3);
+/// How often it is checked that the virtual node is still there.
+const CHECK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The tasks of all providers.
+pub(crate) struct Borrowing {
+    client: Client,
+    cluster: Arc<Cluster>,
+    metrics: Metrics,
+    tasks: BTreeMap<String, (watch::Sender<Peer>, JoinHandle<()>)>,
+}
+
+impl Borrowing {
+    /// Starts without any.
+    pub(crate) fn new(client: Client, cluster: Arc<Cluster>, metrics: Metrics) -> Self {
+        Self { client, cluster, metrics, tasks: BTreeMap::new() }
+    }
+
+    /// A `Peer` has appeared or changed.
+    pub(crate) fn applied(&mut self, peer: &Peer) {
+        let name = peer.name_any();
+        let ours = peer.spec.consume.is_some() || holds(peer);
+        let known_uid = self.tasks.get(&name).map(|(sender, _)| sender.borrow().metadata.uid.clone());
+        if !ours || known_uid.is_some_and(|uid| uid != peer.metadata.uid) {
+            self.deleted(&name);
+        }
+        if !ours {
+            return;
+        }
+        if let Some((sender, task)) = self.tasks.get(&name)
+            && !task.is_finished()
+        {
+            sender.send_replace(peer.clone());
+            return;
+        }
+        let (sender, receiver) = watch::channel(peer.clone());
+        let task = Task {
+            client: self.client.clone(),
+            cluster: self.cluster.clone(),
+            metrics: self.metrics.clone(),
+            peer: receiver,
+        };
+        let handle = tokio::spawn(task.run().instrument(info_span!("borrow", peer = %name)));
+        self.tasks.insert(name, (sender, handle));
+    }
+
+    /// A `Peer` is gone.
+    pub(crate) fn deleted(&mut self, name: &str) {
+        if let Some((_, task)) = self.tasks.remove(name) {
+            task.abort();
+            self.metrics.forget_peer(name);
+        }
+    }
+}
+
+fn holds(peer: &Peer) -> bool {
+    peer.finalizers().iter().any(|finalizer| finalizer == FINALIZER_CONSUME)
+}
+
+struct Task {
+    client: Client,
+    cluster: Arc<Cluster>,
+    metrics: Metrics,
+    peer: watch::Receiver<Peer>,
+}
+
+/// What a task waits for next.
+enum Next {
+    /// Try again after a pause.
+    Pause,
+    /// Nothing until the `Peer` is changed by somebody.
+    Change,
+    /// It is over.
+    End,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let mut backoff = Backoff::new(DIAL_FIRST, DIAL_CAP);
+        loop {
+            let peer = self.peer.borrow_and_update().clone();
+            let leaving = peer.metadata.deletion_timestamp.is_some() || peer.spec.consume.is_none();
+            let next = match (leaving, peer.spec.consume.clone()) {
+                (false, Some(consume)) => self.borrow(&peer, &consume, &mut backoff).await,
+                (_, consume) => self.leave(&peer, consume.as_ref()).await,
+            };
+            self.metrics.link_up(&peer.name_any(), false);
+            match next {
+                Next::End => return,
+                Next::Change => {
+                    if self.wait_for_change(&peer).await.is_err() {
+                        return;
+                    }
+                    backoff.reset();
+                }
+                Next::Pause => {
+                    let pause = backoff.next(RandomState::new().build_hasher().finish());
+                    tokio::select! {
+                        () = sleep(pause) => {}
+                        changed = self.wait_for_change(&peer) => if changed.is_err() { return },
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits until somebody else than this task has changed the `Peer`.
+    async fn wait_for_change(&mut self, seen: &Peer) -> Result<(), watch::error::RecvError> {
+        let differs = |peer: &Peer| {
+            peer.spec != seen.spec
+                || peer.metadata.deletion_timestamp != seen.metadata.deletion_timestamp
+                || peer.metadata.annotations != seen.metadata.annotations
+        };
+        self.peer.wait_for(differs).await.map(drop)
+    }
+
+    async fn borrow(&mut self, peer: &Peer, consume: &ConsumeSpec, backoff: &mut Backoff) -> Next {
+        if let Err(error) = finalizers::add(&Api::all(self.client.clone()), peer, FINALIZER_CONSUME).await {
+            warn!(%error, "finalizer not added; trying again");
+            return Next::Pause;
+        }
+        let joined = join::ensure(&self.client, &self.cluster, peer, consume).await;
+        let credentials = match joined {
+            Ok(credentials) => credentials,
+            Err(error) => {
+                let (reason, next) = match &error {
+                    join::JoinError::Refused(_) => ("JoinRefused", Next::Change),
+                    join::JoinError::Unreachable(_) => ("Unreachable", Next::Pause),
+                };
+                warn!(%error, reason, "cannot join");
+                self.report(peer, None, vec![no("Joined", reason, &error), no("LinkUp", reason, &error)])
+                    .await;
+                return next;
+            }
+        };
+        if let Err(error) = join::discard_token(&self.client, &self.cluster, consume).await {
+            debug!(%error, "redeemed token not deleted; it is of no use to anyone");
+        }
+        let error = self.stay(peer, consume, credentials, backoff).await;
+        match error {
+            Stayed::Lost(error) => {
+                warn!(%error, reason = error.reason(), "link down");
+                self.report(peer, None, vec![no("LinkUp", error.reason(), &error)]).await;
+                // A refusal may be over when the provider has been told something; it costs little to ask again.
+                Next::Pause
+            }
+            Stayed::Ended(reason) => {
+                warn!(%reason, "the provider has ended the peering");
+                let message = format!("{reason}; run `liquidctl unpeer` to remove what is left of it here");
+                self.report(peer, None, vec![no("LinkUp", "EndedByProvider", &message)]).await;
+                // Its pods are gone or on their way out: their owners shall replace them.
+                if let Err(error) = leave::remove_virtual_nodes(&self.client, peer).await {
+                    warn!(%error, "virtual nodes not removed; trying again");
+                    return Next::Pause;
+                }
+                Next::Change
+            }
+            Stayed::Changed => {
+                backoff.reset();
+                Next::Pause
+            }
+        }
+    }
+
+    /// Stays connected until the link breaks, the provider ends the peering, or the `Peer` is changed.
+    async fn stay(
+        &mut self,
+        peer: &Peer,
+        consume: &ConsumeSpec,
+        mut credentials: Credentials,
+        backoff: &mut Backoff,
+    ) -> Stayed {
+        let mut session = match open(peer, consume, &credentials, &self.cluster).await {
+            Ok(session) => session,
+            Err(error) => return Stayed::Lost(error),
+        };
+        let mut link = session.client.clone();
+        let mut check = tokio::time::interval(CHECK_INTERVAL);
+        let mut changes = self.peer.clone();
+        loop {
+            tokio::select! {
+                said = next(&mut session.events) => match said {
+                    Ok(Said::Offers(offer, endpoints)) => {
+                        backoff.reset();
+                        self.metrics.link_up(&peer.name_any(), true);
+                        let status = ConsumeStatus {
+                            credentials_secret: Some(credentials_secret(&peer.name_any())),
+                            certificate_not_after: not_after(&credentials),
+                            endpoints,
+                            offer: Some(offer),
+                        };
+                        let version = "the client certificate is valid".to_owned();
+                        let joined = ConditionUpdate { type_: "Joined", status: Some(true), reason: "Joined", message: version };
+                        let message = "the link to the provider is up".to_owned();
+                        let up = ConditionUpdate { type_: "LinkUp", status: Some(true), reason: "Connected", message };
+                        self.report(peer, Some(status), vec![joined, up]).await;
+                        info!("link up, offer received");
+                    }
+                    Ok(Said::Ended(reason)) => return Stayed::Ended(reason),
+                    Err(error) => return Stayed::Lost(error),
+                },
+                renewed = renew(&self.client, &self.cluster, peer, &mut link, &credentials) => credentials = renewed,
+                _ = check.tick(), if consume.create_virtual_node => {
+                    if let Err(error) = ensure_virtual_node(&self.client, peer).await {
+                        warn!(%error, "virtual node not made; trying again");
+                    }
+                }
+                () = changed_by_others(&mut changes, consume) => return Stayed::Changed,
+            }
+        }
+    }
+
+    async fn leave(&mut self, peer: &Peer, consume: Option<&ConsumeSpec>) -> Next {
+        if !holds(peer) {
+            return Next::End;
+        }
+        if let Err(error) = leave::remove_virtual_nodes(&self.client, peer).await {
+            warn!(%error, "virtual nodes not removed; trying again");
+            return Next::Pause;
+        }
+        let forget = peer.annotations().get(FORGET) == peer.metadata.uid.as_ref();
+        let ended = peer.status.as_ref().and_then(|status| condition(&status.conditions, "LinkUp"));
+        let ended = ended.is_some_and(|condition| condition.reason == "EndedByProvider");
+        if let Some(consume) = consume.filter(|_| !forget && !ended)
+            && let Err(error) = leave::leave(&self.client, &self.cluster, peer, consume).await
+        {
+            let message =
+                format!("cannot leave: {error}; if it is gone for good, run `liquidctl unpeer --force`");
+            warn!(%message);
+            self.report(peer, None, vec![no("LinkUp", "CannotLeave", &message)]).await;
+            return Next::Pause;
+        }
+        match finalizers::remove(&Api::all(self.client.clone()), &peer.name_any(), FINALIZER_CONSUME).await {
+            Ok(()) => {
+                info!(forget, "left");
+                Next::End
+            }
+            Err(error) => {
+                warn!(%error, "finalizer not removed; trying again");
+                Next::Pause
+            }
+        }
+    }
+
+    /// Writes the borrowing half of the status; without a new one the old stays.
+    async fn report(&self, peer: &Peer, status: Option<ConsumeStatus>, updates: Vec<ConditionUpdate<'_>>) {
+        let current = match Api::<Peer>::all(self.client.clone()).get_opt(&peer.name_any()).await {
+            Ok(Some(current)) if current.metadata.uid == peer.metadata.uid => current,
+            Ok(_) => return,
+            Err(error) => {
+                warn!(%error, "status not written");
+                return;
+            }
+        };
+        let known = current.status.as_ref().and_then(|status| status.consume.clone()).unwrap_or_default();
+        let consume = status.unwrap_or(known);
+        if let Err(error) = report(&self.client, &current, &Report::Consume(consume), updates).await {
+            warn!(%error, "status not written");
+        }
+    }
+}
+
+enum Stayed {
+    Lost(LinkError),
+    Ended(String),
+    Changed,
+}
+
+/// Resolves when somebody wants something else of the peering, or its end.
+async fn changed_by_others(peer: &mut watch::Receiver<Peer>, consume: &ConsumeSpec) {
+    let differs =
+        |now: &Peer| now.spec.consume.as_ref() != Some(consume) || now.metadata.deletion_timestamp.is_some();
+    // The sender lives in the same table as this task: if it is gone, so is the `Peer`.
+    drop(peer.wait_for(differs).await);
+}
+
+fn no<'a>(type_: &'a str, reason: &'a str, message: &dyn std::fmt::Display) -> ConditionUpdate<'a> {
+    ConditionUpdate { type_, status: Some(false), reason, message: message.to_string() }
+}

@@ -1,0 +1,203 @@
+//! What this cluster publishes of itself: the ConfigMap from which `liquidctl invite` makes tokens, and the
+//! addresses under which peers reach the link endpoint.
+
+use crate::cluster::Cluster;
+use anyhow::Result;
+use futures::stream::{StreamExt as _, select};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::watcher;
+use kube::{Api, Client, ResourceExt as _};
+use liquid_crds::vocabulary::{CLUSTER_INFO, MANAGED_BY, MANAGED_BY_LIQUID, TYPE};
+use liquid_runtime::watch::{Change, changes};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+use tracing::{info, warn};
+
+/// Service in front of the link endpoint, made by the chart.
+const LINK_SERVICE: &str = "liquid-link";
+/// Addresses of nodes advertised for a NodePort: enough to survive the loss of two, few enough for a token.
+const MAX_NODE_ADDRESSES: usize = 3;
+/// Changes of nodes come in bursts, and addresses are not urgent.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// Publishes what peers need to know, and keeps the advertised addresses up to date; `configured` (host:port)
+/// wins over what the Service says.
+pub(crate) async fn publish(
+    client: Client,
+    cluster: Arc<Cluster>,
+    configured: Vec<String>,
+    endpoints: watch::Sender<Vec<String>>,
+) {
+    let services = Api::namespaced(client.clone(), &cluster.namespace);
+    let only_link = watcher::Config::default().fields(&format!("metadata.name={LINK_SERVICE}"));
+    let only_physical = watcher::Config::default().labels(&format!("!{TYPE}"));
+    let mut news = select(
+        changes(services, only_link).map(|change| News::Service(Box::new(change))).boxed(),
+        changes(Api::all(client.clone()), only_physical).map(|change| News::Node(Box::new(change))).boxed(),
+    );
+    let mut picture = Picture::default();
+    let mut published = None;
+    while let Some(first) = news.next().await {
+        picture.learn(first);
+        let settled = Instant::now() + SETTLE;
+        while let Ok(Some(more)) = timeout_at(settled, news.next()).await {
+            picture.learn(more);
+        }
+        let found = if configured.is_empty() { picture.advertised() } else { configured.clone() };
+        if published.as_ref() == Some(&found) {
+            continue;
+        }
+        match write(&client, &cluster, &found).await {
+            Ok(()) => {
+                info!(endpoints = ?found, "cluster information published");
+                endpoints.send_replace(found.clone());
+                published = Some(found);
+            }
+            Err(error) => warn!(%error, "cluster information not published; trying again at the next change"),
+        }
+    }
+}
+
+enum News {
+    Service(Box<Change<Service>>),
+    Node(Box<Change<Node>>),
+}
+
+#[derive(Default)]
+struct Picture {
+    service: Option<Service>,
+    nodes: BTreeMap<String, Option<String>>,
+}
+
+impl Picture {
+    fn learn(&mut self, news: News) {
+        match news {
+            News::Service(change) => match *change {
+                Change::Applied(service) => self.service = Some(service),
+                Change::Deleted(_) => self.service = None,
+                Change::Listed(seen) if seen.is_empty() => self.service = None,
+                Change::Listed(_) => {}
+            },
+            News::Node(change) => match *change {
+                Change::Applied(node) => drop(self.nodes.insert(node.name_any(), address(&node))),
+                Change::Deleted(node) => drop(self.nodes.remove(&node.name_any())),
+                Change::Listed(seen) => {
+                    self.nodes.retain(|name, _| seen.contains(&(String::new(), name.clone())));
+                }
+            },
+        }
+    }
+
+    /// Addresses (host:port) under which the Service is reachable from outside; none for a ClusterIP.
+    fn advertised(&self) -> Vec<String> {
+        let Some(spec) = self.service.as_ref().and_then(|service| service.spec.as_ref()) else {
+            return Vec::new();
+        };
+        let Some(port) = spec.ports.iter().flatten().next() else { return Vec::new() };
+        let ingress = self
+            .service
+            .as_ref()
+            .and_then(|service| service.status.as_ref()?.load_balancer.as_ref()?.ingress.as_ref());
+        let balanced: Vec<String> = ingress
+            .into_iter()
+            .flatten()
+            .filter_map(|ingress| ingress.hostname.clone().or_else(|| ingress.ip.clone()))
+            .map(|host| host_port(&host, port.port))
+            .collect();
+        if !balanced.is_empty() {
+            return balanced;
+        }
+        let Some(node_port) = port.node_port else { return Vec::new() };
+        let hosts = self.nodes.values().flatten().take(MAX_NODE_ADDRESSES);
+        hosts.map(|host| host_port(host, node_port)).collect()
+    }
+}
+
+/// The address of a ready node that is best reachable from elsewhere.
+fn address(node: &Node) -> Option<String> {
+    let status = node.status.as_ref()?;
+    let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    let of_type = |type_: &str| {
+        let addresses = status.addresses.iter().flatten();
+        addresses.filter(|a| a.type_ == type_).map(|a| a.address.clone()).next()
+    };
+    ready.then(|| of_type("ExternalIP").or_else(|| of_type("InternalIP"))).flatten()
+}
+
+fn host_port(host: &str, port: i32) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+async fn write(client: &Client, cluster: &Cluster, endpoints: &[String]) -> Result<(), kube::Error> {
+    let data = BTreeMap::from([
+        ("clusterID".to_owned(), cluster.id.to_string()),
+        ("clusterName".to_owned(), cluster.name.to_string()),
+        ("caSHA256".to_owned(), cluster.ca.fingerprint()),
+        ("endpoints".to_owned(), endpoints.join("\n")),
+        ("version".to_owned(), liquid_runtime::VERSION.to_owned()),
+    ]);
+    let published = ConfigMap {
+        metadata: ObjectMeta {
+            name: Some(CLUSTER_INFO.to_owned()),
+            labels: Some(BTreeMap::from([(MANAGED_BY.to_owned(), MANAGED_BY_LIQUID.to_owned())])),
+            ..ObjectMeta::default()
+        },
+        data: Some(data),
+        ..ConfigMap::default()
+    };
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), &cluster.namespace);
+    let apply = PatchParams::apply("liquid-controller").force();
+    api.patch(CLUSTER_INFO, &apply, &Patch::Apply(&published)).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn picture(service: serde_json::Value) -> Picture {
+        let node = |name: &str, ready: &str, addresses: serde_json::Value| -> News {
+            let node = json!({
+                "metadata": {"name": name},
+                "status": {"conditions": [{"type": "Ready", "status": ready}], "addresses": addresses},
+            });
+            News::Node(Box::new(Change::Applied(serde_json::from_value(node).unwrap())))
+        };
+        let mut picture = Picture::default();
+        picture.learn(News::Service(Box::new(Change::Applied(serde_json::from_value(service).unwrap()))));
+        picture.learn(node("a", "True", json!([{"type": "InternalIP", "address": "10.0.0.1"}])));
+        picture.learn(node("b", "False", json!([{"type": "InternalIP", "address": "10.0.0.2"}])));
+        picture.learn(node(
+            "c",
+            "True",
+            json!([{"type": "InternalIP", "address": "10.0.0.3"}, {"type": "ExternalIP", "address": "2001:db8::3"}]),
+        ));
+        picture
+    }
+
+    #[test]
+    fn a_load_balancer_comes_before_nodes() {
+        let service = json!({
+            "spec": {"ports": [{"port": 7443, "nodePort": 30443}]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.7"}, {"hostname": "lb.example"}]}},
+        });
+        assert_eq!(picture(service).advertised(), ["192.0.2.7:7443", "lb.example:7443"]);
+    }
+
+    #[test]
+    fn a_node_port_is_advertised_on_ready_nodes() {
+        let service = json!({"spec": {"ports": [{"port": 7443, "nodePort": 30443}]}});
+        assert_eq!(picture(service).advertised(), ["10.0.0.1:30443", "[2001:db8::3]:30443"]);
+    }
+
+    #[test]
+    fn a_cluster_ip_is_not_advertised() {
+        assert!(picture(json!({"spec": {"ports": [{"port": 7443}]}})).advertised().is_empty());
+    }
+}

@@ -1,0 +1,158 @@
+//! What the leading replica does: everything.
+
+use crate::args::Args;
+use crate::cluster::Cluster;
+use crate::consume::Borrowing;
+use crate::info;
+use crate::kubelet_certificates;
+use crate::lend::capacity::{self, Capacity};
+use crate::lend::consumers::Consumers;
+use crate::lend::enrollment::EnrollmentService;
+use crate::lend::kubelet_service::KubeletService;
+use crate::lend::peering_service::{Connections, PeeringService};
+use crate::lend::reconcile::{Lending, report_connections};
+use crate::lend::shadows::{Policy, Shadows};
+use crate::lend::sync_service::SyncService;
+use crate::metrics::Metrics;
+use crate::peers;
+use crate::webhook::{self, Offloadings};
+use anyhow::{Context as _, Result};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use liquid_crds::vocabulary::LEADER;
+use liquid_link::limits::{MAX_MESSAGE, SERVER_CERTIFICATE_LIFE};
+use liquid_link::proto::enrollment_server::EnrollmentServer;
+use liquid_link::proto::kubelet_server::KubeletServer;
+use liquid_link::proto::peering_server::PeeringServer;
+use liquid_link::proto::reflection_server::ReflectionServer;
+use liquid_link::{server, tls};
+use liquid_runtime::drain::Drain;
+use liquid_runtime::health::Health;
+use liquid_runtime::tls::{ReloadableCert, certified_key};
+use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tracing::{info, warn};
+
+/// Leads until the drain.
+pub(crate) async fn lead(
+    client: Client,
+    args: Args,
+    health: Health,
+    metrics: Metrics,
+    drain: &Drain,
+) -> Result<()> {
+    let peers_known = health.part("peers", "reading Peers");
+    let shadows_known = health.part("shadows", "reading shadows");
+    let link_listens = health.part("link", "waiting for Peers and shadows");
+
+    let cluster = Arc::new(Cluster::load(&client, args.cluster_name.clone(), args.namespace.clone()).await?);
+    let version = client.apiserver_version().await.context("cannot reach the API server")?;
+    mark_leader(&client, &args).await;
+
+    let consumers = Arc::new(Consumers::default());
+    let connections = Connections::default();
+    let policy = Policy { pod_security: args.pod_security.clone(), own_namespace: args.namespace.clone() };
+    let (shadows, shadows_actor) =
+        Shadows::start(client.clone(), policy, consumers.clone(), metrics.clone(), shadows_known.clone());
+    let (capacity_sender, capacity) = watch::channel(Capacity::default());
+    let (endpoints_sender, endpoints) = watch::channel(Vec::new());
+    let lending = Lending {
+        client: client.clone(),
+        consumers: consumers.clone(),
+        shadows: shadows.clone(),
+        ending: Arc::default(),
+    };
+    let borrowing = Borrowing::new(client.clone(), cluster.clone(), metrics);
+    let offloadings = Offloadings::default();
+
+    run(drain, peers::follow(client.clone(), borrowing, lending, peers_known));
+    run(drain, shadows_actor);
+    run(drain, info::publish(client.clone(), cluster.clone(), args.advertise.clone(), endpoints_sender));
+    let labels = args.cluster_labels.iter().cloned().collect();
+    run(drain, capacity::observe(client.clone(), labels, version.git_version, capacity_sender));
+    run(drain, report_connections(client.clone(), consumers.clone(), connections.clone()));
+    run(drain, kubelet_certificates::approve(client.clone(), args.namespace.clone()));
+    run(drain, offloadings.clone().follow(client.clone()));
+    run(drain, webhook::keep_authority(client.clone(), cluster.clone()));
+    webhook::serve(cluster.clone(), args.webhook_listen, offloadings, drain.clone())
+        .await
+        .with_context(|| format!("cannot serve the pod webhook on {}", args.webhook_listen))?;
+
+    // Consumers are let in when it is known who they are and what runs for them.
+    while health.missing().iter().any(|(part, _)| *part == "peers" || *part == "shadows") {
+        tokio::select! {
+            () = tokio::time::sleep(std::time::Duration::from_millis(20)) => {}
+            () = drain.requested() => return Ok(()),
+        }
+    }
+    let cert = Arc::new(ReloadableCert::default());
+    issue(&cluster, &cert)?;
+    run(drain, renew(cluster.clone(), cert.clone()));
+    let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(cluster.ca.certificate_pem(), cert)?));
+    let listener = TcpListener::bind(args.link_listen)
+        .await
+        .with_context(|| format!("cannot listen on {} for peers", args.link_listen))?;
+    info!(address = %args.link_listen, "link endpoint listens");
+    link_listens.ready();
+
+    let enrollment =
+        EnrollmentService { client: client.clone(), cluster: cluster.clone(), consumers: consumers.clone() };
+    let peering = PeeringService {
+        client: client.clone(),
+        cluster,
+        consumers: consumers.clone(),
+        shadows: shadows.clone(),
+        capacity,
+        endpoints,
+        connections,
+    };
+    let sync =
+        SyncService { consumers: consumers.clone(), shadows: shadows.clone(), streams: AtomicU64::new(0) };
+    let kubelet = KubeletService { client, consumers, shadows };
+    server::builder()
+        .add_service(EnrollmentServer::new(enrollment))
+        .add_service(PeeringServer::new(peering))
+        .add_service(ReflectionServer::new(sync).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(KubeletServer::new(kubelet))
+        .serve_with_incoming_shutdown(server::accept(listener, acceptor), drain.token().cancelled_owned())
+        .await
+        .context("the link endpoint failed")
+}
+
+/// Runs `task` until the drain is requested.
+fn run(drain: &Drain, task: impl Future<Output = ()> + Send + 'static) {
+    let token = drain.token();
+    drain.spawn(async move { token.run_until_cancelled(task).await });
+}
+
+/// Labels our pod, so that the Services of the link and the webhook lead to it.
+async fn mark_leader(client: &Client, args: &Args) {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &args.namespace);
+    let label = |value: &str| json!({"metadata": {"labels": {LEADER: value}}});
+    let params = PatchParams::default();
+    if let Err(error) = pods.patch(&args.pod_name, &params, &Patch::Merge(&label("true"))).await {
+        // Outside a cluster there is no pod, and no Service that selects it.
+        warn!(pod = %args.pod_name, %error, "our pod is not marked as leader; Services do not lead here");
+    }
+}
+
+fn issue(cluster: &Cluster, cert: &ReloadableCert) -> Result<()> {
+    let own = cluster.ca.issue_link_server(&cluster.id, OffsetDateTime::now_utc())?;
+    cert.set(certified_key(own.chain_pem.as_bytes(), own.key_pem.as_bytes())?);
+    Ok(())
+}
+
+async fn renew(cluster: Arc<Cluster>, cert: Arc<ReloadableCert>) {
+    loop {
+        tokio::time::sleep(SERVER_CERTIFICATE_LIFE * 2 / 3).await;
+        if let Err(error) = issue(&cluster, &cert) {
+            warn!(%error, "certificate of the link endpoint not renewed");
+        }
+    }
+}

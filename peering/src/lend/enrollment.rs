@@ -1,0 +1,180 @@
+//! `Join`: a token becomes a `Peer` and a client certificate. Everything is checked before anything is made.
+
+use super::consumers::{Consumer, Consumers, consumer_of};
+use crate::cluster::Cluster;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt as _};
+use liquid_crds::vocabulary::FINALIZER_LEND;
+use liquid_crds::{ClusterId, ClusterName, LendSpec, Peer, PeerSpec};
+use liquid_link::digest::{hex, sha256};
+use liquid_link::identity::PeerIdentity;
+use liquid_link::proto::enrollment_server::Enrollment;
+use liquid_link::proto::{JoinRequest, JoinResponse};
+use liquid_link::token_secret::{Presenter, TokenRefused, redeem, secret_name};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use time::OffsetDateTime;
+use tonic::{Request, Response, Status};
+use tracing::{info, warn};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer as _;
+
+/// Largest certificate request read; one with a P-256 key has about 300 bytes.
+const MAX_CSR: usize = 8 * 1024;
+
+/// The enrollment service.
+pub(crate) struct EnrollmentService {
+    pub(crate) client: Client,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) consumers: Arc<Consumers>,
+}
+
+#[tonic::async_trait]
+impl Enrollment for EnrollmentService {
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let JoinRequest { token_id, secret, csr, consumer } = request.into_inner();
+        let applicant = Applicant::check(consumer, &csr, &self.cluster)?;
+        let existing = self.check_name(&applicant).await?;
+        self.redeem(&token_id, &secret, &applicant).await?;
+        let consumer = self.admit(&applicant, existing).await?;
+        let identity = PeerIdentity { cluster_id: consumer.id.clone(), peering: consumer.peering.clone() };
+        let signed = self
+            .cluster
+            .ca
+            .issue_peer(&csr, &identity, OffsetDateTime::now_utc())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        info!(peer = %consumer.name, cluster = %consumer.id, token = %token_id, "consumer joined");
+        self.consumers.insert(consumer);
+        Ok(Response::new(JoinResponse {
+            certificate_chain: signed.chain_pem.into_bytes().into(),
+            provider: Some(self.cluster.info()),
+        }))
+    }
+}
+
+/// Who asks to join, checked.
+struct Applicant {
+    id: ClusterId,
+    name: ClusterName,
+    key_digest: String,
+}
+
+impl Applicant {
+    fn check(
+        info: Option<liquid_link::proto::ClusterInfo>,
+        csr: &[u8],
+        cluster: &Cluster,
+    ) -> Result<Self, Status> {
+        let info = info.ok_or_else(|| Status::invalid_argument("the consumer does not say who it is"))?;
+        let id: ClusterId =
+            info.cluster_id.try_into().map_err(|error| Status::invalid_argument(format!("{error}")))?;
+        let name: ClusterName =
+            info.name.try_into().map_err(|error| Status::invalid_argument(format!("{error}")))?;
+        if id == cluster.id {
+            return Err(Status::invalid_argument("a cluster cannot peer with itself"));
+        }
+        if name == cluster.name {
+            return Err(Status::already_exists(format!(
+                "both clusters are called {name}: one needs another --cluster-name"
+            )));
+        }
+        if csr.len() > MAX_CSR {
+            return Err(Status::invalid_argument("the certificate request is too large"));
+        }
+        let (_, request) = X509CertificationRequest::from_der(csr).map_err(|error| {
+            Status::invalid_argument(format!("the certificate request is damaged: {error}"))
+        })?;
+        let key = request.certification_request_info.subject_pki.raw;
+        Ok(Self { id, name, key_digest: hex(&sha256(key)) })
+    }
+}
+
+impl EnrollmentService {
+    /// Refuses an applicant whose name belongs to another cluster; returns its `Peer` if it is known already.
+    async fn check_name(&self, applicant: &Applicant) -> Result<Option<Peer>, Status> {
+        let peers: Api<Peer> = Api::all(self.client.clone());
+        let known = peers.list(&ListParams::default()).await.map_err(unavailable)?;
+        for peer in known {
+            let same_cluster = peer.spec.cluster_id == applicant.id.as_str();
+            if peer.name_any() == applicant.name.as_str() && !same_cluster {
+                return Err(Status::already_exists(format!(
+                    "another cluster is known here as {}: the consumer needs another --cluster-name",
+                    applicant.name
+                )));
+            }
+            if same_cluster && peer.metadata.deletion_timestamp.is_some() {
+                return Err(Status::unavailable(format!(
+                    "the earlier peering with {} is still being removed: try again in a moment",
+                    peer.name_any()
+                )));
+            }
+            if same_cluster {
+                return Ok(Some(peer));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn redeem(&self, id: &str, presented: &[u8], applicant: &Applicant) -> Result<(), Status> {
+        let wrong = || Status::permission_denied(TokenRefused::Unknown.to_string());
+        // The identifier becomes part of a name; anything but hexadecimal digits was never one of ours.
+        if id.is_empty() || id.len() > 32 || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(wrong());
+        }
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.cluster.namespace);
+        let kept = secrets.get_opt(&secret_name(id)).await.map_err(unavailable)?.ok_or_else(wrong)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(u64::MAX);
+        let by = Presenter { cluster_id: applicant.id.as_str(), key_digest: &applicant.key_digest };
+        let used = redeem(kept, presented, by, now).map_err(|refused| {
+            warn!(token = %id, cluster = %applicant.id, %refused, "join refused");
+            Status::permission_denied(refused.to_string())
+        })?;
+        // The resource version makes sure that of two who present it at once only one succeeds.
+        match secrets.replace(&secret_name(id), &PostParams::default(), &used).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.is_conflict() => {
+                Err(Status::permission_denied("the join token is being used by somebody else"))
+            }
+            Err(error) => Err(unavailable(error)),
+        }
+    }
+
+    /// Makes the `Peer` of an applicant, or adds the lending half to the one it has.
+    async fn admit(&self, applicant: &Applicant, existing: Option<Peer>) -> Result<Consumer, Status> {
+        let peers: Api<Peer> = Api::all(self.client.clone());
+        let peer = match existing {
+            Some(peer) if peer.spec.lend.is_some() => peer,
+            Some(peer) => {
+                let mut finalizers = peer.metadata.finalizers.clone().unwrap_or_default();
+                finalizers.push(FINALIZER_LEND.to_owned());
+                let patch = json!({
+                    "metadata": {"resourceVersion": peer.metadata.resource_version, "finalizers": finalizers},
+                    "spec": {"lend": LendSpec::default()},
+                });
+                let params = PatchParams::default();
+                peers.patch(&peer.name_any(), &params, &Patch::Merge(&patch)).await.map_err(unavailable)?
+            }
+            None => {
+                let spec = PeerSpec {
+                    cluster_id: applicant.id.to_string(),
+                    consume: None,
+                    lend: Some(LendSpec::default()),
+                };
+                let mut peer = Peer::new(applicant.name.as_str(), spec);
+                peer.metadata =
+                    ObjectMeta { finalizers: Some(vec![FINALIZER_LEND.to_owned()]), ..peer.metadata };
+                peers.create(&PostParams::default(), &peer).await.map_err(unavailable)?
+            }
+        };
+        consumer_of(&peer).ok_or_else(|| Status::internal("the Peer of the consumer is not usable"))
+    }
+}
+
+/// An API server that does not answer is nothing the peer can mend; it tries again.
+fn unavailable(error: kube::Error) -> Status {
+    warn!(%error, "API server request for a join failed");
+    Status::unavailable("the provider's API server did not do what was asked; try again")
+}

@@ -1,0 +1,11 @@
+//! Lending: what this cluster runs for consumers.
+
+pub(crate) mod capacity;
+pub(crate) mod consumers;
+pub(crate) mod enrollment;
+pub(crate) mod kubelet_service;
+pub(crate) mod kubelet_target;
+pub(crate) mod peering_service;
+pub(crate) mod reconcile;
+pub(crate) mod shadows;
+pub(crate) mod sync_service;

@@ -1,0 +1,262 @@
+//! `Peering`: offers, fresh certificates, and the end of it on the consumer's wish.
+
+use super::capacity::Capacity;
+use super::consumers::{Consumer, Consumers};
+use super::shadows::Shadows;
+use crate::cluster::Cluster;
+use futures::Stream;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Api, Client};
+use liquid_crds::{ClusterId, LendState, Offer, Peer};
+use liquid_link::identity::PeerIdentity;
+use liquid_link::proto;
+use liquid_link::proto::peering_server::Peering;
+use liquid_link::proto::{
+    LeaveProgress, LeaveRequest, PeeringEvent, RenewRequest, RenewResponse, WatchRequest, peering_event,
+};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, watch};
+use tonic::{Request, Response, Status};
+use tracing::{debug, info};
+
+/// Offers on their way to one consumer; a newer one makes an older one worthless, so few are enough.
+const EVENT_QUEUE: usize = 4;
+/// How often a leaving consumer is told how far the removal is.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The peering service.
+pub(crate) struct PeeringService {
+    pub(crate) client: Client,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) consumers: Arc<Consumers>,
+    pub(crate) shadows: Shadows,
+    pub(crate) capacity: watch::Receiver<Capacity>,
+    pub(crate) endpoints: watch::Receiver<Vec<String>>,
+    pub(crate) connections: Connections,
+}
+
+/// Which consumers watch their offers now, for the status of their `Peer`.
+#[derive(Debug, Clone)]
+pub(crate) struct Connections {
+    known: watch::Sender<BTreeMap<ClusterId, Connection>>,
+}
+
+/// A consumer that is connected.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Connection {
+    /// Streams open now; for a moment there may be two when it reconnects.
+    streams: usize,
+    /// Version of Liquid it speaks.
+    pub(crate) version: String,
+    /// The offer it was sent last.
+    pub(crate) offer: Option<Offer>,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self { known: watch::Sender::new(BTreeMap::new()) }
+    }
+}
+
+impl Connections {
+    /// Changes of the connections.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<BTreeMap<ClusterId, Connection>> {
+        self.known.subscribe()
+    }
+
+    fn open(&self, id: &ClusterId, version: String) {
+        self.known.send_modify(|known| {
+            let connection = known.entry(id.clone()).or_insert_with(|| Connection {
+                streams: 0,
+                version: String::new(),
+                offer: None,
+            });
+            connection.streams += 1;
+            connection.version = version;
+        });
+    }
+
+    fn offered(&self, id: &ClusterId, offer: &Offer) {
+        self.known.send_modify(|known| {
+            if let Some(connection) = known.get_mut(id) {
+                connection.offer = Some(offer.clone());
+            }
+        });
+    }
+
+    fn close(&self, id: &ClusterId) {
+        self.known.send_modify(|known| {
+            if let Some(connection) = known.get_mut(id) {
+                connection.streams = connection.streams.saturating_sub(1);
+                if connection.streams == 0 {
+                    known.remove(id);
+                }
+            }
+        });
+    }
+}
+
+type EventStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn stream_of<T: Send + 'static>(mut events: mpsc::Receiver<Result<T, Status>>) -> EventStream<T> {
+    Box::pin(futures::stream::poll_fn(move |cx| events.poll_recv(cx)))
+}
+
+#[tonic::async_trait]
+impl Peering for PeeringService {
+    type WatchStream = EventStream<PeeringEvent>;
+    type LeaveStream = EventStream<LeaveProgress>;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let consumer = self.consumers.authorize(request.extensions())?;
+        let version = request.into_inner().consumer.map(|info| info.version).unwrap_or_default();
+        let version = version.chars().take(32).collect();
+        let (events, receiver) = mpsc::channel(EVENT_QUEUE);
+        let offers = Offers {
+            consumers: self.consumers.subscribe(),
+            capacity: self.capacity.clone(),
+            endpoints: self.endpoints.clone(),
+        };
+        let connections = self.connections.clone();
+        tokio::spawn(async move {
+            info!(peer = %consumer.name, "consumer connected");
+            connections.open(&consumer.id, version);
+            offers.send(&consumer, &events, &connections).await;
+            connections.close(&consumer.id);
+            info!(peer = %consumer.name, "consumer disconnected");
+        });
+        Ok(Response::new(stream_of(receiver)))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
+        let consumer = self.consumers.authorize(request.extensions())?;
+        let identity = PeerIdentity { cluster_id: consumer.id, peering: consumer.peering };
+        let csr = request.into_inner().csr;
+        let signed = self
+            .cluster
+            .ca
+            .issue_peer(&csr, &identity, OffsetDateTime::now_utc())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        info!(peer = %consumer.name, not_after = %signed.not_after, "certificate renewed");
+        Ok(Response::new(RenewResponse { certificate_chain: signed.chain_pem.into_bytes().into() }))
+    }
+
+    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<Self::LeaveStream>, Status> {
+        let consumer = self.consumers.authorize(request.extensions())?;
+        info!(peer = %consumer.name, "consumer leaves");
+        self.end_lending(&consumer).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let (progress, receiver) = mpsc::channel(EVENT_QUEUE);
+        let (consumers, shadows) = (self.consumers.clone(), self.shadows.clone());
+        tokio::spawn(async move {
+            loop {
+                let done = consumers.get(&consumer.id).is_none_or(|c| c.peering != consumer.peering);
+                let left = shadows.summary(&consumer.id).await;
+                let remaining = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+                let report = LeaveProgress {
+                    remaining_pods: remaining(left.pods),
+                    remaining_namespaces: remaining(left.namespaces),
+                    done,
+                };
+                if progress.send(Ok(report)).await.is_err() || done {
+                    return;
+                }
+                tokio::time::sleep(PROGRESS_INTERVAL).await;
+            }
+        });
+        Ok(Response::new(stream_of(receiver)))
+    }
+}
+
+impl PeeringService {
+    /// Takes the lending half off the `Peer`; what is left to do is the reconciler's.
+    async fn end_lending(&self, consumer: &Consumer) -> Result<(), kube::Error> {
+        let peers: Api<Peer> = Api::all(self.client.clone());
+        let Some(peer) = peers.get_opt(&consumer.name).await? else { return Ok(()) };
+        if peer.metadata.uid.as_deref() != Some(&consumer.peering) {
+            return Ok(());
+        }
+        if peer.spec.consume.is_some() {
+            let patch = json!({
+                "metadata": {"uid": consumer.peering},
+                "spec": {"lend": null},
+            });
+            peers.patch(&consumer.name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+        } else {
+            let params = DeleteParams {
+                preconditions: Some(Preconditions {
+                    uid: Some(consumer.peering.clone()),
+                    resource_version: None,
+                }),
+                ..DeleteParams::default()
+            };
+            peers.delete(&consumer.name, &params).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What makes up an offer, and when it changes.
+struct Offers {
+    consumers: watch::Receiver<BTreeMap<ClusterId, Consumer>>,
+    capacity: watch::Receiver<Capacity>,
+    endpoints: watch::Receiver<Vec<String>>,
+}
+
+impl Offers {
+    /// Sends the offer of `consumer` now and at each change, until it hangs up or the peering ends.
+    async fn send(
+        mut self,
+        consumer: &Consumer,
+        events: &mpsc::Sender<Result<PeeringEvent, Status>>,
+        connections: &Connections,
+    ) {
+        let mut sent: Option<proto::Offer> = None;
+        loop {
+            let current = self.consumers.borrow_and_update().get(&consumer.id).cloned();
+            let Some(current) = current.filter(|c| c.peering == consumer.peering && !c.ending) else {
+                let reason = "the provider has ended the peering".to_owned();
+                let ended = peering_event::Event::Ended(proto::Ended { reason });
+                drop(events.send(Ok(PeeringEvent { event: Some(ended) })).await);
+                return;
+            };
+            let offer = self.capacity.borrow_and_update().offer(&current.lend.limits);
+            let offer = Offer { cordoned: current.lend.state == LendState::Cordoned, ..offer };
+            let endpoints = self.endpoints.borrow_and_update().clone();
+            let message = to_wire(&offer, endpoints);
+            if sent.as_ref() != Some(&message) {
+                debug!(peer = %consumer.name, ?offer, "offer");
+                let event = peering_event::Event::Offer(message.clone());
+                if events.send(Ok(PeeringEvent { event: Some(event) })).await.is_err() {
+                    return;
+                }
+                connections.offered(&consumer.id, &offer);
+                sent = Some(message);
+            }
+            let changed = tokio::select! {
+                changed = self.consumers.changed() => changed.is_ok(),
+                changed = self.capacity.changed() => changed.is_ok(),
+                changed = self.endpoints.changed() => changed.is_ok(),
+                () = events.closed() => false,
+            };
+            if !changed {
+                return;
+            }
+        }
+    }
+}
+
+fn to_wire(offer: &Offer, endpoints: Vec<String>) -> proto::Offer {
+    proto::Offer {
+        resources: offer.resources.iter().map(|(name, amount)| (name.clone(), amount.0.clone())).collect(),
+        architectures: offer.architectures.clone(),
+        labels: offer.labels.clone().into_iter().collect(),
+        kubernetes_version: offer.kubernetes_version.clone(),
+        cordoned: offer.cordoned,
+        endpoints,
+    }
+}

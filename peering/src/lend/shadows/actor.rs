@@ -1,0 +1,475 @@
+//! The one task that owns the state machines of all consumers.
+
+use super::objects::NamespaceNames;
+use super::outbox::Outbox;
+use super::steps::{Job, Policy, pod_status};
+use super::watches::{News, Source, watch};
+use crate::lend::consumers::Consumers;
+use crate::metrics::Metrics;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use kube::Client;
+use liquid_crds::ClusterId;
+use liquid_link::digest::Hash;
+use liquid_reflection::frame::{ProviderFrame, Ref, Refusal};
+use liquid_reflection::provider::{Action, Outcome, Step};
+use liquid_reflection::{ConsumerFrame, Key, Kind, Provider, SetRef};
+use liquid_runtime::health::Part;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tonic::Status;
+use tracing::{debug, error, info};
+
+/// Commands that wait for the actor, which takes each in microseconds.
+const COMMAND_QUEUE: usize = 1024;
+
+/// Requests to the API server under way at once. The API server serves a client some hundreds a second; more in
+/// flight only wait there.
+const MAX_REQUESTS: usize = 64;
+
+/// Bodies held for one consumer until they are stored; beyond that its stream is not read.
+const MAX_HELD: usize = 16 << 20;
+
+/// How often the numbers of shadows are counted for the metrics: counting 10,000 takes about a millisecond.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Identifies one stream of a consumer.
+pub(crate) type StreamId = u64;
+
+/// What exists of a consumer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Summary {
+    /// Pods and ShadowPods.
+    pub(crate) pods: usize,
+    /// Namespaces.
+    pub(crate) namespaces: usize,
+    /// Nothing is known of it, so nothing exists.
+    pub(crate) empty: bool,
+}
+
+/// Where a pod of a consumer runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Located {
+    /// Its namespace here.
+    pub(crate) namespace: Arc<str>,
+}
+
+enum Command {
+    Connected { cluster: ClusterId, stream: StreamId, outbox: Outbox },
+    Frame { cluster: ClusterId, stream: StreamId, frame: ConsumerFrame, handled: oneshot::Sender<bool> },
+    Disconnected { cluster: ClusterId, stream: StreamId },
+    End { cluster: ClusterId },
+    Summary { cluster: ClusterId, reply: oneshot::Sender<Summary> },
+    Locate { cluster: ClusterId, set: SetRef, pod: Key, reply: oneshot::Sender<Option<Located>> },
+}
+
+/// What a spawned request came back with.
+enum Answer {
+    Done { cluster: ClusterId, target: Ref, held: usize, outcome: Outcome },
+    Status { cluster: ClusterId, stream: StreamId, target: Ref, status: Option<(Hash, Value)> },
+}
+
+/// The handle to the actor.
+#[derive(Debug, Clone)]
+pub(crate) struct Shadows {
+    commands: mpsc::Sender<Command>,
+}
+
+impl Shadows {
+    /// Starts the actor.
+    pub(crate) fn start(
+        client: Client,
+        policy: Policy,
+        consumers: Arc<Consumers>,
+        metrics: Metrics,
+        ready: Part,
+    ) -> (Self, impl Future<Output = ()> + Send) {
+        let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
+        let (answers, answered) = mpsc::unbounded_channel();
+        let actor = Actor {
+            client,
+            policy: Arc::new(policy),
+            consumers,
+            metrics,
+            lent: BTreeMap::new(),
+            requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
+            answers,
+            unlisted: BTreeSet::from([Source::Namespaces, Source::Shadows, Source::Pods]),
+            ready,
+        };
+        (Self { commands }, actor.run(queue, answered))
+    }
+
+    /// A consumer has opened a stream; an earlier one of it ends.
+    pub(crate) async fn connected(&self, cluster: ClusterId, stream: StreamId, outbox: Outbox) {
+        self.send(Command::Connected { cluster, stream, outbox }).await;
+    }
+
+    /// A frame has come; returns whether the stream is still the current one. Waits while too many bodies of this
+    /// consumer are held.
+    pub(crate) async fn frame(&self, cluster: ClusterId, stream: StreamId, frame: ConsumerFrame) -> bool {
+        let (handled, done) = oneshot::channel();
+        self.send(Command::Frame { cluster, stream, frame, handled }).await;
+        done.await.unwrap_or(false)
+    }
+
+    /// The stream is lost.
+    pub(crate) async fn disconnected(&self, cluster: ClusterId, stream: StreamId) {
+        self.send(Command::Disconnected { cluster, stream }).await;
+    }
+
+    /// Removes everything of a consumer, on purpose.
+    pub(crate) async fn end(&self, cluster: ClusterId) {
+        self.send(Command::End { cluster }).await;
+    }
+
+    /// What exists of a consumer.
+    pub(crate) async fn summary(&self, cluster: &ClusterId) -> Summary {
+        let (reply, summary) = oneshot::channel();
+        self.send(Command::Summary { cluster: cluster.clone(), reply }).await;
+        summary.await.unwrap_or_default()
+    }
+
+    /// Where a pod (by its names at home) of the virtual node `set` runs, if it does.
+    pub(crate) async fn locate(&self, cluster: ClusterId, set: SetRef, pod: Key) -> Option<Located> {
+        let (reply, located) = oneshot::channel();
+        self.send(Command::Locate { cluster, set, pod, reply }).await;
+        located.await.ok().flatten()
+    }
+
+    async fn send(&self, command: Command) {
+        // The actor lives as long as the process; without it there is nothing to be told.
+        drop(self.commands.send(command).await);
+    }
+}
+
+/// What is kept of one consumer.
+#[derive(Debug, Default)]
+struct Lent {
+    provider: Provider,
+    stream: Option<(StreamId, Outbox)>,
+    namespaces: NamespaceNames,
+    /// Bytes of bodies on their way to the API server.
+    held: usize,
+    /// Frames whose senders wait until less is held.
+    waiting: Vec<oneshot::Sender<bool>>,
+}
+
+struct Actor {
+    client: Client,
+    policy: Arc<Policy>,
+    consumers: Arc<Consumers>,
+    metrics: Metrics,
+    lent: BTreeMap<ClusterId, Lent>,
+    requests: Arc<Semaphore>,
+    answers: mpsc::UnboundedSender<Answer>,
+    /// Lists that have not been read yet; until then the state machines only listen.
+    unlisted: BTreeSet<Source>,
+    ready: Part,
+}
+
+impl Actor {
+    async fn run(
+        mut self,
+        mut queue: mpsc::Receiver<Command>,
+        mut answered: mpsc::UnboundedReceiver<Answer>,
+    ) {
+        let mut news = watch(&self.client);
+        let mut report = tokio::time::interval(REPORT_INTERVAL);
+        loop {
+            let timeout = self.lent.values().filter_map(|lent| lent.provider.poll_timeout()).min();
+            let loaded = self.unlisted.is_empty();
+            tokio::select! {
+                biased;
+                Some(answer) = answered.recv() => self.answer(answer),
+                Some(item) = news.next() => self.news(item),
+                command = queue.recv(), if loaded => match command {
+                    Some(command) => self.command(command),
+                    None => return,
+                },
+                _ = report.tick() => {
+                    for (cluster, lent) in &self.lent {
+                        let name = self.consumers.get(cluster).map(|consumer| consumer.name);
+                        self.metrics.shadows(&name.unwrap_or_else(|| cluster.to_string()), summary(lent));
+                    }
+                }
+                () = until(timeout) => {
+                    let now = Instant::now();
+                    for cluster in self.clusters() {
+                        self.with(&cluster, |lent| lent.provider.handle_timeout(now));
+                    }
+                }
+            }
+        }
+    }
+
+    fn clusters(&self) -> Vec<ClusterId> {
+        self.lent.keys().cloned().collect()
+    }
+
+    /// Changes the state of one consumer and carries out what follows from it.
+    fn with<T>(&mut self, cluster: &ClusterId, change: impl FnOnce(&mut Lent) -> T) -> T {
+        let result = change(self.lent(cluster));
+        self.drain(cluster, None);
+        result
+    }
+
+    fn lent(&mut self, cluster: &ClusterId) -> &mut Lent {
+        let loaded = self.unlisted.is_empty();
+        self.lent.entry(cluster.clone()).or_insert_with(|| Lent {
+            provider: if loaded { Provider::default() } else { Provider::paused() },
+            ..Lent::default()
+        })
+    }
+
+    fn news(&mut self, news: News) {
+        match news {
+            News::Namespace(owned, name) => {
+                let home = owned.key.name.clone();
+                let usable = owned.what.as_ref().is_ok_and(|record| !record.terminating);
+                self.with(&owned.cluster, |lent| {
+                    match &owned.what {
+                        Ok(_) => {
+                            lent.namespaces.insert(home.clone(), name);
+                        }
+                        Err(_) => {
+                            lent.namespaces.remove(&home);
+                        }
+                    }
+                    lent.provider.record_changed(&owned.set, &owned.key, owned.what);
+                    if usable {
+                        lent.provider.wake(|set, key| set.kind == Kind::Pod && key.namespace == home);
+                    }
+                });
+            }
+            News::Shadow(owned) => {
+                self.with(&owned.cluster, |lent| {
+                    lent.provider.record_changed(&owned.set, &owned.key, owned.what);
+                });
+            }
+            News::Pod(owned, status) => {
+                let fresh = match &owned.what {
+                    Ok(instance) => {
+                        instance.status.zip(status).map(|(hash, status)| (owned.key.clone(), hash, status))
+                    }
+                    Err(_) => None,
+                };
+                self.lent(&owned.cluster).provider.instance_changed(&owned.set, &owned.key, owned.what);
+                self.drain(&owned.cluster, fresh);
+            }
+            News::Listed(source, seen) if self.unlisted.is_empty() => self.relisted(source, &seen),
+            News::Listed(source, _) => {
+                self.unlisted.remove(&source);
+                if self.unlisted.is_empty() {
+                    self.loaded();
+                }
+            }
+        }
+    }
+
+    /// All lists have been read: what runs is judged now.
+    fn loaded(&mut self) {
+        info!(consumers = self.lent.len(), "shadows loaded");
+        for cluster in self.clusters() {
+            self.with(&cluster, |lent| lent.provider.resume());
+        }
+        self.ready.ready();
+    }
+
+    /// A list was read anew after an interruption: what is known and not in it is looked at.
+    fn relisted(&mut self, source: Source, seen: &BTreeSet<(String, String)>) {
+        for cluster in self.clusters() {
+            let lent = self.lent(&cluster);
+            let names = lent.namespaces.clone();
+            let listed = |set: &SetRef, key: &Key| {
+                let here = match set.kind {
+                    Kind::Namespace => names.get(&key.name).map(|name| (String::new(), name.to_string())),
+                    Kind::Pod => names.get(&key.namespace).map(|ns| (ns.to_string(), key.name.to_string())),
+                };
+                here.is_some_and(|here| seen.contains(&here))
+            };
+            let missing: Vec<_> = lent
+                .provider
+                .objects()
+                .filter(|(set, key, record, instance)| {
+                    let known = match source {
+                        Source::Namespaces => set.kind == Kind::Namespace && record.is_some(),
+                        Source::Shadows => set.kind == Kind::Pod && record.is_some(),
+                        Source::Pods => instance.is_some(),
+                    };
+                    known && !listed(set, key)
+                })
+                .map(|(set, key, _, _)| (set.clone(), key.clone()))
+                .collect();
+            if !missing.is_empty() {
+                debug!(%cluster, ?source, objects = missing.len(), "not in the list; looking at them");
+            }
+            lent.provider.relisted(missing);
+            self.drain(&cluster, None);
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Connected { cluster, stream, outbox } => self.with(&cluster, |lent| {
+                if let Some((_, earlier)) = lent.stream.take() {
+                    earlier.close(Status::aborted("a newer stream of this cluster took over"));
+                }
+                lent.stream = Some((stream, outbox));
+                lent.provider.connected();
+            }),
+            Command::Frame { cluster, stream, frame, handled } => self.with(&cluster, |lent| {
+                let current = lent.stream.as_ref().is_some_and(|(id, _)| *id == stream);
+                if !current {
+                    let _ = handled.send(false);
+                    return;
+                }
+                lent.provider.received(frame);
+                // The stream is read on when this frame's sender is answered.
+                lent.waiting.push(handled);
+            }),
+            Command::Disconnected { cluster, stream } => self.with(&cluster, |lent| {
+                if lent.stream.as_ref().is_some_and(|(id, _)| *id == stream) {
+                    lent.stream = None;
+                    lent.provider.disconnected();
+                }
+            }),
+            Command::End { cluster } => self.with(&cluster, |lent| lent.provider.end()),
+            Command::Summary { cluster, reply } => {
+                let summary = self.lent.get(&cluster).map(summary);
+                let _ = reply.send(summary.unwrap_or(Summary { empty: true, ..Summary::default() }));
+            }
+            Command::Locate { cluster, set, pod, reply } => {
+                drop(reply.send(self.lent.get(&cluster).and_then(|lent| locate(lent, &set, &pod))));
+            }
+        }
+    }
+
+    fn answer(&mut self, answer: Answer) {
+        match answer {
+            Answer::Done { cluster, target, held, outcome } => {
+                if let Outcome::Failed(refusal) = &outcome {
+                    self.metrics.steps_failed(&refusal.reason);
+                    debug!(%cluster, key = %target.key, reason = %refusal.reason, message = %refusal.message, "step failed");
+                }
+                let entropy = RandomState::new().build_hasher().finish();
+                self.with(&cluster, |lent| {
+                    lent.held = lent.held.saturating_sub(held);
+                    lent.provider.done(&target, outcome, Instant::now(), entropy);
+                });
+            }
+            Answer::Status { cluster, stream, target, status } => {
+                let Some((hash, status)) = status else { return };
+                let outbox = self.lent.get(&cluster).and_then(|lent| lent.stream.clone());
+                if let Some((_, outbox)) = outbox.filter(|(id, _)| *id == stream) {
+                    send_status(&outbox, target, hash, &status);
+                }
+            }
+        }
+    }
+
+    /// Carries out what the state machine asks for. `fresh` is the status of the pod this was about, at hand.
+    fn drain(&mut self, cluster: &ClusterId, fresh: Option<(Key, Hash, Value)>) {
+        let Some(lent) = self.lent.get_mut(cluster) else { return };
+        while let Some(action) = lent.provider.poll_action() {
+            match action {
+                Action::Send(frame) => {
+                    if let Some((_, outbox)) = &lent.stream {
+                        outbox.push(frame.into());
+                    }
+                }
+                Action::SendStatus { target, hash } => {
+                    let Some((stream, outbox)) = lent.stream.clone() else { continue };
+                    match &fresh {
+                        Some((key, at_hand, status)) if *key == target.key && *at_hand == hash => {
+                            send_status(&outbox, target, hash, status);
+                        }
+                        _ => {
+                            let namespace = lent.namespaces.get(&target.key.namespace).cloned();
+                            let Some(namespace) = namespace else { continue };
+                            let (client, answers) = (self.client.clone(), self.answers.clone());
+                            let (requests, cluster) = (self.requests.clone(), cluster.clone());
+                            tokio::spawn(async move {
+                                let permit = requests.acquire_owned().await;
+                                let status = pod_status(&client, &namespace, &target).await;
+                                drop(permit);
+                                drop(answers.send(Answer::Status { cluster, stream, target, status }));
+                            });
+                        }
+                    }
+                }
+                Action::Run { target, step } => {
+                    let Some(consumer) = self.consumers.get(cluster) else {
+                        // Its `Peer` is gone by force, or not read yet. What runs keeps running; nothing is begun.
+                        let message = "there is no Peer for this consumer".to_owned();
+                        let outcome = Outcome::Failed(Refusal { reason: "NoPeer".to_owned(), message });
+                        let cluster = cluster.clone();
+                        drop(self.answers.send(Answer::Done { cluster, target, held: 0, outcome }));
+                        continue;
+                    };
+                    let held = if let Step::Store { body, .. } = &step { body.len() } else { 0 };
+                    lent.held += held;
+                    let job = Job {
+                        client: self.client.clone(),
+                        policy: self.policy.clone(),
+                        consumer,
+                        namespace: lent.namespaces.get(&target.key.namespace).cloned(),
+                        target: target.clone(),
+                        step,
+                    };
+                    let (requests, answers) = (self.requests.clone(), self.answers.clone());
+                    let cluster = cluster.clone();
+                    tokio::spawn(async move {
+                        let permit = requests.acquire_owned().await;
+                        let outcome = job.run().await;
+                        drop(permit);
+                        drop(answers.send(Answer::Done { cluster, target, held, outcome }));
+                    });
+                }
+            }
+        }
+        if lent.held <= MAX_HELD {
+            for sender in lent.waiting.drain(..) {
+                let _ = sender.send(true);
+            }
+        }
+    }
+}
+
+fn summary(lent: &Lent) -> Summary {
+    let mut summary = Summary { empty: lent.provider.is_empty(), ..Summary::default() };
+    for (set, _, record, instance) in lent.provider.objects() {
+        let exists = usize::from(record.is_some() || instance.is_some());
+        match set.kind {
+            Kind::Namespace => summary.namespaces += exists,
+            Kind::Pod => summary.pods += exists,
+        }
+    }
+    summary
+}
+
+fn locate(lent: &Lent, set: &SetRef, pod: &Key) -> Option<Located> {
+    let namespace = lent.namespaces.get(&pod.namespace)?.clone();
+    lent.provider.runs(set, pod).then_some(Located { namespace })
+}
+
+fn send_status(outbox: &Outbox, target: Ref, hash: Hash, status: &Value) {
+    match serde_json::to_vec(status) {
+        Ok(body) => {
+            let frame = ProviderFrame::Status { target, hash, body: Bytes::from(body) };
+            outbox.push(frame.into());
+        }
+        Err(error) => error!(%error, "a status cannot be written as JSON"),
+    }
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,15 @@
+//! What consumers want to exist here, kept so: the shell around [`liquid_reflection::Provider`].
+//!
+//! [`actor`] owns the state machines of all consumers and is the only one to touch them; [`watches`] tells it what
+//! the API server has, [`steps`] carries out what it decides, [`objects`] says what shadows look like, and [`outbox`]
+//! takes its frames to the peer link.
+
+mod actor;
+mod objects;
+mod outbox;
+mod steps;
+mod watches;
+
+pub(crate) use actor::{Shadows, Summary};
+pub(crate) use outbox::Outbox;
+pub(crate) use steps::Policy;

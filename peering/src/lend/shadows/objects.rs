@@ -1,0 +1,424 @@
+//! What shadows look like in this cluster, and how they are read back.
+
+use crate::lend::consumers::Consumer;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{ApiResource, Object};
+use kube::{Resource as _, ResourceExt as _};
+use liquid_crds::vocabulary::{
+    HASH, MANAGED_BY, MANAGED_BY_LIQUID, ORIGIN_CLUSTER, ORIGIN_NAMESPACE, ORIGIN_NODE, ORIGIN_UID,
+    VIRTUAL_NODE_TAINT,
+};
+use liquid_crds::{ClusterId, HomePod, ShadowPod, ShadowPodSpec};
+use liquid_link::digest::Hash;
+use liquid_reflection::frame::Ref;
+use liquid_reflection::provider::{Instance, Record};
+use liquid_reflection::{Key, Kind, SetRef, Uid};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A ShadowPod without the pod in it: what the index needs.
+pub(crate) type ShadowView = Object<ShadowSpecView, ShadowStatusView>;
+
+/// Part of [`liquid_crds::ShadowPodSpec`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ShadowSpecView {
+    pub(crate) home: HomePod,
+    pub(crate) hash: String,
+}
+
+/// Part of [`liquid_crds::ShadowPodStatus`].
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct ShadowStatusView {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) phase: Option<String>,
+}
+
+/// A pod without its spec.
+pub(crate) type PodView = Object<Ignored, Value>;
+
+/// A part that is not looked at.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Ignored {}
+
+/// How the API server calls ShadowPods.
+pub(crate) fn shadow_resource() -> ApiResource {
+    ApiResource::erase::<ShadowPod>(&())
+}
+
+/// An object that belongs to a consumer, and where it belongs.
+#[derive(Debug)]
+pub(crate) struct Owned<T> {
+    pub(crate) cluster: ClusterId,
+    pub(crate) set: SetRef,
+    pub(crate) key: Key,
+    pub(crate) what: T,
+}
+
+/// The consumer an object belongs to, as its label says.
+pub(crate) fn origin(meta: &ObjectMeta) -> Option<ClusterId> {
+    label(meta, ORIGIN_CLUSTER)?.parse().ok()
+}
+
+fn label<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    meta.labels.as_ref()?.get(key).map(String::as_str)
+}
+
+fn annotation<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    meta.annotations.as_ref()?.get(key).map(String::as_str)
+}
+
+/// Resource version as a number (comparable since Kubernetes 1.35, and always a counter of etcd).
+pub(crate) fn version(meta: &ObjectMeta) -> u64 {
+    meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+pub(crate) fn object_uid(meta: &ObjectMeta) -> Uid {
+    Uid::from(meta.uid.as_deref().unwrap_or_default())
+}
+
+fn hash_of(text: &str) -> Hash {
+    // A hash that cannot be read equals no other, so the object is written anew.
+    Hash::from_hex(text).unwrap_or_else(|| Hash::of(text.as_bytes()))
+}
+
+/// Reads a shadow namespace; `None` if it is not one of ours.
+pub(crate) fn read_namespace(meta: &ObjectMeta) -> Option<Owned<Record>> {
+    let cluster = origin(meta)?;
+    let home = label(meta, ORIGIN_NAMESPACE)?;
+    let what = Record {
+        object: object_uid(meta),
+        version: version(meta),
+        home: Uid::from(annotation(meta, ORIGIN_UID)?),
+        hash: hash_of(annotation(meta, HASH)?),
+        terminating: meta.deletion_timestamp.is_some(),
+        finished: false,
+    };
+    Some(Owned { cluster, set: SetRef::namespaces(), key: Key::new("", home), what })
+}
+
+/// Reads a ShadowPod; `None` if it lacks the labels of one.
+pub(crate) fn read_shadow(shadow: &ShadowView) -> Option<Owned<Record>> {
+    let meta = &shadow.metadata;
+    let what = Record {
+        object: object_uid(meta),
+        version: version(meta),
+        home: Uid::from(shadow.spec.home.uid.as_str()),
+        hash: hash_of(&shadow.spec.hash),
+        terminating: meta.deletion_timestamp.is_some(),
+        finished: shadow.status.as_ref().is_some_and(|status| status.phase.is_some()),
+    };
+    Some(Owned {
+        cluster: origin(meta)?,
+        set: SetRef::pods(label(meta, ORIGIN_NODE)?),
+        key: Key::new(&shadow.spec.home.namespace, &shadow.name_any()),
+        what,
+    })
+}
+
+/// Reads a pod behind a ShadowPod; `None` if it is something else that carries our labels.
+pub(crate) fn read_pod(pod: &PodView) -> Option<Owned<Instance>> {
+    let meta = &pod.metadata;
+    let owned = meta.owner_references.iter().flatten().any(|owner| owner.kind == ShadowPod::kind(&()));
+    if !owned {
+        return None;
+    }
+    let phase = pod.status.as_ref().and_then(|status| status.get("phase")).and_then(Value::as_str);
+    let what = Instance {
+        object: object_uid(meta),
+        version: version(meta),
+        home: Uid::from(label(meta, ORIGIN_UID)?),
+        hash: hash_of(annotation(meta, HASH)?),
+        terminating: meta.deletion_timestamp.is_some(),
+        finished: matches!(phase, Some("Succeeded" | "Failed")),
+        status: pod.status.as_ref().and_then(liquid_reflection::digest::pod_status),
+    };
+    Some(Owned {
+        cluster: origin(meta)?,
+        set: SetRef::pods(label(meta, ORIGIN_NODE)?),
+        key: Key::new(label(meta, ORIGIN_NAMESPACE)?, &pod.name_any()),
+        what,
+    })
+}
+
+/// Labels of every shadow of `consumer`.
+fn owner_labels(consumer: &Consumer) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (MANAGED_BY.to_owned(), MANAGED_BY_LIQUID.to_owned()),
+        (ORIGIN_CLUSTER.to_owned(), consumer.id.to_string()),
+    ])
+}
+
+/// What a consumer asks of a namespace.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NamespaceBody {
+    /// Its name in this cluster.
+    pub(crate) name: String,
+}
+
+/// A shadow namespace.
+pub(crate) fn namespace(
+    consumer: &Consumer,
+    target: &Ref,
+    hash: Hash,
+    name: &str,
+    pod_security: &str,
+) -> Value {
+    let mut labels = owner_labels(consumer);
+    labels.insert(ORIGIN_NAMESPACE.to_owned(), target.key.name.to_string());
+    labels.insert("pod-security.kubernetes.io/enforce".to_owned(), pod_security.to_owned());
+    json!({
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {
+            "name": name,
+            "labels": labels,
+            "annotations": { HASH: hash.to_string(), ORIGIN_UID: target.uid.as_str() },
+        },
+    })
+}
+
+/// A ShadowPod in the namespace `namespace` of this cluster.
+pub(crate) fn shadow(consumer: &Consumer, target: &Ref, hash: Hash, pod: Value) -> ShadowPod {
+    debug_assert_eq!(target.set.kind, Kind::Pod);
+    let mut labels = owner_labels(consumer);
+    labels.insert(ORIGIN_NODE.to_owned(), target.set.scope.to_string());
+    let home = HomePod {
+        cluster: consumer.name.clone(),
+        namespace: target.key.namespace.to_string(),
+        uid: target.uid.to_string(),
+        node: target.set.scope.to_string(),
+    };
+    let mut shadow = ShadowPod::new(&target.key.name, ShadowPodSpec { home, hash: hash.to_string(), pod });
+    shadow.metadata.labels = Some(labels);
+    shadow
+}
+
+/// The pod a ShadowPod describes.
+///
+/// The spec comes from another cluster and is not trusted: what would bind the pod to a node, give it an identity of
+/// this cluster or let it travel on is taken out here, whatever the consumer did. The Pod Security Standard of the
+/// namespace decides about the rest.
+pub(crate) fn pod(shadow: &ShadowPod) -> Value {
+    let wanted = &shadow.spec.pod;
+    let home = &shadow.spec.home;
+    let mut labels = strings(wanted.pointer("/metadata/labels"));
+    for (key, value) in shadow.metadata.labels.iter().flatten() {
+        labels.insert(key.clone(), value.clone());
+    }
+    labels.insert(ORIGIN_NAMESPACE.to_owned(), home.namespace.clone());
+    labels.insert(ORIGIN_UID.to_owned(), home.uid.clone());
+    let mut annotations = strings(wanted.pointer("/metadata/annotations"));
+    annotations.insert(HASH.to_owned(), shadow.spec.hash.clone());
+    let mut spec = wanted.get("spec").and_then(Value::as_object).cloned().unwrap_or_default();
+    for field in ["nodeName", "serviceAccount", "serviceAccountName", "priority", "priorityClassName"] {
+        spec.remove(field);
+    }
+    spec.insert("automountServiceAccountToken".to_owned(), Value::Bool(false));
+    if let Some(tolerations) = spec.get_mut("tolerations").and_then(Value::as_array_mut) {
+        // A toleration without a key tolerates everything, this cluster's own virtual nodes too.
+        tolerations.retain(|toleration| {
+            toleration.get("key").and_then(Value::as_str).is_some_and(|key| key != VIRTUAL_NODE_TAINT)
+        });
+    }
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": shadow.name_any(),
+            "labels": labels,
+            "annotations": annotations,
+            "ownerReferences": [{
+                "apiVersion": ShadowPod::api_version(&()),
+                "kind": ShadowPod::kind(&()),
+                "name": shadow.name_any(),
+                "uid": shadow.metadata.uid,
+                "controller": true,
+                "blockOwnerDeletion": false,
+            }],
+        },
+        "spec": spec,
+    })
+}
+
+/// The patch that brings a running pod in line with `wanted` (both as JSON): labels, annotations and what Kubernetes
+/// lets change in a running pod's spec.
+pub(crate) fn adjustment(running: &Value, wanted: &Value) -> json_patch::Patch {
+    let mut target = running.clone();
+    for field in ["labels", "annotations"] {
+        let pointer = format!("/metadata/{field}");
+        target["metadata"][field] = wanted.pointer(&pointer).cloned().unwrap_or_else(|| json!({}));
+    }
+    for field in ["activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds"] {
+        if let Some(value) = wanted.pointer(&format!("/spec/{field}")) {
+            // The API server adds tolerations of its own; only additions are allowed, so keep what is there.
+            target["spec"][field] = match (field, target["spec"].get(field), value) {
+                ("tolerations", Some(Value::Array(there)), Value::Array(more)) => {
+                    let new = more.iter().filter(|toleration| !there.contains(toleration));
+                    Value::Array(there.iter().chain(new).cloned().collect())
+                }
+                _ => value.clone(),
+            };
+        }
+    }
+    for list in ["containers", "initContainers"] {
+        let images: Map<String, Value> = wanted
+            .pointer(&format!("/spec/{list}"))
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(|c| Some((c.get("name")?.as_str()?.to_owned(), c.get("image")?.clone())))
+            .collect();
+        let containers = target.pointer_mut(&format!("/spec/{list}")).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
+            let name = container.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+            if let Some(image) = images.get(&name) {
+                container["image"] = image.clone();
+            }
+        }
+    }
+    json_patch::diff(running, &target)
+}
+
+fn strings(value: Option<&Value>) -> BTreeMap<String, String> {
+    let fields = value.and_then(Value::as_object).into_iter().flatten();
+    fields
+        // Ours are set by us alone.
+        .filter(|(key, _)| !key.starts_with("liquid.mesh/") && *key != MANAGED_BY)
+        .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+        .collect()
+}
+
+/// Body of a namespace as the consumer sends it.
+pub(crate) fn namespace_body(body: &[u8]) -> Result<NamespaceBody, String> {
+    let body: NamespaceBody = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let valid = (1..=63).contains(&body.name.len())
+        && body.name.bytes().all(|b| inner(b) || b == b'-')
+        && body.name.bytes().next().is_some_and(inner)
+        && body.name.bytes().last().is_some_and(inner);
+    if valid { Ok(body) } else { Err(format!("{:?} is no namespace name", body.name)) }
+}
+
+/// Names of namespaces at home, by consumer, to those here.
+pub(crate) type NamespaceNames = BTreeMap<Arc<str>, Arc<str>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use liquid_crds::LendSpec;
+
+    fn consumer() -> Consumer {
+        Consumer {
+            id: "3f2c0a44-8c1e-4a8e-9d55-0123456789ab".parse().unwrap(),
+            name: "milan".to_owned(),
+            peering: "p".to_owned(),
+            lend: LendSpec::default(),
+            ending: false,
+        }
+    }
+
+    fn target() -> Ref {
+        Ref { set: SetRef::pods("liquid-turin"), key: Key::new("shop", "web-0"), uid: Uid::from("u1") }
+    }
+
+    fn made(body: Value) -> (ShadowPod, Value) {
+        let mut shadow = shadow(&consumer(), &target(), Hash::of(b"x"), body);
+        shadow.metadata.uid = Some("s1".to_owned());
+        shadow.metadata.resource_version = Some("7".to_owned());
+        let mut pod = pod(&shadow);
+        pod["metadata"]["uid"] = json!("p1");
+        pod["metadata"]["resourceVersion"] = json!("9");
+        (shadow, pod)
+    }
+
+    #[test]
+    fn shadows_and_their_pods_are_read_back_as_they_were_made() {
+        let (shadow, pod) = made(json!({"spec": {"containers": []}}));
+        let view: ShadowView = serde_json::from_value(serde_json::to_value(&shadow).unwrap()).unwrap();
+        let record = read_shadow(&view).unwrap();
+        assert_eq!((record.cluster, record.set, record.key), (consumer().id, target().set, target().key));
+        assert_eq!((record.what.home, record.what.hash), (target().uid, Hash::of(b"x")));
+        let view: PodView = serde_json::from_value(pod).unwrap();
+        let instance = read_pod(&view).unwrap();
+        assert_eq!((instance.set, instance.key), (target().set, target().key));
+        assert_eq!(
+            (instance.what.home, instance.what.hash, instance.what.version),
+            (target().uid, Hash::of(b"x"), 9)
+        );
+    }
+
+    #[test]
+    fn a_pod_with_our_labels_that_nobody_owns_is_not_ours() {
+        let (_, mut pod) = made(json!({}));
+        pod["metadata"]["ownerReferences"] = json!([]);
+        assert!(read_pod(&serde_json::from_value(pod).unwrap()).is_none());
+    }
+
+    #[test]
+    fn a_consumer_cannot_choose_node_identity_or_our_labels() {
+        let (_, pod) = made(json!({
+            "metadata": {
+                "labels": {"app": "web", "liquid.mesh/origin-cluster": "somebody-else"},
+                "annotations": {"note": "x", "liquid.mesh/hash": "0"},
+            },
+            "spec": {
+                "nodeName": "control-plane", "serviceAccountName": "admin", "priorityClassName": "system-node-critical",
+                "automountServiceAccountToken": true, "newField": {"kept": true},
+                "tolerations": [
+                    {"operator": "Exists"},
+                    {"key": "liquid.mesh/virtual-node", "operator": "Exists"},
+                    {"key": "gpu", "operator": "Exists"},
+                ],
+            },
+        }));
+        assert_eq!(pod["metadata"]["labels"]["app"], "web");
+        assert_eq!(pod["metadata"]["labels"]["liquid.mesh/origin-cluster"], consumer().id.as_str());
+        assert_eq!(pod["metadata"]["annotations"]["liquid.mesh/hash"], Hash::of(b"x").to_string());
+        let spec = &pod["spec"];
+        for field in ["nodeName", "serviceAccountName", "priorityClassName"] {
+            assert!(spec.get(field).is_none(), "{field}");
+        }
+        assert_eq!(spec["automountServiceAccountToken"], false);
+        assert_eq!(spec["newField"]["kept"], true, "fields of newer API versions survive");
+        assert_eq!(spec["tolerations"], json!([{"key": "gpu", "operator": "Exists"}]));
+    }
+
+    #[test]
+    fn an_adjustment_changes_only_what_may_change() {
+        let running = json!({
+            "metadata": {"labels": {"a": "1", "old": "x"}, "annotations": {}},
+            "spec": {
+                "nodeName": "n1",
+                "containers": [{"name": "c", "image": "i:1", "terminationMessagePath": "/dev/x"}],
+                "tolerations": [{"key": "node.kubernetes.io/not-ready"}],
+            },
+        });
+        let wanted = json!({
+            "metadata": {"labels": {"a": "2"}, "annotations": {"b": "3"}},
+            "spec": {"containers": [{"name": "c", "image": "i:2"}], "tolerations": [{"key": "gpu"}]},
+        });
+        let mut adjusted = running.clone();
+        json_patch::patch(&mut adjusted, &adjustment(&running, &wanted)).unwrap();
+        assert_eq!(adjusted["metadata"], wanted["metadata"]);
+        assert_eq!(adjusted["spec"]["nodeName"], "n1");
+        assert_eq!(
+            adjusted["spec"]["containers"],
+            json!([{"name": "c", "image": "i:2", "terminationMessagePath": "/dev/x"}])
+        );
+        assert_eq!(
+            adjusted["spec"]["tolerations"],
+            json!([{"key": "node.kubernetes.io/not-ready"}, {"key": "gpu"}])
+        );
+    }
+
+    #[test]
+    fn namespace_names_are_checked() {
+        assert_eq!(namespace_body(br#"{"name":"shop-milan"}"#).unwrap().name, "shop-milan");
+        for bad in [r#"{"name":""}"#, r#"{"name":"../x"}"#, r#"{"name":"A"}"#, r#"{"name":"a","x":1}"#, "x"] {
+            assert!(namespace_body(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+}

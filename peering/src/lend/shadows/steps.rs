@@ -1,0 +1,384 @@
+//! Carries out the steps the state machine asks for, one request of the API server after the other.
+
+use super::objects::{
+    Owned, PodView, ShadowView, adjustment, namespace, namespace_body, pod, read_namespace, read_pod,
+    read_shadow, shadow, shadow_resource,
+};
+use super::watches::pod_resource;
+use crate::lend::consumers::Consumer;
+use bytes::Bytes;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::Status;
+use kube::{Api, Client};
+use liquid_crds::vocabulary::{ORIGIN_CLUSTER, ORIGIN_NAMESPACE};
+use liquid_crds::{LendState, ShadowPod};
+use liquid_link::digest::Hash;
+use liquid_reflection::frame::{Ref, Refusal};
+use liquid_reflection::provider::{Instance, Outcome, Record, Step};
+use liquid_reflection::{Kind, Uid};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// No request to the API server may take longer; its own limit for non-watch requests is 60 s.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Namespaces no consumer may have here, whatever it asks for.
+const RESERVED: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+
+/// What this cluster lets consumers do.
+#[derive(Debug, Clone)]
+pub(crate) struct Policy {
+    /// Pod Security Standard enforced on their namespaces.
+    pub(crate) pod_security: String,
+    /// Namespace of Liquid itself.
+    pub(crate) own_namespace: String,
+}
+
+/// Everything a step needs.
+pub(super) struct Job {
+    pub(super) client: Client,
+    pub(super) policy: Arc<Policy>,
+    pub(super) consumer: Consumer,
+    /// Name here of the namespace of a pod, if the consumer has it.
+    pub(super) namespace: Option<Arc<str>>,
+    pub(super) target: Ref,
+    pub(super) step: Step,
+}
+
+impl Job {
+    /// Carries out the step.
+    pub(super) async fn run(self) -> Outcome {
+        let result = match self.target.set.kind {
+            Kind::Namespace => self.run_namespace().await,
+            Kind::Pod => self.run_pod().await,
+        };
+        result.unwrap_or_else(Outcome::Failed)
+    }
+
+    async fn run_namespace(&self) -> Result<Outcome, Refusal> {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        match &self.step {
+            Step::Store { body, hash, replaces } => self.store_namespace(&api, body, *hash, replaces).await,
+            Step::Erase(object) => {
+                let found = self.find_namespace(&api).await?;
+                let found = found.filter(|(_, record)| record.object == *object);
+                if let Some((name, _)) = found {
+                    delete(api.delete(&name, &only(object, None))).await?;
+                }
+                Ok(Outcome::Done)
+            }
+            Step::Look => {
+                let record = self.find_namespace(&api).await?.map(|(_, record)| record);
+                Ok(Outcome::Found { record, instance: None })
+            }
+            Step::Start | Step::Adjust(_) | Step::Stop { .. } | Step::Finish => Ok(Outcome::Done),
+        }
+    }
+
+    async fn find_namespace(&self, api: &Api<Namespace>) -> Result<Option<(String, Record)>, Refusal> {
+        let labels =
+            format!("{ORIGIN_CLUSTER}={},{ORIGIN_NAMESPACE}={}", self.consumer.id, self.target.key.name);
+        let list = call(api.list(&ListParams::default().labels(&labels))).await?;
+        Ok(list.into_iter().find_map(|namespace| {
+            let record = read_namespace(&namespace.metadata)?.what;
+            Some((namespace.metadata.name?, record))
+        }))
+    }
+
+    async fn store_namespace(
+        &self,
+        api: &Api<Namespace>,
+        body: &Bytes,
+        hash: Hash,
+        replaces: &Option<Uid>,
+    ) -> Result<Outcome, Refusal> {
+        let name = namespace_body(body).map_err(|error| refusal("InvalidNamespace", error))?.name;
+        if RESERVED.contains(&name.as_str()) || name == self.policy.own_namespace {
+            let message = format!("namespace {name} of the provider is not for consumers");
+            return Err(refusal("NamespaceReserved", message));
+        }
+        let wanted = namespace(&self.consumer, &self.target, hash, &name, &self.policy.pod_security);
+        let stored: Namespace = if replaces.is_some() {
+            // Only what is ours already is written over, and a namespace keeps its name.
+            let known = self.find_namespace(api).await?;
+            if known.is_none_or(|(known, _)| known != name) {
+                let message = "a namespace cannot be renamed: unoffload it first".to_owned();
+                return Err(refusal("NamespaceImmutable", message));
+            }
+            let params = PatchParams::apply("liquid-controller").force();
+            call(api.patch(&name, &params, &Patch::Apply(&wanted))).await?
+        } else {
+            let typed: Namespace = typed(wanted)?;
+            match request(api.create(&PostParams::default(), &typed)).await {
+                Err(RequestError::Api(status)) if status.is_already_exists() => {
+                    let message = format!("namespace {name} exists in the provider and is not yours");
+                    return Err(refusal("NamespaceConflict", message));
+                }
+                other => other.map_err(RequestError::refusal)?,
+            }
+        };
+        match read_namespace(&stored.metadata) {
+            Some(owned) => Ok(Outcome::Stored(owned.what)),
+            None => Err(refusal("NamespaceConflict", format!("namespace {name} lost its labels"))),
+        }
+    }
+
+    async fn run_pod(&self) -> Result<Outcome, Refusal> {
+        let Some(namespace) = self.namespace.as_deref() else {
+            return match self.step {
+                // Without its namespace nothing of the pod can exist.
+                Step::Look => Ok(Outcome::Found { record: None, instance: None }),
+                Step::Store { .. } | Step::Start => {
+                    let message =
+                        format!("namespace {} is not offloaded to this provider", self.target.key.namespace);
+                    Err(refusal("NamespaceNotOffloaded", message))
+                }
+                Step::Adjust(_) | Step::Stop { .. } | Step::Finish | Step::Erase(_) => Ok(Outcome::Done),
+            };
+        };
+        let shadows: Api<ShadowPod> = Api::namespaced(self.client.clone(), namespace);
+        let pods: Api<PodView> = Api::namespaced_with(self.client.clone(), namespace, &pod_resource());
+        let name = self.target.key.name.as_ref();
+        match &self.step {
+            Step::Store { body, hash, replaces } => {
+                self.store_pod(&shadows, namespace, body, *hash, replaces).await
+            }
+            Step::Start => match self.shadow(&shadows).await? {
+                None => Ok(Outcome::Done),
+                Some(shadow) if is_finished(&shadow) => Ok(Outcome::Stored(record(&shadow)?)),
+                Some(shadow) => Ok(Outcome::Running(self.start(&shadow, namespace).await?)),
+            },
+            Step::Adjust(object) => self.adjust(&shadows, namespace, object).await,
+            Step::Stop { object, grace } => {
+                delete(pods.delete(name, &only(object, *grace))).await?;
+                Ok(Outcome::Done)
+            }
+            Step::Finish => self.finish(&shadows, &pods).await,
+            Step::Erase(object) => {
+                delete(shadows.delete(name, &only(object, None))).await?;
+                Ok(Outcome::Done)
+            }
+            Step::Look => {
+                let views: Api<ShadowView> =
+                    Api::namespaced_with(self.client.clone(), namespace, &shadow_resource());
+                let shadow = call(views.get_opt(name)).await?;
+                let shadow = shadow.and_then(|shadow| read_shadow(&shadow));
+                let pod = call(pods.get_opt(name)).await?.and_then(|pod| read_pod(&pod));
+                Ok(Outcome::Found {
+                    record: shadow.and_then(|owned| self.ours(owned)),
+                    instance: pod.and_then(|owned| self.ours(owned)),
+                })
+            }
+        }
+    }
+
+    /// What was found, if it belongs to the consumer and set of the target.
+    fn ours<T>(&self, owned: Owned<T>) -> Option<T> {
+        (owned.cluster == self.consumer.id && owned.set == self.target.set).then_some(owned.what)
+    }
+
+    async fn store_pod(
+        &self,
+        shadows: &Api<ShadowPod>,
+        namespace: &str,
+        body: &Bytes,
+        hash: Hash,
+        replaces: &Option<Uid>,
+    ) -> Result<Outcome, Refusal> {
+        let pod: Value = serde_json::from_slice(body)
+            .map_err(|error| refusal("InvalidPod", format!("the pod cannot be read: {error}")))?;
+        if liquid_reflection::digest::json(&pod) != hash {
+            return Err(refusal(
+                "InvalidPod",
+                "the pod does not have the digest it was sent with".to_owned(),
+            ));
+        }
+        if let Some(object) = replaces {
+            let patch = json!([
+                {"op": "test", "path": "/metadata/uid", "value": object.as_str()},
+                {"op": "replace", "path": "/spec/pod", "value": pod},
+                {"op": "replace", "path": "/spec/hash", "value": hash.to_string()},
+            ]);
+            let patch: json_patch::Patch = typed(patch)?;
+            let params = PatchParams::default();
+            let name = &self.target.key.name;
+            let stored = call(shadows.patch(name, &params, &Patch::Json::<()>(patch))).await?;
+            return Ok(Outcome::Stored(record(&stored)?));
+        }
+        if self.consumer.lend.state == LendState::Cordoned {
+            let message = "the provider takes no new pods of this cluster for now (cordoned)".to_owned();
+            return Err(refusal("ProviderCordoned", message));
+        }
+        let wanted = shadow(&self.consumer, &self.target, hash, pod);
+        let stored = match request(shadows.create(&PostParams::default(), &wanted)).await {
+            Err(RequestError::Api(status)) if status.is_already_exists() => {
+                let message = format!(
+                    "a ShadowPod {} exists in namespace {namespace} of the provider already",
+                    self.target.key.name
+                );
+                return Err(refusal("PodConflict", message));
+            }
+            other => other.map_err(RequestError::refusal)?,
+        };
+        let stored_record = record(&stored)?;
+        // Starting it at once, from what is at hand, saves reading it back. If that fails the record stands, and
+        // starting it is the next step.
+        match self.start(&stored, namespace).await {
+            Ok(instance) => Ok(Outcome::Found { record: Some(stored_record), instance: Some(instance) }),
+            Err(_) => Ok(Outcome::Stored(stored_record)),
+        }
+    }
+
+    /// The ShadowPod of the target; one of that name may stand for another object by now.
+    async fn shadow(&self, shadows: &Api<ShadowPod>) -> Result<Option<ShadowPod>, Refusal> {
+        let shadow = call(shadows.get_opt(&self.target.key.name)).await?;
+        Ok(shadow.filter(|shadow| {
+            shadow.spec.home.uid == self.target.uid.as_str()
+                && *shadow.spec.home.node == *self.target.set.scope
+                && super::objects::origin(&shadow.metadata).as_ref() == Some(&self.consumer.id)
+                && shadow.metadata.deletion_timestamp.is_none()
+        }))
+    }
+
+    async fn start(&self, shadow: &ShadowPod, namespace: &str) -> Result<Instance, Refusal> {
+        let pods: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &pod_resource());
+        let wanted: DynamicObject = typed(pod(shadow))?;
+        let name = self.target.key.name.as_ref();
+        let started = match request(pods.create(&PostParams::default(), &wanted)).await {
+            Err(RequestError::Api(status)) if status.is_already_exists() => call(pods.get(name)).await?,
+            other => other.map_err(RequestError::refusal)?,
+        };
+        let view: PodView = typed(serde_json::to_value(&started).unwrap_or_default())?;
+        let owned = read_pod(&view).filter(|owned| {
+            owned.cluster == self.consumer.id
+                && owned.set == self.target.set
+                && owned.what.home.as_str() == shadow.spec.home.uid
+        });
+        owned.map(|owned| owned.what).ok_or_else(|| {
+            let message = format!("another pod {name} runs in namespace {namespace} of the provider");
+            refusal("PodConflict", message)
+        })
+    }
+
+    async fn adjust(
+        &self,
+        shadows: &Api<ShadowPod>,
+        namespace: &str,
+        object: &Uid,
+    ) -> Result<Outcome, Refusal> {
+        let Some(shadow) = self.shadow(shadows).await? else { return Ok(Outcome::Done) };
+        let pods: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &pod_resource());
+        let name = self.target.key.name.as_ref();
+        let Some(running) = call(pods.get_opt(name)).await? else { return Ok(Outcome::Done) };
+        if running.metadata.uid.as_deref() != Some(object.as_str()) {
+            return Ok(Outcome::Done);
+        }
+        let running = serde_json::to_value(&running).unwrap_or_default();
+        let mut patch = adjustment(&running, &pod(&shadow));
+        let test = json!([{"op": "test", "path": "/metadata/uid", "value": object.as_str()}]);
+        let test: json_patch::Patch = typed(test)?;
+        patch.0.splice(0..0, test.0);
+        let params = PatchParams::default();
+        let adjusted = call(pods.patch(name, &params, &Patch::Json::<()>(patch))).await?;
+        let view: PodView = typed(serde_json::to_value(&adjusted).unwrap_or_default())?;
+        Ok(read_pod(&view).map_or(Outcome::Done, |owned| Outcome::Running(owned.what)))
+    }
+
+    /// Remembers the final status of the pod in its ShadowPod.
+    async fn finish(&self, shadows: &Api<ShadowPod>, pods: &Api<PodView>) -> Result<Outcome, Refusal> {
+        let name = self.target.key.name.as_ref();
+        let Some(pod) = call(pods.get_opt(name)).await? else { return Ok(Outcome::Done) };
+        let Some(owned) = read_pod(&pod).filter(|o| o.what.finished && o.what.home == self.target.uid) else {
+            return Ok(Outcome::Done);
+        };
+        debug_assert!(owned.what.finished);
+        let status = pod.status.unwrap_or_default();
+        let Some(shadow) = self.shadow(shadows).await? else { return Ok(Outcome::Done) };
+        let patch = json!({
+            "metadata": {"uid": shadow.metadata.uid},
+            "status": {"phase": status.get("phase"), "podStatus": status},
+        });
+        let params = PatchParams::default();
+        let stored = call(shadows.patch_status(name, &params, &Patch::Merge(&patch))).await?;
+        Ok(Outcome::Stored(record(&stored)?))
+    }
+}
+
+/// Reads the status of the pod a consumer knows as `target`, or the final one its ShadowPod keeps.
+pub(super) async fn pod_status(client: &Client, namespace: &str, target: &Ref) -> Option<(Hash, Value)> {
+    let pods: Api<PodView> = Api::namespaced_with(client.clone(), namespace, &pod_resource());
+    let pod = call(pods.get_opt(&target.key.name)).await.ok()??;
+    let owned = read_pod(&pod).filter(|owned| owned.what.home == target.uid && owned.set == target.set)?;
+    Some((owned.what.status?, pod.status?))
+}
+
+fn is_finished(shadow: &ShadowPod) -> bool {
+    shadow.status.as_ref().is_some_and(|status| status.phase.is_some())
+}
+
+fn record(shadow: &ShadowPod) -> Result<Record, Refusal> {
+    let view: ShadowView = typed(serde_json::to_value(shadow).unwrap_or_default())?;
+    let owned = read_shadow(&view);
+    owned
+        .map(|owned| owned.what)
+        .ok_or_else(|| refusal("PodConflict", "the ShadowPod in the provider lost its labels".to_owned()))
+}
+
+fn only(object: &Uid, grace: Option<u32>) -> DeleteParams {
+    DeleteParams {
+        grace_period_seconds: grace,
+        preconditions: Some(Preconditions { uid: Some(object.to_string()), resource_version: None }),
+        ..DeleteParams::default()
+    }
+}
+
+fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Refusal> {
+    serde_json::from_value(value).map_err(|error| refusal("InvalidObject", error.to_string()))
+}
+
+fn refusal(reason: &str, message: String) -> Refusal {
+    Refusal { reason: reason.to_owned(), message }
+}
+
+enum RequestError {
+    Api(Box<Status>),
+    Other(String),
+}
+
+impl RequestError {
+    fn refusal(self) -> Refusal {
+        match self {
+            RequestError::Api(status) => {
+                let reason = if status.reason.is_empty() { "ApiError" } else { &status.reason };
+                refusal(reason, format!("the provider's API server says: {}", status.message))
+            }
+            RequestError::Other(message) => refusal("ApiUnavailable", message),
+        }
+    }
+}
+
+async fn request<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, RequestError> {
+    match timeout(REQUEST_TIMEOUT, request).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(kube::Error::Api(status))) => Err(RequestError::Api(status)),
+        Ok(Err(error)) => Err(RequestError::Other(format!("the provider's API server failed: {error}"))),
+        Err(_) => Err(RequestError::Other("the provider's API server did not answer in time".to_owned())),
+    }
+}
+
+async fn call<T>(inner: impl Future<Output = kube::Result<T>>) -> Result<T, Refusal> {
+    request(inner).await.map_err(RequestError::refusal)
+}
+
+/// A deletion; an object that is gone or another one by now needs none.
+async fn delete<T>(inner: impl Future<Output = kube::Result<T>>) -> Result<(), Refusal> {
+    match request(inner).await {
+        Ok(_) => Ok(()),
+        Err(RequestError::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
+        Err(error) => Err(error.refusal()),
+    }
+}

@@ -1,0 +1,96 @@
+//! What the API server has of all consumers: three watches, whatever their number.
+
+use super::objects::{
+    Owned, PodView, ShadowView, read_namespace, read_pod, read_shadow, shadow_resource, version,
+};
+use futures::Stream;
+use futures::stream::{StreamExt as _, select_all};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::ApiResource;
+use kube::runtime::watcher;
+use kube::{Api, Client};
+use liquid_crds::vocabulary::ORIGIN_CLUSTER;
+use liquid_reflection::provider::{Deleted, Instance, Record};
+use liquid_runtime::watch::{Change, ObjectName, changes, changes_of};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Which watch something comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Source {
+    Namespaces,
+    Shadows,
+    Pods,
+}
+
+/// News of one watch.
+#[derive(Debug)]
+pub(super) enum News {
+    /// A namespace: its record, and its name here.
+    Namespace(Owned<Result<Record, Deleted>>, Arc<str>),
+    /// A ShadowPod.
+    Shadow(Owned<Result<Record, Deleted>>),
+    /// A pod, with its status as the API server has it.
+    Pod(Owned<Result<Instance, Deleted>>, Option<Value>),
+    /// A list was read to its end; these objects (by namespace and name here) exist.
+    Listed(Source, BTreeSet<ObjectName>),
+}
+
+/// The three watches as one stream.
+pub(super) fn watch(client: &Client) -> impl Stream<Item = News> + Send + Unpin + use<> {
+    let config = || watcher::Config::default().labels(ORIGIN_CLUSTER);
+    let namespaces = changes(Api::<Namespace>::all(client.clone()), config()).filter_map(|change| {
+        std::future::ready(match change {
+            Change::Applied(namespace) => {
+                let name = Arc::from(namespace.metadata.name.as_deref().unwrap_or_default());
+                read_namespace(&namespace.metadata).map(|owned| News::Namespace(owned.map(Ok), name))
+            }
+            Change::Deleted(namespace) => {
+                let name = Arc::from(namespace.metadata.name.as_deref().unwrap_or_default());
+                read_namespace(&namespace.metadata).map(|owned| {
+                    let gone = Deleted { object: owned.what.object.clone(), version: owned.what.version };
+                    News::Namespace(owned.map(|_| Err(gone)), name)
+                })
+            }
+            Change::Listed(seen) => Some(News::Listed(Source::Namespaces, seen)),
+        })
+    });
+    let shadows: Api<ShadowView> = Api::all_with(client.clone(), &shadow_resource());
+    let shadows = changes_of(shadows, "ShadowPod", config()).filter_map(|change| {
+        std::future::ready(match change {
+            Change::Applied(shadow) => read_shadow(&shadow).map(|owned| News::Shadow(owned.map(Ok))),
+            Change::Deleted(shadow) => read_shadow(&shadow).map(|owned| {
+                let gone = Deleted { object: owned.what.object.clone(), version: version(&shadow.metadata) };
+                News::Shadow(owned.map(|_| Err(gone)))
+            }),
+            Change::Listed(seen) => Some(News::Listed(Source::Shadows, seen)),
+        })
+    });
+    let pods: Api<PodView> = Api::all_with(client.clone(), &pod_resource());
+    let pods = changes_of(pods, "Pod", config()).filter_map(|change| {
+        std::future::ready(match change {
+            Change::Applied(mut pod) => {
+                let owned = read_pod(&pod);
+                owned.map(|owned| News::Pod(owned.map(Ok), pod.status.take()))
+            }
+            Change::Deleted(pod) => read_pod(&pod).map(|owned| {
+                let gone = Deleted { object: owned.what.object.clone(), version: owned.what.version };
+                News::Pod(owned.map(|_| Err(gone)), None)
+            }),
+            Change::Listed(seen) => Some(News::Listed(Source::Pods, seen)),
+        })
+    });
+    select_all([namespaces.boxed(), shadows.boxed(), pods.boxed()])
+}
+
+/// How the API server calls pods.
+pub(super) fn pod_resource() -> ApiResource {
+    ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&())
+}
+
+impl<T> Owned<T> {
+    pub(super) fn map<U>(self, change: impl FnOnce(T) -> U) -> Owned<U> {
+        Owned { cluster: self.cluster, set: self.set, key: self.key, what: change(self.what) }
+    }
+}

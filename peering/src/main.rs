@@ -1,0 +1,64 @@
+//! `liquid-controller`: identity of the cluster, peers, and the provider half of reflection.
+
+mod args;
+mod cluster;
+mod consume;
+mod finalizers;
+mod info;
+mod kubelet_certificates;
+mod leading;
+mod lend;
+mod metrics;
+mod peers;
+mod status;
+mod webhook;
+
+use args::Args;
+use clap::Parser as _;
+use liquid_runtime::drain::{DRAIN_DEADLINE, Drain};
+use liquid_runtime::health::Health;
+use liquid_runtime::leader::Candidate;
+use liquid_runtime::{admin, metrics as process_metrics, telemetry, tls};
+use std::process::ExitCode;
+use tracing::error;
+
+/// Two workers: one may be busy with JSON while the other moves bytes.
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    tls::install_crypto_provider();
+    let log = telemetry::init(&args.admin.log)?;
+    let drain = Drain::default();
+    drain.on_signals()?;
+    let mut registry = process_metrics::registry("liquid-controller");
+    let metrics = metrics::Metrics::register(&mut registry);
+    let health = Health::default();
+    let leading = health.part("leader", "waiting for the lease");
+    admin::serve(&args.admin, health.clone(), registry, log, &drain).await?;
+    let client = kube::Client::try_default().await?;
+
+    let candidate = Candidate::new(client.clone(), &args.namespace, "liquid-controller", &args.pod_name);
+    let mut leadership = tokio::select! {
+        leadership = candidate.acquire() => leadership,
+        () = drain.requested() => return Ok(()),
+    };
+    leading.ready();
+    let ended = tokio::select! {
+        lost = leadership.keep() => Err(anyhow::Error::from(lost)),
+        ended = leading::lead(client, args, health, metrics, &drain) => ended,
+    };
+    drain.finish(DRAIN_DEADLINE).await;
+    // Somebody else may lead already if the lease was lost; giving back only touches what is still ours.
+    leadership.release().await;
+    ended
+}

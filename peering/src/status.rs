@@ -1,0 +1,62 @@
+//! Writing the status of a `Peer`. Borrowing and lending are reported by different field managers, so neither
+//! overwrites the other.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client, ResourceExt as _};
+use liquid_crds::{ConditionUpdate, ConsumeStatus, GROUP, LendStatus, Peer, VERSION, set_condition};
+use serde_json::json;
+
+/// Which half reports.
+#[derive(Debug, Clone)]
+pub(crate) enum Report {
+    /// What this cluster borrows; conditions Joined and LinkUp.
+    Consume(ConsumeStatus),
+    /// What this cluster lends; condition ConsumerConnected.
+    Lend(LendStatus),
+}
+
+impl Report {
+    fn manager(&self) -> &'static str {
+        match self {
+            Report::Consume(_) => "liquid-controller-consume",
+            Report::Lend(_) => "liquid-controller-lend",
+        }
+    }
+
+    fn conditions(&self) -> &'static [&'static str] {
+        match self {
+            Report::Consume(_) => &["Joined", "LinkUp"],
+            Report::Lend(_) => &["ConsumerConnected"],
+        }
+    }
+}
+
+/// Writes one half of the status of `peer` (as it was last read), with the given conditions changed.
+pub(crate) async fn report(
+    client: &Client,
+    peer: &Peer,
+    report: &Report,
+    updates: Vec<ConditionUpdate<'_>>,
+) -> Result<Peer, kube::Error> {
+    let known = peer.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let mut conditions: Vec<Condition> =
+        known.iter().filter(|c| report.conditions().contains(&c.type_.as_str())).cloned().collect();
+    let now = Time(Timestamp::now());
+    for update in updates {
+        set_condition(&mut conditions, update, peer.metadata.generation, &now);
+    }
+    let status = match report {
+        Report::Consume(consume) => json!({ "consume": consume, "conditions": conditions }),
+        Report::Lend(lend) => json!({ "lend": lend, "conditions": conditions }),
+    };
+    let patch = json!({
+        "apiVersion": format!("{GROUP}/{VERSION}"),
+        "kind": "Peer",
+        "metadata": { "name": peer.name_any(), "uid": peer.metadata.uid },
+        "status": status,
+    });
+    let params = PatchParams::apply(report.manager()).force();
+    Api::<Peer>::all(client.clone()).patch_status(&peer.name_any(), &params, &Patch::Apply(&patch)).await
+}

@@ -1,0 +1,6 @@
+//! Admission of pods of offloaded namespaces: lets them run on virtual nodes, as their `NamespaceOffloading` says.
+
+mod placement;
+mod server;
+
+pub(crate) use server::{Offloadings, keep_authority, serve};

@@ -1,0 +1,187 @@
+//! The HTTPS end of the pod webhook, and its certificate.
+//!
+//! It fails open: if it cannot be reached pods are let in unchanged, and simply do not go to virtual nodes.
+
+use super::placement::place;
+use crate::cluster::Cluster;
+use axum::extract::State;
+use axum::routing::post;
+use axum::{Json, Router};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures::StreamExt as _;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::watcher;
+use kube::{Api, Client, ResourceExt as _};
+use liquid_crds::{NamespaceOffloading, NamespaceOffloadingSpec};
+use liquid_runtime::drain::Drain;
+use liquid_runtime::tls::{ReloadableCert, certified_key, server_config};
+use liquid_runtime::watch::{Change, changes};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, info, warn};
+
+/// Configuration made by the chart; the authority of its certificate is filled in here.
+const CONFIGURATION: &str = "liquid-pods";
+/// Life of the certificate, which is kept in memory only.
+const CERTIFICATE_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Time for the TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections at one time: API servers keep a few open each.
+const MAX_CONNECTIONS: usize = 256;
+/// Pause after a failed request or accept.
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
+
+/// What is known of offloaded namespaces, by name.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Offloadings {
+    known: Arc<RwLock<BTreeMap<String, NamespaceOffloadingSpec>>>,
+}
+
+impl Offloadings {
+    /// Follows all `NamespaceOffloading`s.
+    pub(crate) async fn follow(self, client: Client) {
+        let mut news = changes(Api::<NamespaceOffloading>::all(client), watcher::Config::default()).boxed();
+        while let Some(change) = news.next().await {
+            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+            match change {
+                Change::Applied(offloading) if offloading.metadata.deletion_timestamp.is_none() => {
+                    known.insert(offloading.namespace().unwrap_or_default(), offloading.spec);
+                }
+                Change::Applied(offloading) | Change::Deleted(offloading) => {
+                    known.remove(&offloading.namespace().unwrap_or_default());
+                }
+                Change::Listed(seen) => known.retain(|name, _| seen.iter().any(|(ns, _)| ns == name)),
+            }
+        }
+    }
+
+    fn get(&self, namespace: &str) -> Option<NamespaceOffloadingSpec> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).get(namespace).cloned()
+    }
+}
+
+/// Serves the webhook until the drain.
+pub(crate) async fn serve(
+    cluster: Arc<Cluster>,
+    address: SocketAddr,
+    offloadings: Offloadings,
+    drain: Drain,
+) -> anyhow::Result<()> {
+    let service = format!("liquid-webhook.{}.svc", cluster.namespace);
+    let cert = Arc::new(ReloadableCert::default());
+    issue(&cluster, &service, &cert)?;
+    let listener = TcpListener::bind(address).await?;
+    let acceptor = TlsAcceptor::from(Arc::new(server_config(cert.clone())?));
+    let router = Router::new().route("/pods", post(review)).with_state(offloadings);
+    info!(%address, "pod webhook listens");
+    drain.spawn(accept(listener, acceptor, router, drain.clone()));
+    let renewing = drain.clone();
+    drain.spawn(async move {
+        loop {
+            tokio::select! {
+                () = sleep(CERTIFICATE_LIFE * 2 / 3) => {}
+                () = renewing.requested() => return,
+            }
+            if let Err(error) = issue(&cluster, &service, &cert) {
+                warn!(%error, "webhook certificate not renewed");
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Keeps the authority of our certificate in the webhook's configuration, also after somebody applied it anew.
+pub(crate) async fn keep_authority(client: Client, cluster: Arc<Cluster>) {
+    let api: Api<MutatingWebhookConfiguration> = Api::all(client);
+    let only = watcher::Config::default().fields(&format!("metadata.name={CONFIGURATION}"));
+    let mut news = changes(api.clone(), only).boxed();
+    let authority = STANDARD.encode(cluster.ca.certificate_pem());
+    while let Some(change) = news.next().await {
+        let Change::Applied(configuration) = change else { continue };
+        let Some(patch) = authority_patch(&configuration, &authority) else { continue };
+        match api.patch(CONFIGURATION, &PatchParams::default(), &Patch::Json::<()>(patch)).await {
+            Ok(_) => info!("authority written into the webhook configuration"),
+            Err(error) => {
+                warn!(%error, "authority not written into the webhook configuration");
+                sleep(RETRY_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// The patch that makes the API server trust our certificate; `None` if it does.
+fn authority_patch(
+    configuration: &MutatingWebhookConfiguration,
+    authority: &str,
+) -> Option<json_patch::Patch> {
+    let current = serde_json::to_value(configuration).ok()?;
+    let mut wanted = current.clone();
+    for webhook in wanted["webhooks"].as_array_mut()? {
+        webhook["clientConfig"]["caBundle"] = Value::String(authority.to_owned());
+    }
+    (wanted != current).then(|| json_patch::diff(&current, &wanted))
+}
+
+fn issue(cluster: &Cluster, service: &str, cert: &ReloadableCert) -> anyhow::Result<()> {
+    let names = [service.to_owned()];
+    let own = cluster.ca.issue_server(&names, CERTIFICATE_LIFE, OffsetDateTime::now_utc())?;
+    cert.set(certified_key(own.chain_pem.as_bytes(), own.key_pem.as_bytes())?);
+    Ok(())
+}
+
+async fn accept(listener: TcpListener, acceptor: TlsAcceptor, router: Router, drain: Drain) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.requested() => return,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!(%error, "cannot accept a webhook connection");
+                sleep(RETRY_PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
+        let (acceptor, service) = (acceptor.clone(), TowerToHyperService::new(router.clone()));
+        tokio::spawn(async move {
+            let Ok(Ok(stream)) = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else { return };
+            let server = auto::Builder::new(TokioExecutor::new());
+            if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
+                debug!(%error, "webhook connection ended");
+            }
+            drop(slot);
+        });
+    }
+}
+
+async fn review(State(offloadings): State<Offloadings>, Json(review): Json<Value>) -> Json<Value> {
+    let request = &review["request"];
+    let namespace = request["namespace"].as_str().unwrap_or_default();
+    let mut response = json!({ "uid": request["uid"], "allowed": true });
+    if let Some(offloading) = offloadings.get(namespace) {
+        let mut pod = request["object"].clone();
+        if place(&mut pod, &offloading) {
+            let patch = json_patch::diff(&request["object"], &pod);
+            let patch = serde_json::to_vec(&patch).unwrap_or_default();
+            response["patchType"] = json!("JSONPatch");
+            response["patch"] = json!(STANDARD.encode(patch));
+        }
+    }
+    Json(json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response }))
+}
