@@ -7,9 +7,9 @@ use liquid_link::digest::Hash;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// Bodies under way without an answer. One costs up to a body (typically 3 kB) of buffer on either side, so
-/// this pins about 1 MB; it covers 2,500 bodies a second at 100 ms of round trip.
-pub const WINDOW: usize = 256;
+/// Bodies under way without an answer. What is sent beyond what the provider takes in waits in the windows of HTTP/2,
+/// and with it the sender; this only bounds what is lost with a stream, and has to be asked for and read again.
+pub const WINDOW: usize = 4096;
 
 /// Members per inventory frame: about 130 bytes each keep a frame near 64 kB.
 pub const INVENTORY_PART: usize = 500;
@@ -47,6 +47,8 @@ pub enum Action {
     },
     /// The provider took the object after it had refused it.
     Recovered(Ref),
+    /// The provider has stored the object as it is wanted.
+    Settled(Ref),
 }
 
 /// State of one object.
@@ -126,6 +128,34 @@ impl Consumer {
             .iter()
             .flat_map(|(set, state)| state.members.iter().map(move |(key, member)| (set, key, member)));
         members.filter(|(_, _, member)| !settled(member)).map(|(set, key, _)| (set, key)).collect()
+    }
+
+    /// Whether an object is known, with this UID.
+    pub fn knows(&self, target: &Ref) -> bool {
+        let member = self.sets.get(&target.set).and_then(|state| state.members.get(&target.key));
+        member.is_some_and(|member| member.uid == target.uid)
+    }
+
+    /// Objects at home that are being deleted.
+    pub fn deleting(&self) -> Vec<Ref> {
+        let members = self
+            .sets
+            .iter()
+            .flat_map(|(set, state)| state.members.iter().map(move |(key, member)| (set, key, member)));
+        members
+            .filter(|(_, _, member)| matches!(member.wanted, Wanted::Deleting { .. }) && !member.gone_at_home)
+            .map(|(set, key, member)| Ref { set: set.clone(), key: key.clone(), uid: member.uid.clone() })
+            .collect()
+    }
+
+    /// The body that was asked for could not be read: it takes its turn again.
+    pub fn not_sent(&mut self, target: &Ref) {
+        let Some(member) = self.member(target) else { return };
+        if matches!(member.progress, Progress::Sent(_)) {
+            member.progress = Progress::Queued;
+            self.in_flight = self.in_flight.saturating_sub(1);
+            self.queue.insert((target.set.clone(), target.key.clone()));
+        }
     }
 
     /// A set exists. Its members are held back until [`Consumer::synced`].
@@ -256,7 +286,8 @@ impl Consumer {
             Action::ApplyStatus { .. }
             | Action::FinishDeletion(_)
             | Action::Refused { .. }
-            | Action::Recovered(_) => true,
+            | Action::Recovered(_)
+            | Action::Settled(_) => true,
         });
         for state in self.sets.values_mut() {
             state.announced = false;

@@ -332,10 +332,11 @@ impl Provider {
             Wanted::Present(hash) => Wish::Present { uid, hash, body: None },
             Wanted::Deleting { grace } => Wish::Absent { uid, grace },
         };
-        // The consumer takes an inventory entry as agreed unless it is asked for the body.
+        // The consumer takes a pod of an inventory as agreed unless it is asked for the body. The others are few, and
+        // it waits to hear that they are there.
         member.answered = match wanted {
-            Wanted::Present(hash) => Some(Answer::Stored(hash)),
-            Wanted::Deleting { .. } => None,
+            Wanted::Present(hash) if set.kind.has_instance() => Some(Answer::Stored(hash)),
+            Wanted::Present(_) | Wanted::Deleting { .. } => None,
         };
         if member.wish != wish {
             member.wish = wish;

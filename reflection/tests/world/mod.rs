@@ -353,6 +353,7 @@ impl World {
             }
             consumer::Action::Refused { .. }
             | consumer::Action::Recovered(_)
+            | consumer::Action::Settled(_)
             | consumer::Action::Send(_)
             | consumer::Action::SendBody { .. } => {}
         }
@@ -776,7 +777,8 @@ impl World {
                 }
                 consumer::Action::FinishDeletion(_)
                 | consumer::Action::Refused { .. }
-                | consumer::Action::Recovered(_) => self.consumer_todo.push_back(action),
+                | consumer::Action::Recovered(_)
+                | consumer::Action::Settled(_) => self.consumer_todo.push_back(action),
             }
         }
         while let Some(action) = self.provider.poll_action() {

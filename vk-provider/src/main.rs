@@ -1,0 +1,73 @@
+//! `liquid-kubelet`: virtual nodes, the consumer half of reflection, and their kubelet API.
+
+mod args;
+mod kubelet;
+mod metrics;
+mod mirror;
+mod node;
+mod offloading;
+mod status;
+mod supervisor;
+mod translate;
+
+use anyhow::Context as _;
+use args::Args;
+use clap::Parser as _;
+use liquid_runtime::drain::{DRAIN_DEADLINE, Drain};
+use liquid_runtime::health::Health;
+use liquid_runtime::leader::Candidate;
+use liquid_runtime::{admin, metrics as process_metrics, telemetry, tls};
+use std::process::ExitCode;
+use supervisor::{Settings, supervise};
+use tracing::error;
+
+/// Two workers: one may be busy with JSON while the other moves bytes.
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    tls::install_crypto_provider();
+    let log = telemetry::init(&args.admin.log)?;
+    let drain = Drain::default();
+    drain.on_signals()?;
+    let mut registry = process_metrics::registry("liquid-kubelet");
+    let metrics = metrics::Metrics::register(&mut registry);
+    let health = Health::default();
+    let leading = health.part("leader", "waiting for the lease");
+    let known = health.part("objects", "reading Peers, VirtualNodes and NamespaceOffloadings");
+    admin::serve(&args.admin, health.clone(), registry, log, &drain).await?;
+    let client = kube::Client::try_default().await?;
+
+    let candidate = Candidate::new(client.clone(), &args.namespace, "liquid-kubelet", &args.pod_name);
+    let mut leadership = tokio::select! {
+        leadership = candidate.acquire() => leadership,
+        () = drain.requested() => return Ok(()),
+    };
+    leading.ready();
+    let client_ca = std::fs::read(&args.kubelet_client_ca)
+        .with_context(|| format!("cannot read --kubelet-client-ca {}", args.kubelet_client_ca.display()))?;
+    let settings = Settings {
+        namespace: args.namespace,
+        pod_name: args.pod_name,
+        address: args.pod_ip,
+        first_port: args.kubelet_port,
+        client_ca,
+    };
+    let ended = tokio::select! {
+        lost = leadership.keep() => Err(anyhow::Error::from(lost)),
+        () = supervise(client, settings, metrics, known) => Ok(()),
+        () = drain.requested() => Ok(()),
+    };
+    drain.finish(DRAIN_DEADLINE).await;
+    leadership.release().await;
+    ended
+}

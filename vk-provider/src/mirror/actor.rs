@@ -1,0 +1,516 @@
+//! The task that owns the state machine of one provider.
+
+use super::home::Home;
+use super::link::{Link, LinkEvent, Provider, keep};
+use crate::metrics::Metrics;
+use crate::translate;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{ApiResource, DynamicObject};
+use kube::runtime::events::Recorder;
+use kube::runtime::watcher;
+use kube::{Api, Client, ResourceExt as _};
+use liquid_link::digest::Hash;
+use liquid_link::proto;
+use liquid_reflection::consumer::Action;
+use liquid_reflection::frame::{ConsumerFrame, Ref, Refusal, Wanted};
+use liquid_reflection::{Consumer, Key, Kind, SetRef, Uid, digest};
+use liquid_runtime::watch::{Change, changes_of};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tracing::{debug, info, warn};
+
+/// Commands that wait for the actor.
+const COMMAND_QUEUE: usize = 64;
+/// Changes of pods that wait for the actor; beyond that the watch waits, and the API server with it.
+const CHANGE_QUEUE: usize = 256;
+/// How often the numbers of objects are counted for the metrics.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A namespace the provider shall have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WantedNamespace {
+    /// UID of the `NamespaceOffloading`: a namespace offloaded anew is another one.
+    pub(crate) uid: String,
+    /// Its name in the provider.
+    pub(crate) remote: String,
+    /// It is to be given up, as soon as no pod of it is left.
+    pub(crate) leaving: bool,
+}
+
+/// What is known of namespaces in the provider, by their names at home.
+pub(crate) type RemoteNamespaces = BTreeMap<String, RemoteState>;
+
+/// How far the provider is with a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum RemoteState {
+    /// Asked for.
+    Pending,
+    /// It exists.
+    Ready,
+    /// The provider refuses it.
+    Refused(String),
+}
+
+enum Command {
+    AddNode(String),
+    RemoveNode(String, oneshot::Sender<()>),
+    Namespaces(BTreeMap<String, WantedNamespace>),
+}
+
+/// The handle to the actor.
+pub(crate) struct Mirror {
+    commands: mpsc::Sender<Command>,
+    provider: watch::Sender<Provider>,
+    /// State of the connection.
+    pub(crate) link: watch::Receiver<Link>,
+    /// Namespaces in the provider.
+    pub(crate) namespaces: watch::Receiver<RemoteNamespaces>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Mirror {
+    /// Starts mirroring to `provider`. `sets_known` resolves when all virtual nodes and offloaded namespaces have been
+    /// passed on: before that an inventory would be incomplete.
+    pub(crate) fn start(
+        client: Client,
+        own_namespace: String,
+        provider: Provider,
+        recorder: Recorder,
+        node_address: watch::Receiver<Option<String>>,
+        metrics: Metrics,
+        mut sets_known: watch::Receiver<bool>,
+    ) -> Self {
+        let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
+        let name = provider.name.clone();
+        let (provider, watched) = watch::channel(provider);
+        let (link_events, link, keeper) = keep(client.clone(), own_namespace, watched.clone());
+        let (namespaces, known) = watch::channel(RemoteNamespaces::new());
+        let (home, written) = Home::new(client.clone(), recorder, node_address);
+        let (changes, changed) = mpsc::channel(CHANGE_QUEUE);
+        let mut consumer = Consumer::default();
+        consumer.add_set(SetRef::namespaces());
+        let actor = Actor {
+            name,
+            client,
+            consumer,
+            home,
+            frames: None,
+            nodes: BTreeMap::new(),
+            changes,
+            wanted: BTreeMap::new(),
+            namespaces,
+            provider: watched,
+            metrics,
+            held: BTreeMap::new(),
+        };
+        let keeper = async move {
+            if sets_known.wait_for(|known| *known).await.is_ok() {
+                keeper.await;
+            }
+        };
+        let tasks = vec![tokio::spawn(keeper), tokio::spawn(actor.run(queue, link_events, changed, written))];
+        Self { commands, provider, link, namespaces: known, tasks }
+    }
+
+    /// The `Peer` has changed.
+    pub(crate) fn update(&self, provider: Provider) {
+        self.provider.send_if_modified(|known| {
+            let changed = *known != provider;
+            *known = provider;
+            changed
+        });
+    }
+
+    /// Mirrors the pods of a virtual node.
+    pub(crate) async fn add_node(&self, node: String) {
+        self.send(Command::AddNode(node)).await;
+    }
+
+    /// Gives up a virtual node, with everything that is left of it in the provider.
+    pub(crate) async fn remove_node(&self, node: String) {
+        let (done, removed) = oneshot::channel();
+        self.send(Command::RemoveNode(node, done)).await;
+        drop(removed.await);
+    }
+
+    /// The namespaces the provider shall have.
+    pub(crate) async fn wanted_namespaces(&self, namespaces: BTreeMap<String, WantedNamespace>) {
+        self.send(Command::Namespaces(namespaces)).await;
+    }
+
+    async fn send(&self, command: Command) {
+        // The actor ends only with this handle.
+        drop(self.commands.send(command).await);
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+type PodChange = (String, Change<DynamicObject>);
+
+struct Actor {
+    name: String,
+    client: Client,
+    consumer: Consumer,
+    home: Home,
+    frames: Option<mpsc::Sender<proto::ConsumerFrame>>,
+    nodes: BTreeMap<String, JoinHandle<()>>,
+    changes: mpsc::Sender<PodChange>,
+    wanted: BTreeMap<String, WantedNamespace>,
+    namespaces: watch::Sender<RemoteNamespaces>,
+    provider: watch::Receiver<Provider>,
+    metrics: Metrics,
+    /// Pods that cannot go to the provider as things are, by namespace: they are looked at again when that changes.
+    held: BTreeMap<String, BTreeSet<(String, String)>>,
+}
+
+impl Actor {
+    async fn run(
+        mut self,
+        mut queue: mpsc::Receiver<Command>,
+        mut link: mpsc::Receiver<LinkEvent>,
+        mut changed: mpsc::Receiver<PodChange>,
+        mut written: mpsc::UnboundedReceiver<Ref>,
+    ) {
+        let mut report = tokio::time::interval(REPORT_INTERVAL);
+        loop {
+            let at_hand = tokio::select! {
+                biased;
+                command = queue.recv() => match command {
+                    Some(command) => {
+                        self.command(command);
+                        None
+                    }
+                    None => return,
+                },
+                Some(target) = written.recv() => {
+                    self.home.finished(&target);
+                    None
+                }
+                Some(event) = link.recv() => {
+                    self.link_event(event);
+                    None
+                }
+                Some((node, change)) = changed.recv() => self.pod_change(&node, change),
+                _ = report.tick() => {
+                    self.metrics.mirrored(&self.name, self.consumer.len(), self.consumer.unsettled().len());
+                    None
+                }
+                changed = self.provider.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.finish_if_gone();
+                    None
+                }
+            };
+            self.drain(at_hand).await;
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::AddNode(node) => {
+                if self.nodes.contains_key(&node) {
+                    return;
+                }
+                self.consumer.add_set(SetRef::pods(&node));
+                let watcher = watch_pods(self.client.clone(), node.clone(), self.changes.clone());
+                self.nodes.insert(node, tokio::spawn(watcher));
+            }
+            Command::RemoveNode(node, done) => {
+                if let Some(watcher) = self.nodes.remove(&node) {
+                    watcher.abort();
+                }
+                self.consumer.remove_set(&SetRef::pods(&node));
+                for held in self.held.values_mut() {
+                    held.retain(|(on, _)| *on != node);
+                }
+                let _ = done.send(());
+            }
+            Command::Namespaces(wanted) => self.want_namespaces(wanted),
+        }
+    }
+
+    fn want_namespaces(&mut self, wanted: BTreeMap<String, WantedNamespace>) {
+        let set = SetRef::namespaces();
+        for (name, namespace) in &wanted {
+            let target =
+                Ref { set: set.clone(), key: Key::new("", name), uid: Uid::from(namespace.uid.as_str()) };
+            let body = namespace_body(namespace);
+            let state = if namespace.leaving {
+                Wanted::Deleting { grace: None }
+            } else {
+                Wanted::Present(Hash::of(&body))
+            };
+            self.consumer.observe(target, state, None);
+            self.namespaces.send_if_modified(|known| {
+                let fresh = !known.contains_key(name);
+                known.entry(name.clone()).or_insert(RemoteState::Pending);
+                fresh
+            });
+        }
+        let gone: Vec<_> = self.wanted.iter().filter(|(name, _)| !wanted.contains_key(*name)).collect();
+        for (name, namespace) in gone {
+            let uid = Uid::from(namespace.uid.as_str());
+            self.consumer.removed(&set, &Key::new("", name), &uid, None);
+            self.namespaces.send_if_modified(|known| known.remove(name).is_some());
+        }
+        let fresh: Vec<_> = wanted.keys().filter(|name| !self.offloaded(name)).cloned().collect();
+        self.wanted = wanted;
+        self.consumer.synced(&set);
+        // Pods that waited for their namespace are read again.
+        for (node, name, namespace) in fresh
+            .iter()
+            .flat_map(|ns| {
+                self.held.remove(ns).into_iter().flatten().map(move |(node, name)| (node, name, ns.clone()))
+            })
+            .collect::<Vec<_>>()
+        {
+            let (client, changes) = (self.client.clone(), self.changes.clone());
+            tokio::spawn(async move {
+                let pods: Api<DynamicObject> = Api::namespaced_with(client, &namespace, &pod_resource());
+                if let Ok(Some(pod)) = pods.get_opt(&name).await {
+                    drop(changes.send((node, Change::Applied(pod))).await);
+                }
+            });
+        }
+    }
+
+    fn offloaded(&self, namespace: &str) -> bool {
+        self.wanted.get(namespace).is_some_and(|namespace| !namespace.leaving)
+    }
+
+    fn link_event(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Up(frames) => {
+                self.frames = Some(frames);
+                self.consumer.connected();
+            }
+            LinkEvent::Down => {
+                self.frames = None;
+                self.consumer.disconnected();
+            }
+            LinkEvent::Frame(frame) => self.consumer.received(frame),
+        }
+    }
+
+    /// Passes a change on to the state machine; returns the body of the pod, should it be asked for at once.
+    fn pod_change(&mut self, node: &str, change: Change<DynamicObject>) -> Option<(Ref, Bytes)> {
+        let set = SetRef::pods(node);
+        match change {
+            Change::Applied(pod) => self.pod_applied(node, set, pod),
+            Change::Deleted(pod) => {
+                let target = target(set, &pod);
+                if let Some(held) = self.held.get_mut(&*target.key.namespace) {
+                    held.remove(&(node.to_owned(), target.key.name.to_string()));
+                }
+                let grace = grace(&pod);
+                self.consumer.removed(&target.set, &target.key, &target.uid, grace);
+                None
+            }
+            Change::Listed(seen) => {
+                let seen = seen.iter().map(|(namespace, name)| Key::new(namespace, name)).collect();
+                self.consumer.resynced(&set, &seen);
+                None
+            }
+        }
+    }
+
+    fn pod_applied(&mut self, node: &str, set: SetRef, pod: DynamicObject) -> Option<(Ref, Bytes)> {
+        let target = target(set, &pod);
+        let deleting = pod.metadata.deletion_timestamp.is_some();
+        let grace = grace(&pod);
+        let status = pod.data.get("status").and_then(digest::pod_status);
+        if deleting {
+            self.consumer.observe(target.clone(), Wanted::Deleting { grace }, status);
+            if self.provider.borrow().gone {
+                self.home.finish(target);
+            }
+            return None;
+        }
+        let namespace = target.key.namespace.to_string();
+        // What runs there already goes on until it is deleted.
+        if !self.offloaded(&namespace) && !self.consumer.knows(&target) {
+            let message = format!("namespace {namespace} is not offloaded to {}", self.name);
+            self.hold(node, &target, refusal("NamespaceNotOffloaded", message));
+            return None;
+        }
+        let body = match body_of(pod) {
+            Ok(body) => body,
+            Err(refusal) => {
+                self.hold(node, &target, refusal);
+                return None;
+            }
+        };
+        self.consumer.observe(target.clone(), Wanted::Present(Hash::of(&body)), status);
+        Some((target, body))
+    }
+
+    /// Keeps a pod at home, and tells why.
+    fn hold(&mut self, node: &str, target: &Ref, refusal: Refusal) {
+        let held = self.held.entry(target.key.namespace.to_string()).or_default();
+        if held.insert((node.to_owned(), target.key.name.to_string())) {
+            info!(pod = %target.key, reason = %refusal.reason, message = %refusal.message, "pod not offloaded");
+            self.home.refusal(target.clone(), Some(refusal));
+        }
+    }
+
+    /// What is being deleted needs no word of a provider that is gone.
+    fn finish_if_gone(&mut self) {
+        if self.provider.borrow().gone {
+            for target in self.consumer.deleting() {
+                match target.set.kind {
+                    Kind::Pod => self.home.finish(target),
+                    Kind::Namespace => self.namespace_gone(&target.key.name),
+                }
+            }
+        }
+    }
+
+    fn namespace_gone(&self, name: &str) {
+        self.namespaces.send_if_modified(|known| known.remove(name).is_some());
+    }
+
+    /// Carries out what the state machine asks for.
+    async fn drain(&mut self, at_hand: Option<(Ref, Bytes)>) {
+        while let Some(action) = self.consumer.poll_action() {
+            match action {
+                Action::Send(frame) => self.send(frame).await,
+                Action::SendBody { target, hash } => match target.set.kind {
+                    Kind::Namespace => self.send_namespace(target, hash).await,
+                    Kind::Pod => match &at_hand {
+                        Some((known, body)) if *known == target && Hash::of(body) == hash => {
+                            self.send(ConsumerFrame::Upsert { target, hash, body: body.clone() }).await;
+                        }
+                        _ => self.send_pod(target, hash).await,
+                    },
+                },
+                Action::ApplyStatus { target, body, .. } => self.home.status(target, body),
+                Action::FinishDeletion(target) => match target.set.kind {
+                    Kind::Pod => self.home.finish(target),
+                    Kind::Namespace => self.namespace_gone(&target.key.name),
+                },
+                Action::Refused { target, refusal } => {
+                    debug!(key = %target.key, reason = %refusal.reason, message = %refusal.message, "refused by the provider");
+                    match target.set.kind {
+                        Kind::Pod => self.home.refusal(target, Some(refusal)),
+                        Kind::Namespace => {
+                            let state = RemoteState::Refused(refusal.message);
+                            self.namespaces.send_modify(|known| {
+                                known.insert(target.key.name.to_string(), state);
+                            });
+                        }
+                    }
+                }
+                Action::Recovered(target) => match target.set.kind {
+                    Kind::Pod => self.home.refusal(target, None),
+                    Kind::Namespace => self.namespace_ready(&target.key.name),
+                },
+                Action::Settled(target) => {
+                    if target.set.kind == Kind::Namespace {
+                        self.namespace_ready(&target.key.name);
+                    }
+                }
+            }
+        }
+    }
+
+    fn namespace_ready(&self, name: &str) {
+        self.namespaces.send_if_modified(|known| {
+            known.insert(name.to_owned(), RemoteState::Ready) != Some(RemoteState::Ready)
+        });
+    }
+
+    async fn send(&mut self, frame: ConsumerFrame) {
+        if let Some(frames) = &self.frames
+            && frames.send(frame.into()).await.is_err()
+        {
+            // The stream is gone; the link says so in a moment, and everything starts over with the next one.
+            self.frames = None;
+        }
+    }
+
+    async fn send_namespace(&mut self, target: Ref, hash: Hash) {
+        let body = self.wanted.get(&*target.key.name).map(namespace_body);
+        if let Some(body) = body {
+            self.send(ConsumerFrame::Upsert { target, hash, body }).await;
+        }
+    }
+
+    /// Reads a pod anew to send it. The state machine counts it as under way until it is told something.
+    async fn send_pod(&mut self, target: Ref, hash: Hash) {
+        let pods: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), &target.key.namespace, &pod_resource());
+        match pods.get_opt(&target.key.name).await {
+            Ok(Some(pod)) if pod.uid().as_deref() == Some(target.uid.as_str()) => {
+                let node = target.set.scope.to_string();
+                let read = self.pod_applied(&node, target.set.clone(), pod);
+                // If it has changed in between, it is asked for anew.
+                if let Some((target, body)) = read.filter(|(_, body)| Hash::of(body) == hash) {
+                    self.send(ConsumerFrame::Upsert { target, hash, body }).await;
+                }
+            }
+            Ok(_) => self.consumer.removed(&target.set, &target.key, &target.uid, Some(0)),
+            Err(error) => {
+                warn!(pod = %target.key, %error, "pod not read; trying again");
+                self.consumer.not_sent(&target);
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+/// Follows the pods of a virtual node.
+async fn watch_pods(client: Client, node: String, changes: mpsc::Sender<PodChange>) {
+    let pods: Api<DynamicObject> = Api::all_with(client, &pod_resource());
+    let of_node = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+    let mut news = changes_of(pods, "Pod", of_node).boxed();
+    while let Some(change) = news.next().await {
+        if changes.send((node.clone(), change)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn pod_resource() -> ApiResource {
+    ApiResource::erase::<Pod>(&())
+}
+
+fn target(set: SetRef, pod: &DynamicObject) -> Ref {
+    let key = Key::new(&pod.namespace().unwrap_or_default(), &pod.name_any());
+    Ref { set, key, uid: Uid::from(pod.metadata.uid.as_deref().unwrap_or_default()) }
+}
+
+fn grace(pod: &DynamicObject) -> Option<u32> {
+    pod.metadata.deletion_grace_period_seconds.and_then(|seconds| u32::try_from(seconds).ok())
+}
+
+fn body_of(pod: DynamicObject) -> Result<Bytes, Refusal> {
+    let DynamicObject { metadata, mut data, .. } = pod;
+    let spec = data.get_mut("spec").map(Value::take).unwrap_or_default();
+    let whole = json!({
+        "metadata": { "labels": metadata.labels, "annotations": metadata.annotations },
+        "spec": spec,
+    });
+    Ok(Bytes::from(translate::pod(&whole)?.to_string()))
+}
+
+fn namespace_body(namespace: &WantedNamespace) -> Bytes {
+    Bytes::from(json!({ "name": namespace.remote }).to_string())
+}
+
+fn refusal(reason: &str, message: String) -> Refusal {
+    Refusal { reason: reason.to_owned(), message }
+}

@@ -1,0 +1,11 @@
+//! What shall exist in one provider, and how far it is: the shell around [`liquid_reflection::Consumer`].
+//!
+//! [`actor`] owns the state machine; [`link`] keeps the connection to the provider, [`home`] writes to the API server of
+//! home, one object at a time in order.
+
+mod actor;
+mod home;
+mod link;
+
+pub(crate) use actor::{Mirror, RemoteState, WantedNamespace};
+pub(crate) use link::{Link, Provider};

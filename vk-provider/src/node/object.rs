@@ -1,0 +1,256 @@
+//! What the Node object of a virtual node looks like. Pure.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use liquid_crds::quantity::{format, parse};
+use liquid_crds::vocabulary::{
+    CLUSTER_ID, MANAGED_BY, MANAGED_BY_LIQUID, PEER, TYPE, TYPE_VIRTUAL_NODE, VIRTUAL_NODE_TAINT,
+};
+use liquid_crds::{Offer, TaintEffect, VirtualNode};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// Pods a node takes if the offer does not say: the kubelet's own default.
+const DEFAULT_PODS: &str = "110";
+
+/// Everything a Node is made from.
+#[derive(Debug, Clone)]
+pub(crate) struct Picture {
+    /// The wanted node.
+    pub(crate) node: VirtualNode,
+    /// Identity of the cluster behind it.
+    pub(crate) cluster_id: String,
+    /// The latest offer.
+    pub(crate) offer: Option<Offer>,
+    /// Why it takes no pods, if it does not: reason and message.
+    pub(crate) not_ready: Option<(&'static str, String)>,
+    /// Address and port of its kubelet API.
+    pub(crate) endpoint: Option<(String, u16)>,
+    /// It is being removed: nothing new may land on it.
+    pub(crate) leaving: bool,
+}
+
+impl Picture {
+    /// Labels of the Node: those of the offer, then of the user, then ours, which nobody may change.
+    pub(crate) fn labels(&self) -> BTreeMap<String, String> {
+        let name = self.node.metadata.name.clone().unwrap_or_default();
+        let mut labels = self.offer.as_ref().map(|offer| offer.labels.clone()).unwrap_or_default();
+        labels.extend(self.node.spec.labels.clone());
+        let architectures =
+            self.offer.as_ref().map(|offer| offer.architectures.as_slice()).unwrap_or_default();
+        if let Some(architecture) = architectures.first() {
+            labels.insert("kubernetes.io/arch".to_owned(), architecture.clone());
+        }
+        for (key, value) in [
+            ("kubernetes.io/hostname", name.as_str()),
+            ("kubernetes.io/os", "linux"),
+            ("node.kubernetes.io/exclude-from-external-load-balancers", "true"),
+            (TYPE, TYPE_VIRTUAL_NODE),
+            (PEER, &self.node.spec.peer),
+            (CLUSTER_ID, &self.cluster_id),
+            (MANAGED_BY, MANAGED_BY_LIQUID),
+        ] {
+            labels.insert(key.to_owned(), value.to_owned());
+        }
+        labels
+    }
+
+    /// Metadata and spec of the Node.
+    pub(crate) fn object(&self) -> Value {
+        let mut taints = vec![json!({
+            "key": VIRTUAL_NODE_TAINT, "value": self.node.spec.peer, "effect": "NoExecute",
+        })];
+        for taint in &self.node.spec.taints {
+            let effect = match taint.effect {
+                TaintEffect::NoSchedule => "NoSchedule",
+                TaintEffect::PreferNoSchedule => "PreferNoSchedule",
+                TaintEffect::NoExecute => "NoExecute",
+            };
+            taints.push(json!({ "key": taint.key, "value": taint.value, "effect": effect }));
+        }
+        let cordoned = self.leaving || self.offer.as_ref().is_some_and(|offer| offer.cordoned);
+        json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {
+                "name": self.node.metadata.name,
+                "labels": self.labels(),
+                "ownerReferences": [{
+                    "apiVersion": "liquid.mesh/v1alpha1",
+                    "kind": "VirtualNode",
+                    "name": self.node.metadata.name,
+                    "uid": self.node.metadata.uid,
+                }],
+            },
+            "spec": { "taints": taints, "unschedulable": cordoned },
+        })
+    }
+
+    /// Status of the Node. `since` are the transition times of its conditions as they are now.
+    pub(crate) fn status(&self, current: &[(String, String, Time)], now: &Time) -> Value {
+        let amounts = self.capacity();
+        let (status, reason, message) = match &self.not_ready {
+            None => ("True", "LinkUp", "the provider is connected and takes pods".to_owned()),
+            Some((reason, message)) => ("False", *reason, message.clone()),
+        };
+        let pressure = |resource: &str| {
+            let free = self.offer.as_ref().and_then(|offer| offer.resources.get(resource));
+            free.is_some_and(|free| parse(free).is_ok_and(|free| free <= 0))
+        };
+        let truth = |value: bool| if value { "True" } else { "False" };
+        let conditions = [
+            ("Ready", status, reason, message),
+            (
+                "MemoryPressure",
+                truth(pressure("memory")),
+                "Offer",
+                "whether the provider has memory left to offer".to_owned(),
+            ),
+            (
+                "DiskPressure",
+                truth(pressure("ephemeral-storage")),
+                "Offer",
+                "whether the provider has storage left to offer".to_owned(),
+            ),
+            (
+                "PIDPressure",
+                truth(pressure("pods")),
+                "Offer",
+                "whether the provider takes more pods".to_owned(),
+            ),
+        ]
+        .map(|(type_, status, reason, message)| {
+            let known = current.iter().find(|(known, value, _)| known == type_ && value == status);
+            json!({
+                "type": type_, "status": status, "reason": reason, "message": message,
+                "lastHeartbeatTime": now,
+                "lastTransitionTime": known.map_or(now, |(_, _, since)| since),
+            })
+        });
+        let name = self.node.metadata.name.clone().unwrap_or_default();
+        let mut addresses = vec![json!({ "type": "Hostname", "address": name })];
+        if let Some((address, _)) = &self.endpoint {
+            addresses.insert(0, json!({ "type": "InternalIP", "address": address }));
+        }
+        let offer = self.offer.clone().unwrap_or_default();
+        let version = if offer.kubernetes_version.is_empty() { "unknown" } else { &offer.kubernetes_version };
+        json!({
+            "status": {
+                "capacity": amounts,
+                "allocatable": amounts,
+                "conditions": conditions,
+                // The list is written whole, or an address of an earlier kubelet would stay.
+                "addresses": addresses.into_iter().chain([json!({ "$patch": "replace" })]).collect::<Vec<_>>(),
+                "daemonEndpoints": { "kubeletEndpoint": { "Port": self.endpoint.as_ref().map_or(0, |(_, port)| *port) } },
+                "nodeInfo": {
+                    "architecture": offer.architectures.first().map_or("", String::as_str),
+                    "operatingSystem": "linux",
+                    "kubeletVersion": version,
+                    "kubeProxyVersion": "",
+                    "containerRuntimeVersion": format!("liquid://{}", liquid_runtime::VERSION),
+                    "osImage": "Liquid virtual node",
+                    "kernelVersion": "",
+                    "machineID": self.cluster_id,
+                    "systemUUID": self.cluster_id,
+                    "bootID": "",
+                },
+            }
+        })
+    }
+
+    fn capacity(&self) -> BTreeMap<String, String> {
+        let resources = self.offer.as_ref().map(|offer| offer.resources.clone()).unwrap_or_default();
+        let mut amounts: BTreeMap<String, String> = resources
+            .iter()
+            .filter_map(|(name, amount)| Some((name.clone(), format(parse(amount).ok()?.max(0)).0)))
+            .collect();
+        if self.offer.is_some() {
+            amounts.entry("pods".to_owned()).or_insert_with(|| DEFAULT_PODS.to_owned());
+        }
+        amounts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+    use k8s_openapi::jiff::Timestamp;
+    use liquid_crds::{NodeTaint, VirtualNodeSpec};
+
+    fn picture() -> Picture {
+        let spec = VirtualNodeSpec {
+            peer: "milan".to_owned(),
+            labels: BTreeMap::from([
+                ("region".to_owned(), "mine".to_owned()),
+                (TYPE.to_owned(), "something-else".to_owned()),
+            ]),
+            taints: vec![NodeTaint { key: "gpu".to_owned(), value: None, effect: TaintEffect::NoSchedule }],
+        };
+        let offer = Offer {
+            resources: BTreeMap::from([
+                ("cpu".to_owned(), Quantity("2".to_owned())),
+                ("memory".to_owned(), Quantity("-5".to_owned())),
+            ]),
+            architectures: vec!["arm64".to_owned(), "amd64".to_owned()],
+            labels: BTreeMap::from([
+                ("region".to_owned(), "eu".to_owned()),
+                ("zone".to_owned(), "eu-1".to_owned()),
+            ]),
+            kubernetes_version: "v1.35.4".to_owned(),
+            cordoned: false,
+        };
+        Picture {
+            node: VirtualNode::new("liquid-milan", spec),
+            cluster_id: "id".to_owned(),
+            offer: Some(offer),
+            not_ready: None,
+            endpoint: Some(("10.244.0.9".to_owned(), 10_260)),
+            leaving: false,
+        }
+    }
+
+    fn at(second: i64) -> Time {
+        Time(Timestamp::from_second(second).unwrap())
+    }
+
+    #[test]
+    fn the_users_labels_win_over_the_offer_and_ours_over_both() {
+        let labels = picture().labels();
+        assert_eq!(labels["region"], "mine");
+        assert_eq!(labels["zone"], "eu-1");
+        assert_eq!(labels[TYPE], TYPE_VIRTUAL_NODE);
+        assert_eq!(labels["kubernetes.io/arch"], "arm64");
+    }
+
+    #[test]
+    fn capacity_is_the_offer_and_never_negative() {
+        let status = picture().status(&[], &at(1));
+        assert_eq!(status["status"]["capacity"], json!({"cpu": "2", "memory": "0", "pods": "110"}));
+        let memory = &status["status"]["conditions"][1];
+        assert_eq!(
+            (memory["type"].as_str(), memory["status"].as_str()),
+            (Some("MemoryPressure"), Some("True"))
+        );
+    }
+
+    #[test]
+    fn transition_times_stay_while_a_condition_does() {
+        let current = [
+            ("Ready".to_owned(), "True".to_owned(), at(1)),
+            ("MemoryPressure".to_owned(), "False".to_owned(), at(1)),
+        ];
+        let status = picture().status(&current, &at(9));
+        assert_eq!(status["status"]["conditions"][0]["lastTransitionTime"], json!(at(1)));
+        assert_eq!(status["status"]["conditions"][1]["lastTransitionTime"], json!(at(9)));
+    }
+
+    #[test]
+    fn a_cordoned_offer_or_a_leaving_node_is_unschedulable() {
+        assert_eq!(picture().object()["spec"]["unschedulable"], false);
+        let leaving = Picture { leaving: true, ..picture() };
+        assert_eq!(leaving.object()["spec"]["unschedulable"], true);
+        let mut cordoned = picture();
+        cordoned.offer.as_mut().unwrap().cordoned = true;
+        assert_eq!(cordoned.object()["spec"]["unschedulable"], true);
+    }
+}

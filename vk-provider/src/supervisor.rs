@@ -1,0 +1,478 @@
+//! Brings it all together: one [`Mirror`] per provider, one task per virtual node, and namespaces to the providers that
+//! are selected for them.
+
+use crate::kubelet::Authenticator;
+use crate::metrics::Metrics;
+use crate::mirror::{Mirror, Provider, RemoteState, WantedNamespace};
+use crate::node::{NodeHandle, Picture, Shared};
+use crate::offloading::{NodeView, remote_name, report, selects, wanted};
+use futures::StreamExt as _;
+use futures::stream::select_all;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::watcher;
+use kube::{Api, Client, ResourceExt as _};
+use liquid_crds::vocabulary::{
+    CLUSTER_INFO, FINALIZER_OFFLOADING, OFFLOADING, OFFLOADING_ENABLED, OFFLOADING_NAME,
+};
+use liquid_crds::{
+    ConditionUpdate, GROUP, NamespaceOffloading, NamespaceOffloadingStatus, Peer, VERSION, VirtualNode,
+    set_condition,
+};
+use liquid_runtime::health::Part;
+use liquid_runtime::watch::{Change, ObjectName, changes, object_name};
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+/// Pause after a failed request.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How often the progress of namespaces that are being given up is looked at.
+const POLL: Duration = Duration::from_millis(250);
+
+/// What the supervisor needs from the command line.
+pub(crate) struct Settings {
+    pub(crate) namespace: String,
+    pub(crate) pod_name: String,
+    pub(crate) address: IpAddr,
+    pub(crate) first_port: u16,
+    pub(crate) client_ca: Vec<u8>,
+}
+
+enum News {
+    Peer(Box<Change<Peer>>),
+    Node(Change<VirtualNode>),
+    Offloading(Change<NamespaceOffloading>),
+}
+
+/// Follows Peers, VirtualNodes and NamespaceOffloadings for ever.
+pub(crate) async fn supervise(client: Client, settings: Settings, metrics: Metrics, ready: Part) {
+    let own_name = own_name(&client, &settings.namespace).await;
+    let (node_address, _) = watch::channel(Some(settings.address.to_string()));
+    let shared = Arc::new(Shared {
+        client: client.clone(),
+        authenticator: Arc::new(Authenticator::new(client.clone())),
+        address: settings.address,
+        first_port: settings.first_port,
+        client_ca: settings.client_ca,
+        node_address,
+    });
+    let reporter =
+        Reporter { controller: "liquid-kubelet".to_owned(), instance: Some(settings.pod_name.clone()) };
+    let (nudge, mut nudged) = mpsc::channel(1);
+    let mut supervisor = Supervisor {
+        recorder: Recorder::new(client.clone(), reporter),
+        client: client.clone(),
+        own_name,
+        own_namespace: settings.namespace,
+        shared,
+        metrics,
+        peers: BTreeMap::new(),
+        virtual_nodes: BTreeMap::new(),
+        offloadings: BTreeMap::new(),
+        mirrors: BTreeMap::new(),
+        nodes: BTreeMap::new(),
+        unlisted: BTreeSet::from(["Peer", "VirtualNode", "NamespaceOffloading"]),
+        sets_known: watch::channel(false).0,
+        nudge,
+        unfinished: false,
+    };
+    let any = watcher::Config::default;
+    let mut news = select_all([
+        changes(Api::<Peer>::all(client.clone()), any()).map(|c| News::Peer(Box::new(c))).boxed(),
+        changes(Api::<VirtualNode>::all(client.clone()), any()).map(News::Node).boxed(),
+        changes(Api::<NamespaceOffloading>::all(client), any()).map(News::Offloading).boxed(),
+    ]);
+    loop {
+        tokio::select! {
+            item = news.next() => match item {
+                Some(item) => supervisor.learn(item),
+                None => return,
+            },
+            _ = nudged.recv() => {}
+            () = sleep(POLL), if supervisor.unfinished => {}
+        }
+        if supervisor.unlisted.is_empty() {
+            supervisor.reconcile().await;
+            ready.ready();
+        }
+    }
+}
+
+/// The name of this cluster, as the controller publishes it.
+async fn own_name(client: &Client, namespace: &str) -> String {
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    loop {
+        match api.get_opt(CLUSTER_INFO).await {
+            Ok(Some(info)) => {
+                if let Some(name) = info.data.and_then(|mut data| data.remove("clusterName")) {
+                    return name;
+                }
+            }
+            Ok(None) => info!("waiting for liquid-controller to publish ConfigMap {CLUSTER_INFO}"),
+            Err(error) => warn!(%error, "ConfigMap {CLUSTER_INFO} not read; trying again"),
+        }
+        sleep(RETRY_PAUSE).await;
+    }
+}
+
+struct Supervisor {
+    client: Client,
+    recorder: Recorder,
+    own_name: String,
+    own_namespace: String,
+    shared: Arc<Shared>,
+    metrics: Metrics,
+    peers: BTreeMap<String, Peer>,
+    virtual_nodes: BTreeMap<String, VirtualNode>,
+    offloadings: BTreeMap<String, NamespaceOffloading>,
+    mirrors: BTreeMap<String, Arc<Mirror>>,
+    nodes: BTreeMap<String, NodeHandle>,
+    unlisted: BTreeSet<&'static str>,
+    sets_known: watch::Sender<bool>,
+    /// Tells the loop that the state of a namespace in a provider has changed.
+    nudge: mpsc::Sender<()>,
+    /// Something is under way that makes no news of its own.
+    unfinished: bool,
+}
+
+impl Supervisor {
+    fn learn(&mut self, news: News) {
+        match news {
+            News::Peer(change) => {
+                if apply(&mut self.peers, *change, |name| name.1.clone()) {
+                    self.unlisted.remove("Peer");
+                }
+            }
+            News::Node(change) => {
+                if apply(&mut self.virtual_nodes, change, |name| name.1.clone()) {
+                    self.unlisted.remove("VirtualNode");
+                }
+            }
+            News::Offloading(change) => {
+                if apply(&mut self.offloadings, change, |name| name.0.clone()) {
+                    self.unlisted.remove("NamespaceOffloading");
+                }
+            }
+        }
+    }
+
+    async fn reconcile(&mut self) {
+        self.unfinished = false;
+        self.keep_mirrors();
+        self.keep_nodes();
+        self.keep_namespaces().await;
+        self.sets_known.send_if_modified(|known| !std::mem::replace(known, true));
+    }
+
+    fn keep_mirrors(&mut self) {
+        let mut wanted: BTreeMap<String, Provider> =
+            self.peers.values().filter_map(Provider::of).map(|p| (p.name.clone(), p)).collect();
+        for node in self.virtual_nodes.values() {
+            let peer = &node.spec.peer;
+            wanted.entry(peer.clone()).or_insert_with(|| Provider::missing(peer));
+        }
+        self.mirrors.retain(|name, _| {
+            let kept = wanted.contains_key(name);
+            if !kept {
+                self.metrics.forget(name);
+            }
+            kept
+        });
+        for (name, provider) in wanted {
+            match self.mirrors.get(&name) {
+                Some(mirror) => mirror.update(provider),
+                None => {
+                    let mirror = Mirror::start(
+                        self.client.clone(),
+                        self.own_namespace.clone(),
+                        provider,
+                        self.recorder.clone(),
+                        self.shared.node_address.subscribe(),
+                        self.metrics.clone(),
+                        self.sets_known.subscribe(),
+                    );
+                    self.nudge_on_change(&mirror);
+                    self.mirrors.insert(name, Arc::new(mirror));
+                }
+            }
+        }
+    }
+
+    fn nudge_on_change(&self, mirror: &Mirror) {
+        let (mut namespaces, nudge) = (mirror.namespaces.clone(), self.nudge.clone());
+        tokio::spawn(async move {
+            while namespaces.changed().await.is_ok() {
+                // One nudge that waits is as good as many.
+                let _ = nudge.try_send(());
+            }
+        });
+    }
+
+    fn keep_nodes(&mut self) {
+        self.nodes.retain(|name, handle| self.virtual_nodes.contains_key(name) || !handle.is_finished());
+        for (name, node) in &self.virtual_nodes {
+            let Some(mirror) = self.mirrors.get(&node.spec.peer) else { continue };
+            let peer = self.peers.get(&node.spec.peer);
+            let offer = peer.and_then(|peer| peer.status.as_ref()?.consume.as_ref()?.offer.clone());
+            match self.nodes.get(name) {
+                Some(handle) if !handle.is_finished() => handle.update(|picture| {
+                    picture.node = node.clone();
+                    picture.offer = offer;
+                }),
+                _ => {
+                    let picture = Picture {
+                        node: node.clone(),
+                        cluster_id: peer.map(|peer| peer.spec.cluster_id.clone()).unwrap_or_default(),
+                        offer,
+                        not_ready: None,
+                        endpoint: None,
+                        leaving: false,
+                    };
+                    let handle = NodeHandle::start(self.shared.clone(), picture, mirror.clone());
+                    self.nodes.insert(name.clone(), handle);
+                }
+            }
+        }
+    }
+
+    /// Virtual nodes as offloading sees them; those that are being removed take nothing new.
+    fn views(&self) -> Vec<NodeView> {
+        let nodes = self.virtual_nodes.values().filter(|node| node.metadata.deletion_timestamp.is_none());
+        nodes
+            .filter_map(|node| {
+                let peer = self.peers.get(&node.spec.peer)?;
+                let offer = peer.status.as_ref().and_then(|status| status.consume.as_ref()?.offer.clone());
+                let picture = Picture {
+                    node: node.clone(),
+                    cluster_id: peer.spec.cluster_id.clone(),
+                    offer,
+                    not_ready: None,
+                    endpoint: None,
+                    leaving: false,
+                };
+                Some(NodeView { peer: node.spec.peer.clone(), labels: picture.labels() })
+            })
+            .collect()
+    }
+
+    async fn keep_namespaces(&mut self) {
+        let views = self.views();
+        let mut per_peer: BTreeMap<String, BTreeMap<String, WantedNamespace>> = BTreeMap::new();
+        let offloadings: Vec<(String, NamespaceOffloading)> =
+            self.offloadings.iter().map(|(name, offloading)| (name.clone(), offloading.clone())).collect();
+        for (namespace, offloading) in &offloadings {
+            match self.keep_namespace(namespace, offloading, &views).await {
+                Ok(wanted) => {
+                    for (peer, wanted) in wanted {
+                        per_peer.entry(peer).or_default().insert(namespace.clone(), wanted);
+                    }
+                }
+                Err(error) => {
+                    warn!(%namespace, %error, "offloading not brought in line; trying again");
+                    self.unfinished = true;
+                    // What is there stays as it is.
+                    for (peer, mirror) in &self.mirrors {
+                        let known = mirror.namespaces.borrow().contains_key(namespace);
+                        if let Some(kept) =
+                            known.then(|| wanted(offloading, &self.own_name, peer, &views, true)).flatten()
+                        {
+                            per_peer.entry(peer.clone()).or_default().insert(namespace.clone(), kept);
+                        }
+                    }
+                }
+            }
+        }
+        for (peer, mirror) in &self.mirrors {
+            mirror.wanted_namespaces(per_peer.remove(peer).unwrap_or_default()).await;
+        }
+    }
+
+    /// Brings one offloaded namespace in line; returns what each provider shall have of it.
+    async fn keep_namespace(
+        &mut self,
+        namespace: &str,
+        offloading: &NamespaceOffloading,
+        views: &[NodeView],
+    ) -> Result<BTreeMap<String, WantedNamespace>, kube::Error> {
+        let deleting = offloading.metadata.deletion_timestamp.is_some();
+        let held = offloading.finalizers().iter().any(|finalizer| finalizer == FINALIZER_OFFLOADING);
+        if deleting && !held {
+            return Ok(BTreeMap::new());
+        }
+        if !deleting {
+            self.write_finalizer(namespace, offloading, true).await?;
+        }
+        self.label(namespace, !deleting).await?;
+        let mut states = BTreeMap::new();
+        for (peer, mirror) in &self.mirrors {
+            let state = mirror.namespaces.borrow().get(namespace).cloned();
+            let selected = views
+                .iter()
+                .any(|view| view.peer == *peer && selects(&offloading.spec.virtual_node_selector, view));
+            // Only while a namespace is on its way out does it matter whether pods are left.
+            let in_use = (deleting || !selected)
+                && state.is_some()
+                && self.pods_left(namespace, peer, deleting).await?;
+            if deleting && state.is_none() {
+                continue;
+            }
+            let known = wanted(offloading, &self.own_name, peer, views, in_use).or_else(|| {
+                // No longer selected and not in use: given up, and reported until it is gone.
+                let remote =
+                    remote_name(namespace, &self.own_name, &offloading.spec.remote_namespace).ok()?;
+                let uid = offloading.uid().unwrap_or_default();
+                state.is_some().then_some(WantedNamespace { uid, remote, leaving: true })
+            });
+            if let Some(wanted) = known {
+                self.unfinished |= in_use || wanted.leaving;
+                states.insert(peer.clone(), (wanted, state));
+            }
+        }
+        if deleting && states.is_empty() {
+            self.write_finalizer(namespace, offloading, false).await?;
+            info!(%namespace, "namespace is offloaded no more");
+            return Ok(BTreeMap::new());
+        }
+        self.write_status(namespace, offloading, &states).await?;
+        Ok(states.into_iter().map(|(peer, (wanted, _))| (peer, wanted)).collect())
+    }
+
+    /// Whether pods of the namespace are left on virtual nodes of `peer`; with `delete` they are deleted.
+    async fn pods_left(&self, namespace: &str, peer: &str, delete: bool) -> Result<bool, kube::Error> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let mut left = false;
+        let nodes = self.virtual_nodes.iter().filter(|(_, node)| node.spec.peer == peer);
+        for (node, _) in nodes {
+            let of_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
+            for pod in pods.list_metadata(&of_node).await? {
+                left = true;
+                if delete && pod.metadata.deletion_timestamp.is_none() {
+                    match pods.delete(&pod.name_any(), &DeleteParams::default()).await {
+                        Ok(_) => {}
+                        Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+        }
+        Ok(left)
+    }
+
+    async fn label(&self, namespace: &str, on: bool) -> Result<(), kube::Error> {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let Some(current) = api.get_metadata_opt(namespace).await? else { return Ok(()) };
+        let labelled = current.labels().get(OFFLOADING).map(String::as_str) == Some(OFFLOADING_ENABLED);
+        if labelled == on {
+            return Ok(());
+        }
+        let value = on.then_some(OFFLOADING_ENABLED);
+        let patch = json!({ "metadata": { "labels": { OFFLOADING: value } } });
+        api.patch(namespace, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+        Ok(())
+    }
+
+    async fn write_finalizer(
+        &self,
+        namespace: &str,
+        offloading: &NamespaceOffloading,
+        on: bool,
+    ) -> Result<(), kube::Error> {
+        let mut finalizers = offloading.finalizers().to_vec();
+        let held = finalizers.iter().any(|finalizer| finalizer == FINALIZER_OFFLOADING);
+        if held == on {
+            return Ok(());
+        }
+        if on {
+            finalizers.push(FINALIZER_OFFLOADING.to_owned());
+        } else {
+            finalizers.retain(|finalizer| finalizer != FINALIZER_OFFLOADING);
+        }
+        let api: Api<NamespaceOffloading> = Api::namespaced(self.client.clone(), namespace);
+        let patch = json!({
+            "metadata": { "uid": offloading.metadata.uid, "finalizers": finalizers },
+        });
+        match api.patch(OFFLOADING_NAME, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn write_status(
+        &self,
+        namespace: &str,
+        offloading: &NamespaceOffloading,
+        states: &BTreeMap<String, (WantedNamespace, Option<RemoteState>)>,
+    ) -> Result<(), kube::Error> {
+        let remote_namespaces = report(states);
+        let known = offloading.status.clone().unwrap_or_default();
+        let mut conditions = known.conditions.clone();
+        let waiting = remote_namespaces.iter().find(|remote| !remote.ready);
+        let name = remote_name(namespace, &self.own_name, &offloading.spec.remote_namespace);
+        let (status, reason, message) = match (&name, waiting) {
+            _ if offloading.metadata.deletion_timestamp.is_some() => (
+                false,
+                "Leaving",
+                "its pods and the namespaces in the providers are being removed".to_owned(),
+            ),
+            (Err(error), _) => (false, "InvalidName", error.clone()),
+            (Ok(_), _) if remote_namespaces.is_empty() => {
+                (false, "NoProvider", "no virtual node is selected; pods stay on physical nodes".to_owned())
+            }
+            (Ok(_), Some(waiting)) => (false, "Waiting", format!("{}: {}", waiting.peer, waiting.message)),
+            (Ok(_), None) => (true, "Ready", "every selected provider has the namespace".to_owned()),
+        };
+        let update = ConditionUpdate { type_: "Ready", status: Some(status), reason, message };
+        let now = Time(Timestamp::now());
+        let changed = set_condition(&mut conditions, update, offloading.metadata.generation, &now);
+        if !changed && known.remote_namespaces == remote_namespaces {
+            return Ok(());
+        }
+        let status = NamespaceOffloadingStatus { remote_namespaces, conditions };
+        let patch = json!({
+            "apiVersion": format!("{GROUP}/{VERSION}"),
+            "kind": "NamespaceOffloading",
+            "metadata": { "name": OFFLOADING_NAME, "uid": offloading.metadata.uid },
+            "status": status,
+        });
+        let api: Api<NamespaceOffloading> = Api::namespaced(self.client.clone(), namespace);
+        let apply = PatchParams::apply("liquid-kubelet").force();
+        match api.patch_status(OFFLOADING_NAME, &apply, &Patch::Apply(&patch)).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Learns a change; returns whether a list was read to its end.
+fn apply<K: kube::Resource>(
+    known: &mut BTreeMap<String, K>,
+    change: Change<K>,
+    key: impl Fn(&ObjectName) -> String,
+) -> bool {
+    match change {
+        Change::Applied(object) => {
+            known.insert(key(&object_name(&object)), object);
+            false
+        }
+        Change::Deleted(object) => {
+            known.remove(&key(&object_name(&object)));
+            false
+        }
+        Change::Listed(seen) => {
+            let seen: BTreeSet<String> = seen.iter().map(key).collect();
+            known.retain(|name, _| seen.contains(name));
+            true
+        }
+    }
+}
