@@ -17,7 +17,9 @@ const PKI: &str = "kubernetes/pki";
 const API_PORT: u16 = 6443;
 const ETCD_PORT: u16 = 2379;
 /// Where an API server that was asked to writes what it is asked, by path inside the machine.
-pub(crate) const AUDIT_LOG: &str = "/var/log/lab/audit.log";
+pub(crate) const AUDIT_LOG: &str = "/var/log/kubernetes/audit.log";
+const AUDIT_DIRECTORY: &str = "/var/log/kubernetes";
+const ETCD_DATA: &str = "/var/lib/etcd";
 /// Every request once, with who asked for what: enough to count, small enough to keep.
 const AUDIT_POLICY: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy",
  "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}"#;
@@ -41,6 +43,8 @@ pub(crate) fn configure(
     machine.write_etc("resolv.conf", "")?;
     machine.write_identity()?;
     write_keys(&machine, plan, pki)?;
+    machine.create_owned(ETCD_DATA, plan.user)?;
+    machine.create_owned(AUDIT_DIRECTORY, plan.user)?;
     for user in ["kube-controller-manager", "kube-scheduler"] {
         let identity = pki.client(&format!("system:{user}"), None)?;
         let config = kubeconfig(plan, pki, user, &identity);
@@ -97,6 +101,12 @@ fn write_keys(machine: &Machine, plan: &ClusterPlan, pki: &ClusterPki) -> anyhow
 }
 
 fn units(plan: &ClusterPlan, audit: bool) -> Vec<Unit> {
+    let unit = |name: &str, flags: Vec<String>, after: Option<Condition>| Unit {
+        name: name.to_owned(),
+        command: std::iter::once(name.to_owned()).chain(flags).collect(),
+        after,
+        user: Some(plan.user),
+    };
     vec![
         unit("etcd", etcd(), None),
         unit("kube-apiserver", api_server(plan, audit), Some(Condition::Port(ETCD_PORT))),
@@ -105,14 +115,10 @@ fn units(plan: &ClusterPlan, audit: bool) -> Vec<Unit> {
     ]
 }
 
-fn unit(name: &str, flags: Vec<String>, after: Option<Condition>) -> Unit {
-    Unit { name: name.to_owned(), command: std::iter::once(name.to_owned()).chain(flags).collect(), after }
-}
-
 fn etcd() -> Vec<String> {
     vec![
         "--name=etcd".into(),
-        "--data-dir=/var/lib/etcd".into(),
+        format!("--data-dir={ETCD_DATA}"),
         format!("--listen-client-urls=http://127.0.0.1:{ETCD_PORT}"),
         format!("--advertise-client-urls=http://127.0.0.1:{ETCD_PORT}"),
         "--listen-peer-urls=http://127.0.0.1:2380".into(),
@@ -160,8 +166,8 @@ fn api_server(plan: &ClusterPlan, audit: bool) -> Vec<String> {
     if audit {
         flags.push("--audit-policy-file=/etc/kubernetes/audit-policy.json".into());
         flags.push(format!("--audit-log-path={AUDIT_LOG}"));
-        // One file: whoever counts requests must not miss those that were rotated away.
-        flags.push("--audit-log-maxsize=0".into());
+        // In megabytes, more than there will be: whoever counts requests must find them all in one file.
+        flags.push("--audit-log-maxsize=1000000".into());
     }
     flags
 }

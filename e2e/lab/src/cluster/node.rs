@@ -72,6 +72,8 @@ fn units() -> Vec<Unit> {
         name: command.first().copied().unwrap_or_default().to_owned(),
         command: command.iter().map(|word| (*word).to_owned()).collect(),
         after,
+        // Mounts, cgroups, networks: a node's components are root wherever they run.
+        user: None,
     };
     let kubelet = [
         "kubelet",

@@ -1,6 +1,7 @@
 //! What the lab needs from its host: checked before anything is made, installed where that is Debian's job.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -28,8 +29,8 @@ const PROGRAMS: [(&str, &str); 12] = [
 ];
 /// Where a service's programs may be, whatever the user's `PATH` says.
 const PLACES: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-/// inotify instances of one node with a few pods; ten were counted on an idle one.
-const INOTIFY_PER_NODE: u32 = 16;
+/// inotify instances of one node: eight were counted, and with cgroup version 2 every container takes one more.
+const INOTIFY_PER_NODE: u32 = 12;
 /// File systems and network devices the kernel must know.
 const FILE_SYSTEMS: [&str; 2] = ["overlay", "tmpfs"];
 /// Each is tried in a network namespace that ends with the try.
@@ -46,7 +47,6 @@ const NFT_TRY: &str = "nft 'table ip t { chain c { type nat hook postrouting pri
 /// # Errors
 /// Lists everything that is missing and says how to get it.
 pub(crate) fn check(spec: &LabSpec, progress: &Progress) -> anyhow::Result<()> {
-    require_root()?;
     let missing = missing_packages();
     if !missing.is_empty() {
         install(&missing, progress)?;
@@ -69,19 +69,33 @@ pub(crate) fn check(spec: &LabSpec, progress: &Progress) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Says so when a limit of the host is about to be hit: components then fail with "too many open files".
-pub(crate) fn warn(nodes: u32, progress: &Progress) {
+/// Fails if root's inotify instances will not do for so many more nodes: their components would end one after the other
+/// with "too many open files".
+pub(crate) fn check_inotify(nodes: u32) -> anyhow::Result<()> {
     let path = "/proc/sys/fs/inotify/max_user_instances";
     let limit: u32 =
         fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(u32::MAX);
-    let needed = nodes * INOTIFY_PER_NODE;
-    if needed > limit {
-        progress.note(&format!(
-            "{nodes} nodes need about {needed} inotify instances, this host allows {limit}; if components fail with \
-             'too many open files': sysctl -w fs.inotify.max_user_instances={}",
+    let needed = inotify_in_use() + nodes * INOTIFY_PER_NODE;
+    if nodes > 0 && needed > limit {
+        bail!(
+            "with {nodes} more node(s), root needs about {needed} inotify instances, and this host allows {limit}: \
+             sysctl -w fs.inotify.max_user_instances={}",
             needed.next_power_of_two()
-        ));
+        );
     }
+    Ok(())
+}
+
+/// The inotify instances of root's processes.
+fn inotify_in_use() -> u32 {
+    let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
+    let is_root = |process: &fs::DirEntry| process.metadata().is_ok_and(|found| found.uid() == 0);
+    let is_inotify = |file: &fs::DirEntry| {
+        fs::read_link(file.path()).is_ok_and(|target| target.as_os_str() == "anon_inode:inotify")
+    };
+    let of = |process: fs::DirEntry| entries(&process.path().join("fd")).filter(is_inotify).count();
+    let total: usize = entries(Path::new("/proc")).filter(is_root).map(of).sum();
+    u32::try_from(total).unwrap_or(u32::MAX)
 }
 
 /// Only root can see or change a lab.

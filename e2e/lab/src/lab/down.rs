@@ -4,11 +4,11 @@ use std::fs;
 
 use anyhow::bail;
 
+use super::in_parallel;
+use super::state::{Lock, State};
 use crate::build::cache::remove_all;
 use crate::host::cgroup::Group;
 use crate::host::host_check;
-use crate::lab::in_parallel;
-use crate::lab::state::{Lock, State};
 use crate::machine::Machine;
 use crate::network::topology;
 use crate::plan::layout::{Layout, host_interface};

@@ -3,6 +3,7 @@
 mod cluster;
 pub(crate) mod down;
 mod node;
+mod start;
 mod state;
 pub(crate) mod status;
 pub(crate) mod up;

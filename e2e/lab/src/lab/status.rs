@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::{Cluster, Lab, Node};
 use crate::cluster::api_client::has_condition;
-use crate::lab::{Cluster, Lab, Node};
 
 /// A lab and how it is doing.
 #[derive(Clone, Debug, Serialize)]

@@ -1,7 +1,7 @@
 //! The first processes of a machine.
 //!
 //! `boot` detaches and returns; `outer` joins the machine's groups and network namespace, makes its other namespaces
-//! and stays as their parent; `pid1` builds the root file system and supervises the units.
+//! except for mounts, and stays as their parent; `pid1` builds the root file system and supervises the units.
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixListener;
@@ -74,8 +74,7 @@ fn outer(directory: &Path, held: &[String]) -> anyhow::Result<()> {
     let netns = File::open(&netns).with_context(|| format!("no network namespace {}", config.netns))?;
     setns(netns, CloneFlags::CLONE_NEWNET).context("cannot enter the network namespace")?;
     unshare(
-        CloneFlags::CLONE_NEWNS
-            | CloneFlags::CLONE_NEWUTS
+        CloneFlags::CLONE_NEWUTS
             | CloneFlags::CLONE_NEWIPC
             | CloneFlags::CLONE_NEWPID
             | CloneFlags::CLONE_NEWCGROUP,
@@ -103,6 +102,8 @@ fn pid1(directory: &Path, held: &[String]) -> anyhow::Result<()> {
     // Bound while the host's files are still in sight; it stays reachable under the host's path.
     let listener =
         UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    // Not before: changing the root of a mount namespace changes it for all its processes, and `outer` needs the host's.
+    unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
     root_fs::enter(directory, &config)?;
     supervisor::run(&config, held, listener)
 }

@@ -9,6 +9,7 @@ mod root_fs;
 mod supervisor;
 
 use std::fs;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -62,6 +63,8 @@ pub(crate) struct Unit {
     pub(crate) command: Vec<String>,
     /// What must be there before it is started.
     pub(crate) after: Option<Condition>,
+    /// Who it runs as, and in the group of the same number; `None` is root.
+    pub(crate) user: Option<u32>,
 }
 
 /// Something a unit waits for.
@@ -121,6 +124,13 @@ impl Machine {
     /// A path of the machine as the host sees it.
     pub(crate) fn host_path(&self, inside: &str) -> PathBuf {
         self.directory.join("root").join(inside.trim_start_matches('/'))
+    }
+
+    /// Creates a directory of the machine that belongs to a user.
+    pub(crate) fn create_owned(&self, inside: &str, user: u32) -> anyhow::Result<()> {
+        let path = self.host_path(inside);
+        create_directory(&path)?;
+        chown(&path, Some(user), Some(user)).with_context(|| format!("cannot give {} away", path.display()))
     }
 
     /// The log of a unit.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -123,7 +124,11 @@ fn start(unit: &Unit, config: &Config) -> anyhow::Result<Pid> {
     let [program, arguments @ ..] = unit.command.as_slice() else {
         bail!("unit {} has no command", unit.name)
     };
-    let child = Command::new(program)
+    let mut command = Command::new(program);
+    if let Some(user) = unit.user {
+        command.uid(user).gid(user);
+    }
+    let child = command
         .args(arguments)
         .env_clear()
         .envs(HashMap::from([("PATH", path_variable(config)), ("HOME", "/root".to_owned())]))

@@ -14,6 +14,10 @@ use crate::plan::spec::{CidrPlan, ClusterName, LabSpec, Stack};
 /// How many labs fit on one machine: /20 networks in a /15.
 pub(crate) const SLOTS: u8 = 32;
 
+/// Control planes need no rights, and one user each: the kernel limits inotify instances per user, and all components
+/// as root would use up the default (128) with three labs. The range is one that no distribution gives out.
+const FIRST_USER: u32 = 2_000_000_000;
+
 /// Every range and address of one lab.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AddressPlan {
@@ -36,6 +40,8 @@ pub struct ClusterPlan {
     pub name: ClusterName,
     /// Pod network and Service implementation of its nodes.
     pub stack: Stack,
+    /// The user its control plane runs as, on the host and inside.
+    pub user: u32,
     /// The network of its machines.
     pub lan: Ipv4Net,
     /// The router's address in the LAN: default gateway of every machine.
@@ -78,6 +84,7 @@ impl AddressPlan {
                 ClusterPlan {
                     name: cluster.name.clone(),
                     stack: cluster.stack,
+                    user: FIRST_USER + (u32::from(slot) << 4) + number,
                     lan,
                     gateway: nth(lan, 1),
                     control_plane: nth(lan, 2),
@@ -152,14 +159,15 @@ mod tests {
     }
 
     #[test]
-    fn no_two_machines_of_any_slots_share_an_address() {
-        let mut seen = HashSet::new();
+    fn no_two_machines_of_any_slots_share_an_address_or_a_user() {
+        let (mut seen, mut users) = (HashSet::new(), HashSet::new());
         for slot in 0..SLOTS {
             let plan = AddressPlan::new(&largest(CidrPlan::Same), slot);
             assert!(seen.insert(plan.router) && seen.insert(plan.host));
             for cluster in &plan.clusters {
                 assert!(plan.network.contains(&cluster.lan));
                 assert!(seen.insert(cluster.gateway) && seen.insert(cluster.control_plane));
+                assert!(users.insert(cluster.user));
                 for node in &cluster.nodes {
                     assert!(cluster.lan.contains(&node.address) && seen.insert(node.address));
                 }
