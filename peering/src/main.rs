@@ -43,7 +43,6 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let mut registry = process_metrics::registry("liquid-controller");
     let metrics = metrics::Metrics::register(&mut registry);
     let health = Health::default();
-    let leading = health.part("leader", "waiting for the lease");
     admin::serve(&args.admin, health.clone(), registry, log, &drain).await?;
     let client = kube::Client::try_default().await?;
 
@@ -52,7 +51,6 @@ async fn run(args: Args) -> anyhow::Result<()> {
         leadership = candidate.acquire() => leadership,
         () = drain.requested() => return Ok(()),
     };
-    leading.ready();
     let ended = tokio::select! {
         lost = leadership.keep() => Err(anyhow::Error::from(lost)),
         ended = leading::lead(client, args, health, metrics, &drain) => ended,

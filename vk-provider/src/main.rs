@@ -42,8 +42,6 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let mut registry = process_metrics::registry("liquid-kubelet");
     let metrics = metrics::Metrics::register(&mut registry);
     let health = Health::default();
-    let leading = health.part("leader", "waiting for the lease");
-    let known = health.part("objects", "reading Peers, VirtualNodes and NamespaceOffloadings");
     admin::serve(&args.admin, health.clone(), registry, log, &drain).await?;
     let client = kube::Client::try_default().await?;
 
@@ -52,9 +50,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
         leadership = candidate.acquire() => leadership,
         () = drain.requested() => return Ok(()),
     };
-    leading.ready();
     let client_ca = std::fs::read(&args.kubelet_client_ca)
         .with_context(|| format!("cannot read --kubelet-client-ca {}", args.kubelet_client_ca.display()))?;
+    // A replica that stands by is ready for that; what the one that works has to do first counts from here.
+    let known = health.part("objects", "reading Peers, VirtualNodes and NamespaceOffloadings");
     let settings = Settings {
         namespace: args.namespace,
         pod_name: args.pod_name,

@@ -1,0 +1,212 @@
+//! `liquidctl install`: drives the Helm chart.
+
+use super::duration;
+use crate::cluster::{ClusterArgs, info};
+use crate::failure::Failure;
+use crate::helm::{Helm, RELEASE, crds};
+use crate::output::{print, tell};
+use crate::wait::{Look, until};
+use clap::{Args, ValueEnum};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use liquid_crds::{ClusterName, Peer};
+use serde_json::{Map, Value, json};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Longest wait for a CRD to be served.
+const CRD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Arguments of `liquidctl install`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Name of this cluster, unique among its peers: 1 to 42 lower-case letters, digits or '-'
+    #[arg(long)]
+    cluster_name: ClusterName,
+    /// Label of this cluster for the virtual nodes of its consumers (key=value); may be repeated
+    #[arg(long = "cluster-label", value_name = "KEY=VALUE", value_parser = key_value)]
+    cluster_labels: Vec<(String, String)>,
+    /// How peers reach this cluster; cluster-ip is enough for a cluster that only borrows
+    #[arg(long, value_enum, default_value_t = ServiceType::LoadBalancer)]
+    link_service: ServiceType,
+    /// Address (host:port) under which peers reach this cluster, if it cannot be found at the Service; may be repeated
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Vec<String>,
+    /// Image to run (repository:tag) instead of the chart's
+    #[arg(long)]
+    image: Option<String>,
+    /// Value of the chart, as `helm --set`; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// File with values of the chart, as `helm --values`; may be repeated
+    #[arg(long = "values", short = 'f', value_name = "FILE")]
+    values: Vec<PathBuf>,
+    /// Print the values that would be given to the chart, and do nothing
+    #[arg(long, conflicts_with = "print_manifests")]
+    print_values: bool,
+    /// Print the manifests that would be applied, and do nothing
+    #[arg(long)]
+    print_manifests: bool,
+    /// Longest wait until everything runs
+    #[arg(long, default_value = "3m", value_parser = duration)]
+    timeout: Duration,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ServiceType {
+    LoadBalancer,
+    NodePort,
+    ClusterIp,
+}
+
+impl ServiceType {
+    fn kubernetes(self) -> &'static str {
+        match self {
+            ServiceType::LoadBalancer => "LoadBalancer",
+            ServiceType::NodePort => "NodePort",
+            ServiceType::ClusterIp => "ClusterIP",
+        }
+    }
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) =
+        text.split_once('=').ok_or_else(|| format!("{text:?} is not of the form key=value"))?;
+    if key.is_empty() { Err("the key is empty".to_owned()) } else { Ok((key.to_owned(), value.to_owned())) }
+}
+
+/// Runs the command.
+pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(), Failure> {
+    let values = values(&arguments)?;
+    if arguments.print_values {
+        return print(&yaml(&values)?);
+    }
+    let helm = Helm::prepare(cluster).await?;
+    let values_file = helm.write("liquidctl-values.yaml", &yaml(&values)?)?;
+    let mut options: Vec<OsString> = vec![RELEASE.into(), helm.chart().into()];
+    // What is given by file or --set wins over what follows from other arguments.
+    options.extend(["--values".into(), values_file]);
+    for file in &arguments.values {
+        options.extend(["--values".into(), file.into()]);
+    }
+    for set in &arguments.set {
+        options.extend(["--set".into(), set.into()]);
+    }
+    if arguments.print_manifests {
+        options.insert(0, "template".into());
+        options.push("--include-crds".into());
+        return print(&helm.run(options).await?);
+    }
+
+    let client = cluster.connect().await?;
+    refuse_rename(&client, cluster, &arguments.cluster_name).await?;
+    apply_crds(&client).await?;
+    tell("installing the chart");
+    options.insert(0, "upgrade".into());
+    options.extend(["--install".into(), "--create-namespace".into(), "--skip-crds".into()]);
+    helm.run(options).await?;
+    for deployment in ["liquid-controller", "liquid-kubelet"] {
+        wait_for(&client, &cluster.namespace, deployment, arguments.timeout).await?;
+    }
+    let published = until("cluster information", arguments.timeout, || async {
+        Ok(match info(&client, &cluster.namespace).await? {
+            Some(info) if info.name == arguments.cluster_name => Look::Done(info),
+            _ => Look::NotYet("liquid-controller has not published it".to_owned()),
+        })
+    })
+    .await?;
+    tell(&format!("Liquid {} runs in cluster {} ({})", published.version, published.name, published.id));
+    if published.endpoints.is_empty() {
+        tell(
+            "peers cannot borrow from this cluster: its link endpoint has no address outside; use --link-service \
+             load-balancer or node-port, or --advertise, if they shall",
+        );
+    } else {
+        tell(&format!("peers reach it at {}", published.endpoints.join(", ")));
+    }
+    Ok(())
+}
+
+fn values(arguments: &Arguments) -> Result<Value, Failure> {
+    let labels: Map<String, Value> =
+        arguments.cluster_labels.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+    let mut values = json!({
+        "clusterName": arguments.cluster_name.as_str(),
+        "clusterLabels": labels,
+        "link": {
+            "service": { "type": arguments.link_service.kubernetes() },
+            "advertise": arguments.advertise,
+        },
+    });
+    if let Some(image) = &arguments.image {
+        let (repository, tag) = image
+            .rsplit_once(':')
+            .filter(|(_, tag)| !tag.contains('/') && !tag.is_empty())
+            .ok_or_else(|| Failure::input(format!("--image {image:?} must be of the form repository:tag")))?;
+        values["image"] = json!({ "repository": repository, "tag": tag });
+    }
+    Ok(values)
+}
+
+fn yaml(value: &Value) -> Result<String, Failure> {
+    serde_saphyr::to_string(value).map_err(Failure::failed)
+}
+
+/// A cluster that has peers cannot change its name: they know it by that.
+async fn refuse_rename(client: &Client, cluster: &ClusterArgs, name: &ClusterName) -> Result<(), Failure> {
+    let Some(known) = info(client, &cluster.namespace).await? else { return Ok(()) };
+    if known.name == *name {
+        return Ok(());
+    }
+    let peers = Api::<Peer>::all(client.clone()).list(&Default::default()).await?;
+    if peers.items.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::input(format!(
+        "this cluster is called {} and has peers that know it by that name; unpeer them before you rename it",
+        known.name
+    )))
+}
+
+async fn apply_crds(client: &Client) -> Result<(), Failure> {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let apply = PatchParams::apply("liquidctl").force();
+    for manifest in crds() {
+        let name = manifest.crd.metadata.name.clone().unwrap_or_default();
+        api.patch(&name, &apply, &Patch::Apply(&manifest.crd)).await?;
+        until(&format!("definition {name}"), CRD_TIMEOUT, || async {
+            let conditions = api.get(&name).await?.status.and_then(|status| status.conditions);
+            let established =
+                conditions.into_iter().flatten().any(|c| c.type_ == "Established" && c.status == "True");
+            Ok(if established { Look::Done(()) } else { Look::NotYet("not served yet".to_owned()) })
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+async fn wait_for(client: &Client, namespace: &str, name: &str, timeout: Duration) -> Result<(), Failure> {
+    let api: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+    until(name, timeout, || async {
+        let deployment = api.get(name).await?;
+        let wanted = deployment.spec.and_then(|spec| spec.replicas).unwrap_or(1);
+        let generation = deployment.metadata.generation;
+        let status = deployment.status.unwrap_or_default();
+        let ready = status.ready_replicas.unwrap_or(0);
+        let updated = status.updated_replicas.unwrap_or(0);
+        if status.observed_generation == generation && ready >= wanted && updated >= wanted {
+            return Ok(Look::Done(()));
+        }
+        let why =
+            status.conditions.into_iter().flatten().find(|c| c.status == "False").and_then(|c| c.message);
+        let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
+        Ok(Look::NotYet(format!("{ready} of {wanted} pods are ready, {updated} are up to date{why}")))
+    })
+    .await
+    .map_err(|failure| {
+        Failure::failed(format!("{failure}; `kubectl -n {namespace} describe pods` tells why"))
+    })
+}

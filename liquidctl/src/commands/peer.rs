@@ -1,0 +1,280 @@
+//! `liquidctl peer`: borrow from another cluster.
+
+use super::{duration, invite};
+use crate::cluster::{ClusterArgs, connect, require_info};
+use crate::failure::Failure;
+use crate::output::tell;
+use crate::wait::{Look, until};
+use clap::{Args, Subcommand};
+use k8s_openapi::api::core::v1::{Node, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use liquid_crds::vocabulary::{MANAGED_BY, MANAGED_BY_LIQUID};
+use liquid_crds::{ConsumeSpec, Peer, PeerSpec, VirtualNode, condition};
+use liquid_link::token::JoinToken;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Life of a token that is made and used in one go.
+const SHORT_LIFE: Duration = Duration::from_secs(300);
+
+/// How the clusters reach each other.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Over the provider's link endpoint, which this cluster's pods can reach
+    OutOfBand(Arguments),
+}
+
+/// Arguments of `liquidctl peer out-of-band`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Join token of the provider (made there with `liquidctl invite`); - reads it from standard input
+    #[arg(long, required_unless_present_any = ["token_file", "remote_kubeconfig"])]
+    token: Option<String>,
+    /// File with the join token
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
+    /// Kubeconfig of the provider: the token is made there, no other is needed
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["token", "token_file"])]
+    remote_kubeconfig: Option<PathBuf>,
+    /// Context in the kubeconfig of the provider
+    #[arg(long, requires = "remote_kubeconfig")]
+    remote_context: Option<String>,
+    /// Namespace Liquid runs in at the provider
+    #[arg(long, default_value = "liquid-system", requires = "remote_kubeconfig")]
+    remote_namespace: String,
+    /// Do not make the virtual node liquid-NAME; make VirtualNodes of your own instead
+    #[arg(long)]
+    no_virtual_node: bool,
+    /// Longest wait until the virtual node is ready
+    #[arg(long, default_value = "2m", value_parser = duration)]
+    timeout: Duration,
+}
+
+/// Runs the command.
+pub(crate) async fn run(cluster: &ClusterArgs, command: Command) -> Result<(), Failure> {
+    let Command::OutOfBand(arguments) = command;
+    // What can be told from the token alone is told before anything is asked of anyone.
+    let given = given_token(&arguments)?;
+    let client = cluster.connect().await?;
+    let own = require_info(&client, &cluster.namespace).await?;
+    let token = match given {
+        Some(token) => token,
+        None => remote_token(&arguments, &own.name).await?,
+    };
+    if token.cluster_id == own.id {
+        return Err(Failure::input(
+            "this is a token of this very cluster: a cluster cannot peer with itself",
+        ));
+    }
+    if token.cluster_name == own.name {
+        return Err(Failure::input(format!(
+            "both clusters are called {}: install one of them with another --cluster-name",
+            own.name
+        )));
+    }
+    let started = Instant::now();
+    let made = make(&client, &cluster.namespace, &token, !arguments.no_virtual_node).await?;
+    let name = token.cluster_name.to_string();
+    if let Err(failure) = wait_joined(&client, &name, arguments.timeout).await {
+        // A refusal leaves nothing behind; what was there before stays.
+        if let Wait::Refused(message) = failure {
+            made.undo(&client, &cluster.namespace).await;
+            return Err(Failure::failed(message));
+        }
+        return Err(failure.into());
+    }
+    if arguments.no_virtual_node {
+        tell(&format!("{} joined {} in {:.1} s", own.name, name, started.elapsed().as_secs_f64()));
+        return Ok(());
+    }
+    wait_ready(&client, &token.cluster_name.virtual_node(), arguments.timeout).await?;
+    tell(&format!(
+        "{} borrows from {}: node {} is ready after {:.1} s",
+        own.name,
+        name,
+        token.cluster_name.virtual_node(),
+        started.elapsed().as_secs_f64()
+    ));
+    Ok(())
+}
+
+fn given_token(arguments: &Arguments) -> Result<Option<JoinToken>, Failure> {
+    let text = match (&arguments.token, &arguments.token_file) {
+        (Some(dash), _) if dash == "-" => {
+            let mut text = String::new();
+            std::io::stdin().lock().read_to_string(&mut text)?;
+            text
+        }
+        (Some(text), _) => text.clone(),
+        (None, Some(file)) => std::fs::read_to_string(file)
+            .map_err(|error| Failure::input(format!("{} cannot be read: {error}", file.display())))?,
+        (None, None) => return Ok(None),
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    JoinToken::parse(&text, now).map(Some).map_err(Failure::input)
+}
+
+async fn remote_token(arguments: &Arguments, own: &liquid_crds::ClusterName) -> Result<JoinToken, Failure> {
+    let remote = connect(arguments.remote_kubeconfig.clone(), arguments.remote_context.clone()).await?;
+    let description = format!("for {own}");
+    invite::make(&remote, &arguments.remote_namespace, SHORT_LIFE, Vec::new(), Some(&description)).await
+}
+
+/// What the command has made, to be taken back if the provider refuses.
+struct Made {
+    name: String,
+    peer: bool,
+}
+
+impl Made {
+    async fn undo(self, client: &Client, namespace: &str) {
+        let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+        drop(secrets.delete(&join_secret(&self.name), &DeleteParams::default()).await);
+        let peers: Api<Peer> = Api::all(client.clone());
+        if self.peer {
+            drop(peers.delete(&self.name, &DeleteParams::default()).await);
+        } else {
+            let patch = json!({ "spec": { "consume": null } });
+            drop(peers.patch(&self.name, &PatchParams::default(), &Patch::Merge(&patch)).await);
+        }
+        let gone = until("removal of what was begun", Duration::from_secs(20), || async {
+            let left = peers.get_opt(&self.name).await?;
+            let left = left.filter(|peer| self.peer || peer.spec.consume.is_some());
+            Ok(if left.is_none() { Look::Done(()) } else { Look::NotYet("Peer is still there".to_owned()) })
+        });
+        if let Err(failure) = gone.await {
+            tell(&failure.to_string());
+        }
+    }
+}
+
+fn join_secret(peer: &str) -> String {
+    format!("liquid-join-{peer}")
+}
+
+async fn make(
+    client: &Client,
+    namespace: &str,
+    token: &JoinToken,
+    virtual_node: bool,
+) -> Result<Made, Failure> {
+    let name = token.cluster_name.to_string();
+    let peers: Api<Peer> = Api::all(client.clone());
+    let known = peers.get_opt(&name).await?;
+    if let Some(peer) = &known {
+        if peer.spec.cluster_id != token.cluster_id.as_str() {
+            return Err(Failure::input(format!(
+                "another cluster is known here as {name} ({}): one of the two needs another --cluster-name",
+                peer.spec.cluster_id
+            )));
+        }
+        if peer.metadata.deletion_timestamp.is_some() {
+            return Err(Failure::failed(format!("an earlier peering with {name} is still being removed")));
+        }
+        let joined = peer.status.as_ref().and_then(|status| condition(&status.conditions, "Joined"));
+        if peer.spec.consume.is_some() && joined.is_some_and(|condition| condition.status == "True") {
+            return Err(Failure::input(format!(
+                "this cluster borrows from {name} already; the token was not used"
+            )));
+        }
+    }
+    let secret = Secret {
+        metadata: ObjectMeta {
+            name: Some(join_secret(&name)),
+            labels: Some(BTreeMap::from([(MANAGED_BY.to_owned(), MANAGED_BY_LIQUID.to_owned())])),
+            ..ObjectMeta::default()
+        },
+        string_data: Some(BTreeMap::from([("token".to_owned(), token.to_string())])),
+        ..Secret::default()
+    };
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let apply = PatchParams::apply("liquidctl").force();
+    secrets.patch(&join_secret(&name), &apply, &Patch::Apply(&secret)).await?;
+    let consume = ConsumeSpec {
+        endpoints: token.endpoints.clone(),
+        ca_sha256: token.ca_sha256.clone(),
+        join_secret: Some(join_secret(&name)),
+        create_virtual_node: virtual_node,
+    };
+    match known {
+        None => {
+            let spec =
+                PeerSpec { cluster_id: token.cluster_id.to_string(), consume: Some(consume), lend: None };
+            peers.create(&PostParams::default(), &Peer::new(&name, spec)).await?;
+            Ok(Made { name, peer: true })
+        }
+        Some(peer) => {
+            let patch = json!({
+                "metadata": { "resourceVersion": peer.metadata.resource_version },
+                "spec": { "consume": consume },
+            });
+            peers.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+            Ok(Made { name, peer: false })
+        }
+    }
+}
+
+enum Wait {
+    Refused(String),
+    Other(Failure),
+}
+
+impl From<Wait> for Failure {
+    fn from(wait: Wait) -> Self {
+        match wait {
+            Wait::Refused(message) => Failure::failed(message),
+            Wait::Other(failure) => failure,
+        }
+    }
+}
+
+async fn wait_joined(client: &Client, name: &str, timeout: Duration) -> Result<(), Wait> {
+    let peers: Api<Peer> = Api::all(client.clone());
+    let outcome = until(&format!("joining {name}"), timeout, || async {
+        let peer = peers.get(name).await?;
+        let joined = peer.status.as_ref().and_then(|status| condition(&status.conditions, "Joined"));
+        // A condition of an earlier try says nothing about this one.
+        let current = joined.filter(|c| c.observed_generation >= peer.metadata.generation);
+        Ok(match current {
+            Some(condition) if condition.status == "True" => Look::Done(Ok(())),
+            Some(condition) if condition.reason == "JoinRefused" => {
+                Look::Done(Err(condition.message.clone()))
+            }
+            Some(condition) => Look::NotYet(condition.message.clone()),
+            None => Look::NotYet("liquid-controller has not begun".to_owned()),
+        })
+    })
+    .await
+    .map_err(Wait::Other)?;
+    outcome.map_err(Wait::Refused)
+}
+
+async fn wait_ready(client: &Client, node: &str, timeout: Duration) -> Result<(), Failure> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let virtual_nodes: Api<VirtualNode> = Api::all(client.clone());
+    until(&format!("node {node}"), timeout, || async {
+        let conditions = nodes.get_opt(node).await?.and_then(|node| node.status).and_then(|s| s.conditions);
+        let ready = conditions.into_iter().flatten().find(|c| c.type_ == "Ready");
+        if ready.as_ref().is_some_and(|condition| condition.status == "True") {
+            return Ok(Look::Done(()));
+        }
+        let why = match ready.and_then(|condition| condition.message) {
+            Some(message) => message,
+            None => virtual_nodes
+                .get_opt(node)
+                .await?
+                .and_then(|node| {
+                    let conditions = node.status?.conditions;
+                    condition(&conditions, "Ready").map(|c| c.message.clone())
+                })
+                .unwrap_or_else(|| "it does not exist yet".to_owned()),
+        };
+        Ok(Look::NotYet(why))
+    })
+    .await
+}

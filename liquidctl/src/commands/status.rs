@@ -1,0 +1,239 @@
+//! `liquidctl status`: how it all is, and what to do about what is not well.
+
+use crate::cluster::{ClusterArgs, require_info};
+use crate::failure::Failure;
+use crate::output::{Format, print, print_data, table};
+use clap::Args;
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt as _};
+use liquid_crds::{NamespaceOffloading, Peer, ShadowPod, VirtualNode, condition};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Arguments of `liquidctl status`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Print for programs
+    #[arg(long, short, value_enum)]
+    output: Option<Format>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    cluster: Cluster,
+    peers: Vec<PeerStatus>,
+    virtual_nodes: Vec<NodeStatus>,
+    namespaces: Vec<NamespaceStatus>,
+    /// Sentences about what is not well.
+    problems: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Cluster {
+    name: String,
+    #[serde(rename = "id")]
+    id: String,
+    version: String,
+    endpoints: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PeerStatus {
+    name: String,
+    #[serde(rename = "clusterID")]
+    cluster_id: String,
+    borrows: Option<String>,
+    lends: Option<String>,
+    shadow_pods: usize,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeStatus {
+    name: String,
+    peer: String,
+    ready: bool,
+    reason: String,
+    cpu: String,
+    memory: String,
+    pods: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NamespaceStatus {
+    name: String,
+    placement: String,
+    ready: bool,
+    reason: String,
+    remote: BTreeMap<String, String>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(), Failure> {
+    let client = cluster.connect().await?;
+    let status = gather(&client, &cluster.namespace).await?;
+    match arguments.output {
+        Some(format) => print_data(&status, format),
+        None => print(&render(&status)),
+    }
+}
+
+async fn gather(client: &Client, namespace: &str) -> Result<Status, Failure> {
+    let all = ListParams::default();
+    let info = require_info(client, namespace).await?;
+    let peers = Api::<Peer>::all(client.clone()).list(&all).await?;
+    let shadows = Api::<ShadowPod>::all(client.clone()).list_metadata(&all).await?;
+    let nodes = Api::<VirtualNode>::all(client.clone()).list(&all).await?;
+    let offloadings = Api::<NamespaceOffloading>::all(client.clone()).list(&all).await?;
+    let mut problems = Vec::new();
+    let peers = peers
+        .iter()
+        .map(|peer| {
+            let conditions =
+                peer.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+            let name = peer.name_any();
+            let borrows = peer.spec.consume.as_ref().map(|_| reason(conditions, "LinkUp"));
+            if borrows.is_some() {
+                problems.extend(problem(conditions, "LinkUp").map(|why| format!("peer {name}: {why}")));
+            }
+            let mine = |shadow: &&kube::core::PartialObjectMeta<ShadowPod>| {
+                shadow.labels().get(liquid_crds::vocabulary::ORIGIN_CLUSTER) == Some(&peer.spec.cluster_id)
+            };
+            PeerStatus {
+                cluster_id: peer.spec.cluster_id.clone(),
+                borrows,
+                lends: peer.spec.lend.as_ref().map(|_| reason(conditions, "ConsumerConnected")),
+                shadow_pods: shadows.iter().filter(mine).count(),
+                name,
+            }
+        })
+        .collect();
+    let mut virtual_nodes = Vec::new();
+    for node in &nodes {
+        virtual_nodes.push(node_status(client, node, &mut problems).await?);
+    }
+    let namespaces =
+        offloadings.iter().map(|offloading| namespace_status(offloading, &mut problems)).collect();
+    let cluster = Cluster {
+        name: info.name.to_string(),
+        id: info.id.to_string(),
+        version: info.version,
+        endpoints: info.endpoints,
+    };
+    Ok(Status { cluster, peers, virtual_nodes, namespaces, problems })
+}
+
+async fn node_status(
+    client: &Client,
+    node: &VirtualNode,
+    problems: &mut Vec<String>,
+) -> Result<NodeStatus, Failure> {
+    let name = node.name_any();
+    let conditions = node.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    problems.extend(problem(conditions, "Ready").map(|why| format!("virtual node {name}: {why}")));
+    let object = Api::<Node>::all(client.clone()).get_opt(&name).await?;
+    let allocatable = object.and_then(|node| node.status).and_then(|s| s.allocatable).unwrap_or_default();
+    let amount = |resource: &str| allocatable.get(resource).map_or("-".to_owned(), |amount| amount.0.clone());
+    Ok(NodeStatus {
+        peer: node.spec.peer.clone(),
+        ready: liquid_crds::is_true(conditions, "Ready"),
+        reason: reason(conditions, "Ready"),
+        cpu: amount("cpu"),
+        memory: amount("memory"),
+        pods: amount("pods"),
+        name,
+    })
+}
+
+fn namespace_status(offloading: &NamespaceOffloading, problems: &mut Vec<String>) -> NamespaceStatus {
+    let name = offloading.namespace().unwrap_or_default();
+    let status = offloading.status.clone().unwrap_or_default();
+    problems.extend(problem(&status.conditions, "Ready").map(|why| format!("namespace {name}: {why}")));
+    NamespaceStatus {
+        placement: format!("{:?}", offloading.spec.pod_placement),
+        ready: liquid_crds::is_true(&status.conditions, "Ready"),
+        reason: reason(&status.conditions, "Ready"),
+        remote: status.remote_namespaces.into_iter().map(|remote| (remote.peer, remote.name)).collect(),
+        name,
+    }
+}
+
+fn reason(conditions: &[Condition], type_: &str) -> String {
+    condition(conditions, type_).map_or("Unknown".to_owned(), |condition| condition.reason.clone())
+}
+
+fn problem(conditions: &[Condition], type_: &str) -> Option<String> {
+    match condition(conditions, type_) {
+        Some(condition) if condition.status == "True" => None,
+        Some(condition) => Some(condition.message.clone()),
+        None => Some("nothing has been reported yet".to_owned()),
+    }
+}
+
+fn render(status: &Status) -> String {
+    let Status { cluster, peers, virtual_nodes, namespaces, problems } = status;
+    let endpoints =
+        if cluster.endpoints.is_empty() { "none".to_owned() } else { cluster.endpoints.join(", ") };
+    let mut text = format!(
+        "Cluster {} ({}), Liquid {}, link endpoint: {endpoints}\n",
+        cluster.name, cluster.id, cluster.version
+    );
+    let dash = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+    let rows = peers
+        .iter()
+        .map(|peer| {
+            vec![peer.name.clone(), dash(&peer.borrows), dash(&peer.lends), peer.shadow_pods.to_string()]
+        })
+        .collect();
+    section(&mut text, &["PEER", "BORROWS", "LENDS", "SHADOW PODS"], rows);
+    let rows = virtual_nodes
+        .iter()
+        .map(|node| {
+            vec![
+                node.name.clone(),
+                node.peer.clone(),
+                node.reason.clone(),
+                node.cpu.clone(),
+                node.memory.clone(),
+                node.pods.clone(),
+            ]
+        })
+        .collect();
+    section(&mut text, &["VIRTUAL NODE", "PEER", "STATE", "CPU", "MEMORY", "PODS"], rows);
+    let rows = namespaces
+        .iter()
+        .map(|namespace| {
+            let remote: Vec<_> =
+                namespace.remote.iter().map(|(peer, name)| format!("{peer}/{name}")).collect();
+            vec![
+                namespace.name.clone(),
+                namespace.placement.clone(),
+                namespace.reason.clone(),
+                remote.join(", "),
+            ]
+        })
+        .collect();
+    section(&mut text, &["NAMESPACE", "PLACEMENT", "STATE", "REMOTE"], rows);
+    if problems.is_empty() {
+        text.push_str("\nAll is well.\n");
+    } else {
+        text.push_str("\nNot well:\n");
+        for problem in problems {
+            text.push_str(&format!("  {problem}\n"));
+        }
+    }
+    text
+}
+
+fn section(text: &mut String, header: &[&str], rows: Vec<Vec<String>>) {
+    if !rows.is_empty() {
+        text.push('\n');
+        text.push_str(&table(header, rows));
+    }
+}

@@ -1,0 +1,144 @@
+//! `liquidctl uninstall`: leaves nothing behind.
+
+use super::duration;
+use super::unpeer::{self, end};
+use crate::cluster::ClusterArgs;
+use crate::failure::Failure;
+use crate::helm::{Helm, RELEASE, crds};
+use crate::output::tell;
+use crate::wait::{Look, until};
+use clap::Args;
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DeleteParams, ListParams};
+use kube::{Api, Client, ResourceExt};
+use liquid_crds::{NamespaceOffloading, Peer, ShadowPod};
+use std::time::Duration;
+
+/// Arguments of `liquidctl uninstall`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// End all peerings first, also those in which peers borrow from this cluster
+    #[arg(long)]
+    unpeer: bool,
+    /// With --unpeer: do not wait for clusters that cannot be reached
+    #[arg(long, requires = "unpeer")]
+    force: bool,
+    /// Longest wait for each step
+    #[arg(long, default_value = "3m", value_parser = duration)]
+    timeout: Duration,
+}
+
+/// Runs the command.
+pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(), Failure> {
+    let client = cluster.connect().await?;
+    let helm = Helm::prepare(cluster).await?;
+    if definitions_exist(&client).await? {
+        unoffload_all(&client, &arguments).await?;
+        end_peerings(&client, &arguments).await?;
+        refuse_leftovers(&client).await?;
+    }
+    tell("removing the chart");
+    let release =
+        helm.run(vec!["uninstall".into(), RELEASE.into(), "--ignore-not-found".into(), "--wait".into()]);
+    release.await?;
+    remove_definitions(&client, arguments.timeout).await?;
+    remove_namespace(&client, &cluster.namespace, arguments.timeout).await?;
+    tell("Liquid is removed");
+    Ok(())
+}
+
+async fn definitions_exist(client: &Client) -> Result<bool, Failure> {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for manifest in crds() {
+        if api.get_opt(&manifest.crd.name_any()).await?.is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+async fn unoffload_all(client: &Client, arguments: &Arguments) -> Result<(), Failure> {
+    let all: Api<NamespaceOffloading> = Api::all(client.clone());
+    let namespaces: Vec<String> =
+        all.list(&ListParams::default()).await?.iter().filter_map(ResourceExt::namespace).collect();
+    if namespaces.is_empty() {
+        return Ok(());
+    }
+    if !arguments.unpeer {
+        return Err(Failure::failed(format!(
+            "namespaces are offloaded ({}): run `liquidctl unoffload namespace` for each, or use --unpeer",
+            namespaces.join(", ")
+        )));
+    }
+    for namespace in namespaces {
+        super::unoffload::take_back(client, &namespace, arguments.timeout).await?;
+    }
+    Ok(())
+}
+
+async fn end_peerings(client: &Client, arguments: &Arguments) -> Result<(), Failure> {
+    let api: Api<Peer> = Api::all(client.clone());
+    let peers: Vec<String> =
+        api.list(&ListParams::default()).await?.iter().map(ResourceExt::name_any).collect();
+    if peers.is_empty() {
+        return Ok(());
+    }
+    if !arguments.unpeer {
+        return Err(Failure::failed(format!(
+            "there are peerings ({}): run `liquidctl unpeer` for each, or use --unpeer",
+            peers.join(", ")
+        )));
+    }
+    for peer in peers {
+        let options = unpeer::Options { force: arguments.force, timeout: arguments.timeout };
+        end(client, &peer, &options).await?;
+    }
+    Ok(())
+}
+
+/// ShadowPods of peers that were forgotten by force: whoever removes the definitions removes their pods.
+async fn refuse_leftovers(client: &Client) -> Result<(), Failure> {
+    let left = Api::<ShadowPod>::all(client.clone()).list(&ListParams::default()).await?.items.len();
+    if left == 0 {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "{left} ShadowPods of peers that are not known any more are left; delete their namespaces first \
+         (kubectl get shadowpods --all-namespaces)"
+    )))
+}
+
+async fn remove_definitions(client: &Client, timeout: Duration) -> Result<(), Failure> {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for manifest in crds() {
+        let name = manifest.crd.name_any();
+        match api.delete(&name, &DeleteParams::default()).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.is_not_found() => continue,
+            Err(error) => return Err(error.into()),
+        }
+        until(&format!("removal of definition {name}"), timeout, || async {
+            let left = api.get_opt(&name).await?;
+            Ok(if left.is_none() { Look::Done(()) } else { Look::NotYet("still there".to_owned()) })
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+async fn remove_namespace(client: &Client, name: &str, timeout: Duration) -> Result<(), Failure> {
+    let api: Api<Namespace> = Api::all(client.clone());
+    match api.delete(name, &DeleteParams::default()).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(status)) if status.is_not_found() => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    until(&format!("removal of namespace {name}"), timeout, || async {
+        let Some(left) = api.get_opt(name).await? else { return Ok(Look::Done(())) };
+        let conditions = left.status.and_then(|status| status.conditions).unwrap_or_default();
+        let why = conditions.into_iter().find(|c| c.status == "True").and_then(|c| c.message);
+        Ok(Look::NotYet(why.unwrap_or_else(|| "still there".to_owned())))
+    })
+    .await
+}
