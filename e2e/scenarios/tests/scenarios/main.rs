@@ -1,0 +1,10 @@
+//! What Liquid promises, tried on real clusters. Each scenario says what it would catch.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says what it measured")]
+
+mod joining;
+mod kubelet_api;
+mod leaving;
+mod manifests;
+mod pods;
+mod resilience;
