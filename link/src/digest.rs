@@ -3,7 +3,7 @@
 use ring::digest::{SHA256, digest};
 use std::fmt;
 
-/// Length of a [`Hash`]: 128 bits of SHA-256, far beyond accidental collision for the objects of a cluster.
+/// Length of a [`struct@Hash`]: 128 bits of SHA-256, far beyond accidental collision for the objects of a cluster.
 pub const HASH_LENGTH: usize = 16;
 
 /// A short digest of a body, to tell whether it changed.

@@ -332,9 +332,11 @@ impl Consumer {
         let Some(member) = self.member(&target) else {
             return;
         };
-        if member.refused {
-            member.refused = false;
-            self.actions.push_back(Action::Recovered(target));
+        if std::mem::take(&mut member.refused) {
+            self.actions.push_back(Action::Recovered(target.clone()));
+        }
+        if self.member(&target).is_some_and(|member| member.wanted == Wanted::Present(hash)) {
+            self.actions.push_back(Action::Settled(target));
         }
     }
 

@@ -50,7 +50,7 @@ pub struct Deleted {
     pub version: u64,
 }
 
-/// What the shell has to do for one object, as one operation; it answers with [`Provider::done`].
+/// What the shell has to do for one object, as one operation; it answers with [`done`](super::Provider::done).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// Create the record, or replace its body; `replaces` is the record as it is known.

@@ -109,6 +109,8 @@ pub(crate) struct World {
     home_events: VecDeque<HomeEvent>,
     consumer: Consumer,
     consumer_todo: VecDeque<consumer::Action>,
+    /// Namespaces the shell of the consumer was told of: pods wait for them.
+    settled: BTreeSet<Uid>,
 
     link: bool,
     to_provider: VecDeque<ConsumerFrame>,
@@ -140,6 +142,7 @@ impl World {
             home_events: VecDeque::new(),
             consumer: Consumer::default(),
             consumer_todo: VecDeque::new(),
+            settled: BTreeSet::new(),
             link: false,
             to_provider: VecDeque::new(),
             to_consumer: VecDeque::new(),
@@ -308,6 +311,7 @@ impl World {
         self.lose_link();
         self.consumer = Consumer::default();
         self.consumer_todo.clear();
+        self.settled.clear();
         for set in Self::sets() {
             self.consumer.add_set(set);
         }
@@ -351,9 +355,11 @@ impl World {
                     self.home_events.push_back(HomeEvent::Changed(target.key));
                 }
             }
+            consumer::Action::Settled(target) => {
+                self.settled.insert(target.uid);
+            }
             consumer::Action::Refused { .. }
             | consumer::Action::Recovered(_)
-            | consumer::Action::Settled(_)
             | consumer::Action::Send(_)
             | consumer::Action::SendBody { .. } => {}
         }
@@ -904,6 +910,9 @@ impl World {
                 (&object.set, &object.uid, object.hash),
                 "seed {seed}: {key}"
             );
+            if *kind == Kind::Namespace {
+                assert!(self.settled.contains(&object.uid), "seed {seed}: nobody was told that {key} is there");
+            }
             if *kind == Kind::Pod {
                 match self.pods.get(key) {
                     None => assert!(record.finished, "seed {seed}: {key} does not run"),

@@ -414,15 +414,12 @@ impl Actor {
                         }
                     }
                 }
-                Action::Recovered(target) => match target.set.kind {
-                    Kind::Pod => self.home.refusal(target, None),
-                    Kind::Namespace => self.namespace_ready(&target.key.name),
-                },
-                Action::Settled(target) => {
-                    if target.set.kind == Kind::Namespace {
-                        self.namespace_ready(&target.key.name);
-                    }
+                // Every namespace is settled in its time, a pod has news of its own: its status.
+                Action::Recovered(target) if target.set.kind == Kind::Pod => self.home.refusal(target, None),
+                Action::Settled(target) if target.set.kind == Kind::Namespace => {
+                    self.namespace_ready(&target.key.name);
                 }
+                Action::Recovered(_) | Action::Settled(_) => {}
             }
         }
     }
