@@ -1,9 +1,14 @@
 //! The one entry point for people who build, try and test Liquid.
 
+mod child;
 mod dependencies;
+mod generate;
 mod image;
 mod lab;
 mod output;
+mod temporary_lab;
+mod test;
+mod workspace;
 
 use std::process::ExitCode;
 
@@ -23,6 +28,10 @@ enum Command {
     Lab(lab::Arguments),
     /// Build the image of this source tree, import it into a running lab, and print its reference.
     Image(image::Arguments),
+    /// Run everything a change has to pass; as root, on real clusters too. Ends with a summary.
+    Test(test::Arguments),
+    /// Write the files that are generated: CRD manifests.
+    Gen(generate::Arguments),
     /// Check that every dependency has a licence Liquid may include, and that there is one crypto provider.
     Dependencies,
     /// Part of a lab's machine; started by the lab itself.
@@ -37,6 +46,8 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Lab(arguments) => lab::run(arguments),
         Command::Image(arguments) => image::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Gen(arguments) => generate::run(&arguments),
         Command::Dependencies => dependencies::run(),
         Command::Machine { arguments } => return liquid_lab::machine::run(&arguments),
     };

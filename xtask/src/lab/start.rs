@@ -6,9 +6,7 @@ use clap::Args;
 use liquid_lab::{CidrPlan, ClusterName, ClusterSpec, LabName, LabSpec, Progress, Stack, Started, Usage};
 
 use crate::output;
-
-/// This program, even if its file has been replaced since it was started.
-const OWN_PROGRAM: &str = "/proc/self/exe";
+use crate::workspace::OWN_PROGRAM;
 
 /// What a cluster gets that no option names.
 const NODES: &str = "1";

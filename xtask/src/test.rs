@@ -1,0 +1,133 @@
+//! `cargo xtask test`: everything a change has to pass, from the quickest to the slowest.
+
+mod stage;
+mod summary;
+
+use std::process::{Command, ExitCode};
+
+use clap::Args;
+use liquid_lab::{Lab, LabName, Progress};
+use nix::unistd::Uid;
+
+use self::stage::{Run, Stage};
+use crate::child::Interrupt;
+use crate::temporary_lab::TemporaryLab;
+use crate::{output, workspace};
+
+/// What the names of labs begin with that the lab's own tests start.
+const TEST_LABS: &str = "t-";
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Leave out what needs root and clusters: the lab's own tests and the scenarios.
+    #[arg(long)]
+    quick: bool,
+    /// Name of the lab the scenarios play in; one of that name is taken down before and after.
+    #[arg(long = "lab", default_value = "test", value_name = "NAME")]
+    lab: LabName,
+    /// Cargo profile of the image the scenarios install.
+    #[arg(long, default_value = "release", value_name = "PROFILE")]
+    profile: String,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let interrupt = Interrupt::watch()?;
+    let mut run = Run::new(&interrupt);
+    source(&mut run);
+    if arguments.quick {
+        run.skip("lab", "--quick");
+        run.skip("scenarios", "--quick");
+    } else if !Uid::effective().is_root() {
+        run.skip("lab", "needs root");
+        run.skip("scenarios", "needs root");
+    } else {
+        lab(&mut run);
+        scenarios(&mut run, arguments);
+    }
+    let outcomes = run.finish();
+    output::note(&summary::failures(&outcomes));
+    output::result(&summary::table(&outcomes));
+    if interrupt.is_set() {
+        return Ok(interrupt.exit_code());
+    }
+    let failed = outcomes.iter().any(summary::Outcome::is_failure);
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// What needs nothing but the source tree.
+///
+/// Stages run one after the other: compilers of Rust and Go both keep every core busy, so that doing two things at once
+/// only made both slower.
+fn source(run: &mut Run<'_>) {
+    let cargo = workspace::cargo;
+    run.stage(Stage::new("format", cargo(&["fmt", "--all", "--check"])));
+    let mut gofmt = Command::new("gofmt");
+    gofmt.args(["-l", "e2e/go"]).current_dir(workspace::ROOT);
+    // It names files that are not formatted, and succeeds.
+    run.stage(Stage::new("gofmt", gofmt).silent());
+    let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    run.stage(Stage::new("clippy", cargo(&clippy)));
+    let mut docs = cargo(&["doc", "--quiet", "--workspace", "--no-deps"]);
+    docs.env("RUSTDOCFLAGS", "-D warnings");
+    run.stage(Stage::new("docs", docs));
+    run.stage(Stage::new("generated", workspace::xtask(&["gen", "--check"])));
+    run.stage(Stage::new("dependencies", workspace::xtask(&["dependencies"])));
+    run.stage(Stage::new("unit", cargo(&["test", "--workspace", "--no-fail-fast"])));
+}
+
+/// The lab's own tests. The first one builds Kubernetes, if that was never done on this machine.
+fn lab(run: &mut Run<'_>) {
+    // The whole workspace, here and below, although one package is meant: with another choice of packages, cargo
+    // chooses other features of what they depend on, and compiles it again.
+    let tests =
+        ["test", "--workspace", "--no-fail-fast", "--test", "lab", "--", "--ignored", "--test-threads=1"];
+    if run.stage(Stage::new("lab", workspace::cargo(&tests))) {
+        return;
+    }
+    // A test that was killed could not take its lab down.
+    for name in Lab::all().iter().filter(|name| name.as_str().starts_with(TEST_LABS)) {
+        if let Err(error) = liquid_lab::down(name, &Progress::new()) {
+            output::error(&error);
+        }
+    }
+}
+
+/// The scenarios, in a lab of their own, with the image of this source tree.
+fn scenarios(run: &mut Run<'_>, arguments: &Arguments) {
+    let lab = match TemporaryLab::new(&arguments.lab) {
+        Ok(lab) => lab,
+        Err(error) => return run.fail("lab up", &error),
+    };
+    let name = arguments.lab.as_str();
+    let build = ["image", "--lab", name, "--profile", &arguments.profile];
+    let liquidctl = ["build", "--quiet", "--workspace", "--bin", "liquidctl"];
+    let ready = run.stage(Stage::new("lab up", workspace::xtask(&["lab", "up", "--lab", name])))
+        && run.stage(Stage::new("liquidctl", workspace::cargo(&liquidctl)))
+        && run.stage(Stage::new("image", workspace::xtask(&build)));
+    // The result of `cargo xtask image` is its last line.
+    let image = run.last_line().to_owned();
+    if ready {
+        // Scenarios print what they measure.
+        let tests = [
+            "test",
+            "--workspace",
+            "--test",
+            "scenarios",
+            "--",
+            "--ignored",
+            "--test-threads=1",
+            "--show-output",
+        ];
+        let mut scenarios = workspace::cargo(&tests);
+        scenarios.env("LIQUID_LAB", name);
+        scenarios.env("LIQUIDCTL", workspace::built("liquidctl"));
+        scenarios.env("LIQUID_IMAGE", image);
+        run.stage(Stage::new("scenarios", scenarios));
+    } else {
+        run.skip("scenarios", "what they need has failed");
+    }
+    // Also when the user wants to end.
+    if let Err(error) = lab.down() {
+        run.fail("lab down", &error);
+    }
+}
