@@ -39,6 +39,18 @@ pub struct NamespaceOffloadingSpec {
     pub remote_namespace: RemoteNamespaceSpec,
 }
 
+impl NamespaceOffloadingSpec {
+    /// Whether pods have to be bound to some nodes when they are made, for node affinity cannot be added later.
+    #[must_use]
+    pub fn binds_pods(&self) -> bool {
+        match self.pod_placement {
+            PodPlacement::Local => false,
+            PodPlacement::Remote => true,
+            PodPlacement::LocalAndRemote => self.virtual_node_selector != LabelSelector::default(),
+        }
+    }
+}
+
 /// Where new pods of the namespace may run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum PodPlacement {

@@ -30,10 +30,12 @@ pub const CLUSTER_ID: &str = "liquid.mesh/cluster-id";
 /// Taint of every virtual node; pods of offloaded namespaces tolerate it.
 pub const VIRTUAL_NODE_TAINT: &str = "liquid.mesh/virtual-node";
 
-/// On a namespace at home, with [`OFFLOADING_ENABLED`]: the pod webhook looks at its pods.
+/// On an offloaded namespace at home: the pod webhook looks at its pods.
 pub const OFFLOADING: &str = "liquid.mesh/offloading";
-/// Value of [`OFFLOADING`].
+/// Value of [`OFFLOADING`]: pods that the webhook could not look at get what they need later.
 pub const OFFLOADING_ENABLED: &str = "enabled";
+/// Value of [`OFFLOADING`]: pods must be bound to certain nodes, so the webhook has to look at every one.
+pub const OFFLOADING_BINDING: &str = "binding";
 
 /// On Secrets that hold a join token's digest (provider side).
 pub const JOIN_TOKEN: &str = "liquid.mesh/join-token";

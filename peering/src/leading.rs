@@ -79,6 +79,7 @@ pub(crate) async fn lead(
     run(drain, report_connections(client.clone(), consumers.clone(), connections.clone()));
     run(drain, kubelet_certificates::approve(client.clone(), args.namespace.clone()));
     run(drain, offloadings.clone().follow(client.clone()));
+    run(drain, webhook::tolerate(client.clone(), offloadings.clone()));
     run(drain, webhook::keep_authority(client.clone(), cluster.clone()));
     webhook::serve(cluster.clone(), args.webhook_listen, offloadings, drain.clone())
         .await

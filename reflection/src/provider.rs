@@ -9,11 +9,12 @@ mod decide;
 mod member;
 mod state;
 
-pub use state::{Action, Deleted, Instance, Outcome, Record, Step};
+pub use state::{Action, Deleted, Instance, Outcome, Record, StatusFound, Step};
 
 use crate::frame::{ConsumerFrame, ProviderFrame, Ref, Refusal, Wanted};
 use crate::key::{Key, SetRef};
 use decide::{Decision, decide};
+use liquid_link::digest::Hash;
 use liquid_runtime::backoff::Backoff;
 use member::{Answer, Generation, Member, Running, Wait, Wish};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -273,6 +274,29 @@ impl Provider {
         self.advance(set, key);
     }
 
+    /// The status of a [`Action::SendStatus`] was read. Returns the digest of what is to be sent, and whether that is
+    /// the [`Instance::interim`] one; `None` if nothing is.
+    pub fn status_read(&mut self, target: &Ref, found: StatusFound) -> Option<(Hash, bool)> {
+        let Ref { set, key, uid } = target;
+        let member = self.members.get_mut(&(set.clone(), key.clone()))?;
+        let shown = match &found {
+            StatusFound::Running(instance) if instance.home == *uid => {
+                if member.instance.as_ref().is_some_and(|known| known.version > instance.version) {
+                    // There was newer news in the meantime.
+                    member.status = None;
+                    self.offer_status(set, key);
+                    return None;
+                }
+                let (status, interim) = member.shown(instance);
+                status.map(|status| (status, interim))
+            }
+            StatusFound::Kept(status) => Some((*status, false)),
+            StatusFound::Running(_) | StatusFound::Nothing => None,
+        };
+        member.status = shown.map(|(status, _)| status);
+        shown
+    }
+
     fn wait(&mut self, set: &SetRef, key: &Key, now: Instant, entropy: u64, outdated: bool) {
         let member = self.member(set, key);
         let backoff = member.backoff.get_or_insert_with(|| Backoff::new(RETRY_FIRST, RETRY_CAP));
@@ -473,18 +497,26 @@ impl Provider {
         let Some(member) = self.members.get_mut(&(set.clone(), key.clone())) else {
             return;
         };
-        let Some(instance) = &member.instance else { return };
-        let Some(hash) = instance.status else { return };
+        let (home, status, interim) = match (&member.instance, &member.record) {
+            (Some(instance), _) => {
+                let (status, interim) = member.shown(instance);
+                (&instance.home, status, interim)
+            }
+            // What has ended may be gone; how it ended is kept.
+            (None, Some(record)) => (&record.home, record.status, false),
+            (None, None) => return,
+        };
+        let Some(hash) = status else { return };
         // Before the consumer has spoken of the object in this stream it is not known what status it has.
         let spoken = match &member.wish {
-            Wish::Present { uid, .. } | Wish::Absent { uid, .. } => *uid == instance.home,
+            Wish::Present { uid, .. } | Wish::Absent { uid, .. } => uid == home,
             Wish::Unspoken => false,
         };
         if !spoken || member.status == Some(hash) {
             return;
         }
+        let target = Ref { set: set.clone(), key: key.clone(), uid: home.clone() };
         member.status = Some(hash);
-        let target = Ref { set: set.clone(), key: key.clone(), uid: instance.home.clone() };
-        self.actions.push_back(Action::SendStatus { target, hash });
+        self.actions.push_back(Action::SendStatus { target, hash, interim });
     }
 }

@@ -24,12 +24,21 @@ fn hash() -> Hash {
 
 fn record(object: &str, version: u64, home: &str) -> Record {
     let (object, home) = (Uid::from(object), Uid::from(home));
-    Record { object, version, home, hash: hash(), terminating: false, finished: false }
+    Record { object, version, home, hash: hash(), terminating: false, finished: false, status: None }
 }
 
 fn instance(object: &str, version: u64, home: &str) -> Instance {
     let (object, home) = (Uid::from(object), Uid::from(home));
-    Instance { object, version, home, hash: hash(), terminating: false, finished: false, status: None }
+    Instance {
+        object,
+        version,
+        home,
+        hash: hash(),
+        terminating: false,
+        finished: false,
+        status: None,
+        interim: None,
+    }
 }
 
 fn inventory(entries: &[(&str, Wanted)]) -> ConsumerFrame {
@@ -209,4 +218,44 @@ fn nothing_is_given_up_before_an_inventory_is_complete() {
     provider.disconnected();
 
     assert_eq!(steps(&mut provider), []);
+}
+
+/// A pod that somebody deletes in the provider ends as Failed there, which would end it for good at home.
+#[test]
+fn what_is_replaced_does_not_end_at_home() {
+    let mut provider = connected();
+    provider.received(upsert("u1"));
+    actions(&mut provider);
+    let running = Instance { status: Some(Hash::of(b"running")), ..instance("p1", 2, "u1") };
+    let found = Outcome::Found { record: Some(record("r1", 1, "u1")), instance: Some(running.clone()) };
+    provider.done(&target("u1"), found, Instant::now(), 0);
+    actions(&mut provider);
+    let shown = |provider: &mut Provider| {
+        let status = |action| match action {
+            Action::SendStatus { hash, interim, .. } => Some((hash, interim)),
+            Action::Send(_) | Action::Run { .. } => None,
+        };
+        actions(provider).into_iter().filter_map(status).collect::<Vec<_>>()
+    };
+
+    let (failed, instead) = (Hash::of(b"failed"), Hash::of(b"instead"));
+    let ending =
+        Instance { version: 3, terminating: true, status: Some(failed), interim: Some(instead), ..running };
+    provider.instance_changed(&set(), &target("u1").key, Ok(ending));
+    assert_eq!(shown(&mut provider), [(instead, true)]);
+
+    provider.received(delete("u1"));
+    assert_eq!(shown(&mut provider), [(failed, false)], "wanted no more, it is shown as it is");
+}
+
+#[test]
+fn how_something_ended_is_told_also_when_it_is_gone() {
+    let mut provider = Provider::default();
+    let status = Some(Hash::of(b"succeeded"));
+    let finished = Record { finished: true, status, ..record("r1", 1, "u1") };
+    provider.record_changed(&set(), &target("u1").key, Ok(finished));
+    provider.connected();
+    provider.received(inventory(&[("u1", Wanted::Present(hash()))]));
+    let told = Action::SendStatus { target: target("u1"), hash: Hash::of(b"succeeded"), interim: false };
+    assert!(actions(&mut provider).contains(&told));
 }

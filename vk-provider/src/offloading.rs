@@ -73,7 +73,9 @@ pub(crate) fn report(
             let (ready, message) = match state {
                 Some(RemoteState::Ready) => (true, String::new()),
                 Some(RemoteState::Refused(message)) => (false, message.clone()),
-                Some(RemoteState::Pending) | None => (false, "waiting for the provider".to_owned()),
+                Some(RemoteState::Pending | RemoteState::Gone) | None => {
+                    (false, "waiting for the provider".to_owned())
+                }
             };
             RemoteNamespace { peer: peer.clone(), name: wanted.remote.clone(), ready, message }
         })

@@ -16,7 +16,7 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::vocabulary::{
-    CLUSTER_INFO, FINALIZER_OFFLOADING, OFFLOADING, OFFLOADING_ENABLED, OFFLOADING_NAME,
+    CLUSTER_INFO, FINALIZER_OFFLOADING, OFFLOADING, OFFLOADING_BINDING, OFFLOADING_ENABLED, OFFLOADING_NAME,
 };
 use liquid_crds::{
     ConditionUpdate, GROUP, NamespaceOffloading, NamespaceOffloadingStatus, Peer, VERSION, VirtualNode,
@@ -311,18 +311,23 @@ impl Supervisor {
         if !deleting {
             self.write_finalizer(namespace, offloading, true).await?;
         }
-        self.label(namespace, !deleting).await?;
+        let label = if offloading.spec.binds_pods() { OFFLOADING_BINDING } else { OFFLOADING_ENABLED };
+        self.label(namespace, (!deleting).then_some(label)).await?;
         let mut states = BTreeMap::new();
         for (peer, mirror) in &self.mirrors {
             let state = mirror.namespaces.borrow().get(namespace).cloned();
+            // After a restart the status alone says that the provider has it.
+            let recorded = offloading.status.iter().flat_map(|status| &status.remote_namespaces);
+            let recorded = recorded.into_iter().any(|remote| remote.peer == *peer);
+            let state = state.or_else(|| recorded.then_some(RemoteState::Pending));
+            let has_it = state.as_ref().is_some_and(|state| *state != RemoteState::Gone);
             let selected = views
                 .iter()
                 .any(|view| view.peer == *peer && selects(&offloading.spec.virtual_node_selector, view));
             // Only while a namespace is on its way out does it matter whether pods are left.
-            let in_use = (deleting || !selected)
-                && state.is_some()
-                && self.pods_left(namespace, peer, deleting).await?;
-            if deleting && state.is_none() {
+            let in_use =
+                (deleting || !selected) && has_it && self.pods_left(namespace, peer, deleting).await?;
+            if deleting && !has_it {
                 continue;
             }
             let known = wanted(offloading, &self.own_name, peer, views, in_use).or_else(|| {
@@ -330,7 +335,7 @@ impl Supervisor {
                 let remote =
                     remote_name(namespace, &self.own_name, &offloading.spec.remote_namespace).ok()?;
                 let uid = offloading.uid().unwrap_or_default();
-                state.is_some().then_some(WantedNamespace { uid, remote, leaving: true })
+                has_it.then_some(WantedNamespace { uid, remote, leaving: true })
             });
             if let Some(wanted) = known {
                 self.unfinished |= in_use || wanted.leaving;
@@ -367,14 +372,12 @@ impl Supervisor {
         Ok(left)
     }
 
-    async fn label(&self, namespace: &str, on: bool) -> Result<(), kube::Error> {
+    async fn label(&self, namespace: &str, value: Option<&str>) -> Result<(), kube::Error> {
         let api: Api<Namespace> = Api::all(self.client.clone());
         let Some(current) = api.get_metadata_opt(namespace).await? else { return Ok(()) };
-        let labelled = current.labels().get(OFFLOADING).map(String::as_str) == Some(OFFLOADING_ENABLED);
-        if labelled == on {
+        if current.labels().get(OFFLOADING).map(String::as_str) == value {
             return Ok(());
         }
-        let value = on.then_some(OFFLOADING_ENABLED);
         let patch = json!({ "metadata": { "labels": { OFFLOADING: value } } });
         api.patch(namespace, &PatchParams::default(), &Patch::Merge(&patch)).await?;
         Ok(())

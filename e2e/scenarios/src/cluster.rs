@@ -111,7 +111,10 @@ impl Cluster {
         let waited = self
             .wait(&what, limit, || async {
                 let pods = self.pods(namespace, selector).await?;
-                let ready = pods.iter().filter(|pod| is_ready(pod) && pod.metadata.deletion_timestamp.is_none()).count();
+                let ready = pods
+                    .iter()
+                    .filter(|pod| is_ready(pod) && pod.metadata.deletion_timestamp.is_none())
+                    .count();
                 if ready == count && pods.len() == count {
                     return Ok(Look::Done(pods));
                 }

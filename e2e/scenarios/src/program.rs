@@ -67,7 +67,10 @@ impl Program {
     ///
     /// # Errors
     /// If it cannot be started, or takes too long.
-    pub async fn run<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> anyhow::Result<Output> {
+    pub async fn run<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> anyhow::Result<Output> {
         self.run_with_input(arguments, b"").await
     }
 

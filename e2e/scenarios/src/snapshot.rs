@@ -1,10 +1,12 @@
 //! Everything there is in a cluster, by name: to show that something left nothing behind.
 
+use crate::{Look, wait};
 use kube::api::{DynamicObject, ListParams};
 use kube::core::discovery::{ApiCapabilities, verbs};
 use kube::discovery::Discovery;
 use kube::{Api, Client};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// Kinds that come and go by themselves.
 const RESTLESS: [&str; 3] = ["Event", "ComponentStatus", "PodMetrics"];
@@ -24,7 +26,8 @@ impl Snapshot {
         for group in discovery.groups() {
             for (resource, capabilities) in group.recommended_resources() {
                 let ApiCapabilities { .. } = &capabilities;
-                if !capabilities.supports_operation(verbs::LIST) || RESTLESS.contains(&resource.kind.as_str()) {
+                if !capabilities.supports_operation(verbs::LIST) || RESTLESS.contains(&resource.kind.as_str())
+                {
                     continue;
                 }
                 let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
@@ -35,12 +38,28 @@ impl Snapshot {
                     });
                     if !owned {
                         let namespace = meta.namespace.unwrap_or_default();
-                        objects.insert(format!("{} {namespace}/{}", resource.kind, meta.name.unwrap_or_default()));
+                        objects.insert(format!(
+                            "{} {namespace}/{}",
+                            resource.kind,
+                            meta.name.unwrap_or_default()
+                        ));
                     }
                 }
             }
         }
         Ok(Self(objects))
+    }
+
+    /// Waits until the cluster is as it was, for the garbage collector of Kubernetes takes its time.
+    ///
+    /// # Errors
+    /// If it does not become so; the error names the differences.
+    pub async fn is_restored(&self, client: &Client) -> anyhow::Result<()> {
+        wait("the cluster is as it was", Duration::from_secs(30), || async {
+            let differences = self.differences(&Self::take(client).await?);
+            Ok(if differences.is_empty() { Look::Done(()) } else { Look::NotYet(differences.join(", ")) })
+        })
+        .await
     }
 
     /// What is in `later` and not here, and the other way round; empty if they agree.

@@ -101,12 +101,18 @@ enum Next {
 impl Task {
     async fn run(mut self) {
         let mut backoff = Backoff::new(DIAL_FIRST, DIAL_CAP);
+        // How to reach the provider, also when the user has taken that out of the Peer to leave it.
+        let mut known = None;
         loop {
             let peer = self.peer.borrow_and_update().clone();
-            let leaving = peer.metadata.deletion_timestamp.is_some() || peer.spec.consume.is_none();
-            let next = match (leaving, peer.spec.consume.clone()) {
-                (false, Some(consume)) => self.borrow(&peer, &consume, &mut backoff).await,
-                (_, consume) => self.leave(&peer, consume.as_ref()).await,
+            known = peer.spec.consume.clone().or(known);
+            let next = match &known {
+                Some(consume)
+                    if peer.metadata.deletion_timestamp.is_none() && peer.spec.consume.is_some() =>
+                {
+                    self.borrow(&peer, consume, &mut backoff).await
+                }
+                consume => self.leave(&peer, consume.as_ref()).await,
             };
             self.metrics.link_up(&peer.name_any(), false);
             match next {
@@ -252,6 +258,13 @@ impl Task {
                 format!("cannot leave: {error}; if it is gone for good, run `liquidctl unpeer --force`");
             warn!(%message);
             self.report(peer, None, vec![no("LinkUp", "CannotLeave", &message)]).await;
+            return Next::Pause;
+        }
+        // A peering that never came about has its token still.
+        if let Some(consume) = consume
+            && let Err(error) = join::discard_token(&self.client, &self.cluster, consume).await
+        {
+            warn!(%error, "join token not deleted; trying again");
             return Next::Pause;
         }
         match finalizers::remove(&Api::all(self.client.clone()), &peer.name_any(), FINALIZER_CONSUME).await {

@@ -1,6 +1,8 @@
 //! Admission of pods of offloaded namespaces: lets them run on virtual nodes, as their `NamespaceOffloading` says.
 
+mod late;
 mod placement;
 mod server;
 
+pub(crate) use late::tolerate;
 pub(crate) use server::{Offloadings, keep_authority, serve};

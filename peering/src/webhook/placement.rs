@@ -1,5 +1,6 @@
 //! What a `NamespaceOffloading` means for a pod: a toleration, and node affinity. Pure.
 
+use k8s_openapi::api::core::v1::{Pod, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use liquid_crds::vocabulary::{TYPE, TYPE_VIRTUAL_NODE, VIRTUAL_NODE_TAINT};
 use liquid_crds::{NamespaceOffloadingSpec, PodPlacement};
@@ -33,8 +34,35 @@ pub(super) fn place(pod: &mut Value, offloading: &NamespaceOffloadingSpec) -> bo
     *pod != before
 }
 
+/// The patch that lets a pod that waits for a node run on virtual nodes, if that is all it takes: node affinity cannot be
+/// added to an existing pod.
+pub(super) fn late_toleration(pod: &Pod, offloading: &NamespaceOffloadingSpec) -> Option<json_patch::Patch> {
+    let spec = pod.spec.as_ref()?;
+    let any_virtual_node = offloading.virtual_node_selector == LabelSelector::default();
+    let bound = spec.node_name.as_ref().is_some_and(|node| !node.is_empty());
+    if bound || offloading.pod_placement == PodPlacement::Local || !any_virtual_node {
+        return None;
+    }
+    let tolerated = |toleration: &Toleration| {
+        toleration.key.as_deref() == Some(VIRTUAL_NODE_TAINT)
+            || (toleration.key.is_none() && toleration.operator.as_deref() == Some("Exists"))
+    };
+    if spec.tolerations.iter().flatten().any(tolerated) {
+        return None;
+    }
+    let (path, value) = match &spec.tolerations {
+        Some(_) => ("/spec/tolerations/-", toleration()),
+        None => ("/spec/tolerations", json!([toleration()])),
+    };
+    serde_json::from_value(json!([{"op": "add", "path": path, "value": value}])).ok()
+}
+
+fn toleration() -> Value {
+    json!({"key": VIRTUAL_NODE_TAINT, "operator": "Exists"})
+}
+
 fn tolerate(pod: &mut Value) {
-    let toleration = json!({"key": VIRTUAL_NODE_TAINT, "operator": "Exists"});
+    let toleration = toleration();
     let tolerations = pod["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
     if !tolerations.contains(&toleration) {
         pod["spec"]["tolerations"] = tolerations.into_iter().chain([toleration]).collect();
@@ -156,6 +184,33 @@ mod tests {
                 {"matchFields": [own("hdd")], "matchExpressions": [virtual_node(), region]},
             ])
         );
+    }
+
+    #[test]
+    fn a_waiting_pod_gets_its_toleration_late_if_that_is_all_it_takes() {
+        let waiting: Pod = serde_json::from_value(json!({
+            "spec": {"containers": [], "tolerations": [{"key": "gpu"}]},
+        }))
+        .unwrap();
+        for placement in [PodPlacement::Remote, PodPlacement::LocalAndRemote] {
+            let patch = late_toleration(&waiting, &offloading(placement, None)).unwrap();
+            let mut patched = serde_json::to_value(&waiting).unwrap();
+            json_patch::patch(&mut patched, &patch).unwrap();
+            assert_eq!(
+                patched["spec"]["tolerations"],
+                json!([{"key": "gpu"}, {"key": VIRTUAL_NODE_TAINT, "operator": "Exists"}])
+            );
+            let patched: Pod = serde_json::from_value(patched).unwrap();
+            assert!(late_toleration(&patched, &offloading(placement, None)).is_none(), "once is enough");
+        }
+        assert!(late_toleration(&waiting, &offloading(PodPlacement::Local, None)).is_none());
+        let selected = offloading(PodPlacement::LocalAndRemote, Some("eu"));
+        assert!(late_toleration(&waiting, &selected).is_none(), "it might go to a node that is not selected");
+        let bare: Pod = serde_json::from_value(json!({"spec": {"containers": []}})).unwrap();
+        assert!(late_toleration(&bare, &offloading(PodPlacement::Remote, None)).is_some());
+        let bound: Pod =
+            serde_json::from_value(json!({"spec": {"containers": [], "nodeName": "n"}})).unwrap();
+        assert!(late_toleration(&bound, &offloading(PodPlacement::Remote, None)).is_none());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The HTTPS end of the pod webhook, and its certificate.
 //!
-//! It fails open: if it cannot be reached pods are let in unchanged, and simply do not go to virtual nodes.
+//! Where a toleration is all a pod needs, it fails open: if it cannot be reached pods are let in unchanged, and get their
+//! toleration later. Where pods must be bound to certain nodes, it fails closed, for that cannot be made up for.
 
 use super::placement::place;
 use crate::cluster::Cluster;
@@ -10,6 +11,7 @@ use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt as _;
+use http::StatusCode;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -24,11 +26,11 @@ use liquid_runtime::watch::{Change, changes};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
@@ -44,32 +46,61 @@ const MAX_CONNECTIONS: usize = 256;
 /// Pause after a failed request or accept.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
-/// What is known of offloaded namespaces, by name.
-#[derive(Debug, Clone, Default)]
+/// What is known of offloaded namespaces, by name; nothing before all of them were read once.
+#[derive(Debug, Clone)]
 pub(crate) struct Offloadings {
-    known: Arc<RwLock<BTreeMap<String, NamespaceOffloadingSpec>>>,
+    known: watch::Sender<Option<Specs>>,
+}
+
+type Specs = BTreeMap<String, NamespaceOffloadingSpec>;
+
+impl Default for Offloadings {
+    fn default() -> Self {
+        Self { known: watch::channel(None).0 }
+    }
 }
 
 impl Offloadings {
     /// Follows all `NamespaceOffloading`s.
     pub(crate) async fn follow(self, client: Client) {
         let mut news = changes(Api::<NamespaceOffloading>::all(client), watcher::Config::default()).boxed();
+        let mut all = Specs::new();
+        let mut listed = false;
         while let Some(change) = news.next().await {
-            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
             match change {
                 Change::Applied(offloading) if offloading.metadata.deletion_timestamp.is_none() => {
-                    known.insert(offloading.namespace().unwrap_or_default(), offloading.spec);
+                    all.insert(offloading.namespace().unwrap_or_default(), offloading.spec);
                 }
                 Change::Applied(offloading) | Change::Deleted(offloading) => {
-                    known.remove(&offloading.namespace().unwrap_or_default());
+                    all.remove(&offloading.namespace().unwrap_or_default());
                 }
-                Change::Listed(seen) => known.retain(|name, _| seen.iter().any(|(ns, _)| ns == name)),
+                Change::Listed(seen) => {
+                    all.retain(|name, _| seen.iter().any(|(namespace, _)| namespace == name));
+                    listed = true;
+                }
             }
+            self.known.send_if_modified(|known| {
+                let changed = listed && known.as_ref() != Some(&all);
+                if changed {
+                    *known = Some(all.clone());
+                }
+                changed
+            });
         }
     }
 
-    fn get(&self, namespace: &str) -> Option<NamespaceOffloadingSpec> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).get(namespace).cloned()
+    /// News of changes.
+    pub(super) fn subscribe(&self) -> watch::Receiver<Option<Specs>> {
+        self.known.subscribe()
+    }
+
+    /// What is known of a namespace.
+    pub(super) fn get(&self, namespace: &str) -> Option<NamespaceOffloadingSpec> {
+        self.known.borrow().as_ref()?.get(namespace).cloned()
+    }
+
+    fn are_known(&self) -> bool {
+        self.known.borrow().is_some()
     }
 }
 
@@ -170,7 +201,13 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, router: Router, dr
     }
 }
 
-async fn review(State(offloadings): State<Offloadings>, Json(review): Json<Value>) -> Json<Value> {
+async fn review(
+    State(offloadings): State<Offloadings>,
+    Json(review): Json<Value>,
+) -> Result<Json<Value>, StatusCode> {
+    if !offloadings.are_known() {
+        return Err(StatusCode::SERVICE_UNAVAILABLE);
+    }
     let request = &review["request"];
     let namespace = request["namespace"].as_str().unwrap_or_default();
     let mut response = json!({ "uid": request["uid"], "allowed": true });
@@ -183,5 +220,5 @@ async fn review(State(offloadings): State<Offloadings>, Json(review): Json<Value
             response["patch"] = json!(STANDARD.encode(patch));
         }
     }
-    Json(json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response }))
+    Ok(Json(json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response })))
 }

@@ -108,6 +108,13 @@ impl Member {
         (record.home == *uid && record.hash == *hash && !record.terminating).then_some(*hash)
     }
 
+    /// Digest of what the consumer is to be shown of `instance`, and whether that is the interim one.
+    pub(super) fn shown(&self, instance: &Instance) -> (Option<Hash>, bool) {
+        let wanted = matches!(self.wish, Wish::Present { .. });
+        let interim = wanted && instance.terminating && !instance.finished;
+        (if interim { instance.interim } else { instance.status }, interim)
+    }
+
     pub(super) fn learn_record(&mut self, record: Record) {
         let newer = record.version > self.record_seen;
         if newer || self.record.as_ref().is_some_and(|known| known.version == record.version) {

@@ -20,6 +20,8 @@ pub struct Record {
     pub terminating: bool,
     /// What ran has ended for good (a pod that Succeeded or Failed) and must not be started again.
     pub finished: bool,
+    /// Digest of the status it ended with.
+    pub status: Option<Hash>,
 }
 
 /// What runs behind a record.
@@ -39,6 +41,8 @@ pub struct Instance {
     pub finished: bool,
     /// Digest of its status.
     pub status: Option<Hash>,
+    /// Digest of what is shown instead while it ends although it is wanted: another one is going to take its place.
+    pub interim: Option<Hash>,
 }
 
 /// An object that is gone.
@@ -94,12 +98,15 @@ pub enum Action {
         /// What.
         step: Step,
     },
-    /// Send a `Status` with the status of this object.
+    /// Send a `Status` with the status of this object if it is at hand; otherwise read it and call
+    /// [`status_read`](super::Provider::status_read).
     SendStatus {
         /// Which object.
         target: Ref,
         /// Digest the status had.
         hash: Hash,
+        /// Whether it is the [`Instance::interim`] one.
+        interim: bool,
     },
 }
 
@@ -121,4 +128,15 @@ pub enum Outcome {
     },
     /// Not done, or not known whether it was done.
     Failed(Refusal),
+}
+
+/// Whose status was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StatusFound {
+    /// That of what runs.
+    Running(Instance),
+    /// The one the record keeps of what has ended.
+    Kept(Hash),
+    /// There is none (any more).
+    Nothing,
 }

@@ -5,7 +5,7 @@ use liquid_link::digest::Hash;
 use liquid_reflection::consumer::{self, Consumer};
 use liquid_reflection::frame::{ConsumerFrame, ProviderFrame, Ref, Refusal, Wanted};
 use liquid_reflection::key::{Key, Kind, SetRef, Uid};
-use liquid_reflection::provider::{self, Deleted, Instance, Outcome, Provider, Record, Step};
+use liquid_reflection::provider::{self, Deleted, Instance, Outcome, Provider, Record, StatusFound, Step};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -118,6 +118,8 @@ pub(crate) struct World {
 
     records: BTreeMap<StoredAt, (SetRef, Record)>,
     pods: BTreeMap<Key, Pod>,
+    /// Statuses being read, with what was found.
+    reads: Vec<(Ref, Option<StatusFound>)>,
     record_events: VecDeque<(SetRef, Key, Result<Record, Deleted>)>,
     pod_events: VecDeque<(SetRef, Key, Result<Instance, Deleted>)>,
     provider: Provider,
@@ -148,6 +150,7 @@ impl World {
             to_consumer: VecDeque::new(),
             records: BTreeMap::new(),
             pods: BTreeMap::new(),
+            reads: Vec::new(),
             record_events: VecDeque::new(),
             pod_events: VecDeque::new(),
             provider: Provider::default(),
@@ -215,6 +218,7 @@ impl World {
             68..80 => self.request_step(),
             80..95 => self.deliver_watch_event(),
             95 => self.ghost_step(),
+            96 | 97 => self.read_step(),
             _ => self.provider.handle_timeout(self.now),
         }
         self.drain();
@@ -403,6 +407,7 @@ impl World {
             }
             self.to_provider.clear();
             self.to_consumer.clear();
+            self.reads.clear();
             self.consumer.disconnected();
             self.provider.disconnected();
         }
@@ -591,7 +596,12 @@ impl World {
 
     fn terminate(&mut self, key: &Key) {
         if !self.pods[key].instance.terminating {
-            self.change_pod(key, |instance| instance.terminating = true);
+            let (status, interim) = (self.fresh_hash(), self.fresh_hash());
+            self.change_pod(key, |instance| {
+                instance.terminating = true;
+                instance.status = Some(status);
+                instance.interim = Some(interim);
+            });
         }
     }
 
@@ -674,7 +684,8 @@ impl World {
                     home: target.uid.clone(),
                     hash: *hash,
                     terminating: false,
-                    finished: existing.is_some_and(|existing| existing.finished),
+                    finished: existing.as_ref().is_some_and(|existing| existing.finished),
+                    status: existing.and_then(|existing| existing.status),
                 };
                 self.write_record(&at, target.set.clone(), record)
             }
@@ -698,6 +709,7 @@ impl World {
                             terminating: false,
                             finished: false,
                             status: None,
+                            interim: None,
                         };
                         let pod = Pod { set: set.clone(), owner: record.object, instance: instance.clone() };
                         self.pods.insert(target.key.clone(), pod);
@@ -733,7 +745,12 @@ impl World {
                 let Some((set, mut record)) = self.record_of(target) else {
                     return Outcome::Done;
                 };
+                let pod = self.pods.get(&target.key).filter(|pod| pod.instance.home == target.uid);
+                let Some(pod) = pod.filter(|pod| pod.instance.finished) else {
+                    return Outcome::Done;
+                };
                 record.finished = true;
+                record.status = pod.instance.status;
                 record.version = self.serial();
                 self.write_record(&at, set, record)
             }
@@ -793,18 +810,45 @@ impl World {
                 provider::Action::Run { target, step } => {
                     self.requests.push(Request { target, step, answer: None });
                 }
-                provider::Action::SendStatus { target, .. } => {
-                    let pod = self.pods.get(&target.key).filter(|pod| pod.instance.home == target.uid);
-                    if let Some(hash) = pod.and_then(|pod| pod.instance.status) {
-                        self.to_consumer.push_back(ProviderFrame::Status {
-                            target,
-                            hash,
-                            body: Bytes::new(),
-                        });
+                provider::Action::SendStatus { target, hash, interim } => {
+                    let at_hand = self.pods.get(&target.key).map(|pod| &pod.instance);
+                    let at_hand = at_hand.filter(|instance| instance.home == target.uid);
+                    let shown = at_hand.and_then(|i| if interim { i.interim } else { i.status });
+                    if shown == Some(hash) && self.chance(1, 2) {
+                        self.send_status(target, hash);
+                    } else {
+                        self.reads.push((target, None));
                     }
                 }
             }
         }
+    }
+
+    fn send_status(&mut self, target: Ref, hash: Hash) {
+        self.to_consumer.push_back(ProviderFrame::Status { target, hash, body: Bytes::new() });
+    }
+
+    /// A status is read, or what was read comes back.
+    fn read_step(&mut self) {
+        if self.reads.is_empty() {
+            return;
+        }
+        let index = self.index(self.reads.len());
+        let (target, found) = self.reads[index].clone();
+        if let Some(found) = found {
+            self.reads.swap_remove(index);
+            self.tell(format_args!("status of {} read: {found:?}", target.key));
+            if let Some((hash, _)) = self.provider.status_read(&target, found) {
+                self.send_status(target, hash);
+            }
+            return;
+        }
+        let kept = self.record_of(&target).and_then(|(_, record)| record.status);
+        self.reads[index].1 = Some(match (self.pods.get(&target.key), kept) {
+            (Some(pod), _) => StatusFound::Running(pod.instance.clone()),
+            (None, Some(status)) => StatusFound::Kept(status),
+            (None, None) => StatusFound::Nothing,
+        });
     }
 
     /// Reads the object anew, as a shell does, and sends its body.
@@ -861,6 +905,10 @@ impl World {
                 self.provider.done(&target, outcome, self.now, 0);
                 self.drain();
             }
+            while !self.reads.is_empty() {
+                self.read_step();
+                self.drain();
+            }
             while !self.record_events.is_empty() {
                 self.deliver_record_event();
                 self.drain();
@@ -885,6 +933,7 @@ impl World {
                 && self.to_provider.is_empty()
                 && self.to_consumer.is_empty()
                 && self.requests.is_empty()
+                && self.reads.is_empty()
                 && self.record_events.is_empty()
                 && self.pod_events.is_empty()
                 && self.consumer_todo.is_empty();
@@ -911,11 +960,17 @@ impl World {
                 "seed {seed}: {key}"
             );
             if *kind == Kind::Namespace {
-                assert!(self.settled.contains(&object.uid), "seed {seed}: nobody was told that {key} is there");
+                assert!(
+                    self.settled.contains(&object.uid),
+                    "seed {seed}: nobody was told that {key} is there"
+                );
             }
             if *kind == Kind::Pod {
                 match self.pods.get(key) {
-                    None => assert!(record.finished, "seed {seed}: {key} does not run"),
+                    None => {
+                        assert!(record.finished, "seed {seed}: {key} does not run");
+                        assert_eq!(record.status, object.status, "seed {seed}: how {key} ended");
+                    }
                     Some(pod) => {
                         assert_eq!(pod.instance.home, object.uid, "seed {seed}: {key}");
                         let current = pod.instance.hash == object.hash || pod.instance.finished;

@@ -54,6 +54,8 @@ pub(crate) enum RemoteState {
     Ready,
     /// The provider refuses it.
     Refused(String),
+    /// It was given up, and nothing of it is left.
+    Gone,
 }
 
 enum Command {
@@ -102,7 +104,7 @@ impl Mirror {
             frames: None,
             nodes: BTreeMap::new(),
             changes,
-            wanted: BTreeMap::new(),
+            wanted: None,
             namespaces,
             provider: watched,
             metrics,
@@ -167,7 +169,8 @@ struct Actor {
     frames: Option<mpsc::Sender<proto::ConsumerFrame>>,
     nodes: BTreeMap<String, JoinHandle<()>>,
     changes: mpsc::Sender<PodChange>,
-    wanted: BTreeMap<String, WantedNamespace>,
+    /// Namespaces the provider shall have; until they are known no pod is judged.
+    wanted: Option<BTreeMap<String, WantedNamespace>>,
     namespaces: watch::Sender<RemoteNamespaces>,
     provider: watch::Receiver<Provider>,
     metrics: Metrics,
@@ -202,7 +205,7 @@ impl Actor {
                     self.link_event(event);
                     None
                 }
-                Some((node, change)) = changed.recv() => self.pod_change(&node, change),
+                Some((node, change)) = changed.recv(), if self.wanted.is_some() => self.pod_change(&node, change),
                 _ = report.tick() => {
                     self.metrics.mirrored(&self.name, self.consumer.len(), self.consumer.unsettled().len());
                     None
@@ -256,19 +259,24 @@ impl Actor {
             };
             self.consumer.observe(target, state, None);
             self.namespaces.send_if_modified(|known| {
-                let fresh = !known.contains_key(name);
-                known.entry(name.clone()).or_insert(RemoteState::Pending);
+                let fresh = match known.get(name) {
+                    None => true,
+                    Some(state) => *state == RemoteState::Gone && !namespace.leaving,
+                };
+                if fresh {
+                    known.insert(name.clone(), RemoteState::Pending);
+                }
                 fresh
             });
         }
-        let gone: Vec<_> = self.wanted.iter().filter(|(name, _)| !wanted.contains_key(*name)).collect();
-        for (name, namespace) in gone {
+        for (name, namespace) in self.wanted.iter().flatten().filter(|(name, _)| !wanted.contains_key(*name))
+        {
             let uid = Uid::from(namespace.uid.as_str());
             self.consumer.removed(&set, &Key::new("", name), &uid, None);
             self.namespaces.send_if_modified(|known| known.remove(name).is_some());
         }
         let fresh: Vec<_> = wanted.keys().filter(|name| !self.offloaded(name)).cloned().collect();
-        self.wanted = wanted;
+        self.wanted = Some(wanted);
         self.consumer.synced(&set);
         // Pods that waited for their namespace are read again.
         for (node, name, namespace) in fresh
@@ -289,7 +297,10 @@ impl Actor {
     }
 
     fn offloaded(&self, namespace: &str) -> bool {
-        self.wanted.get(namespace).is_some_and(|namespace| !namespace.leaving)
+        self.wanted
+            .as_ref()
+            .and_then(|wanted| wanted.get(namespace))
+            .is_some_and(|namespace| !namespace.leaving)
     }
 
     fn link_event(&mut self, event: LinkEvent) {
@@ -380,7 +391,9 @@ impl Actor {
     }
 
     fn namespace_gone(&self, name: &str) {
-        self.namespaces.send_if_modified(|known| known.remove(name).is_some());
+        self.namespaces.send_modify(|known| {
+            known.insert(name.to_owned(), RemoteState::Gone);
+        });
     }
 
     /// Carries out what the state machine asks for.
@@ -440,7 +453,8 @@ impl Actor {
     }
 
     async fn send_namespace(&mut self, target: Ref, hash: Hash) {
-        let body = self.wanted.get(&*target.key.name).map(namespace_body);
+        let namespace = self.wanted.as_ref().and_then(|wanted| wanted.get(&*target.key.name));
+        let body = namespace.map(namespace_body);
         if let Some(body) = body {
             self.send(ConsumerFrame::Upsert { target, hash, body }).await;
         }

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::vocabulary::{MANAGED_BY, MANAGED_BY_LIQUID};
@@ -30,8 +30,13 @@ pub(super) struct Serving {
     pub(super) renew_in: Duration,
 }
 
-/// Gets a serving certificate for the kubelet API of `node` at `address`.
-pub(super) async fn obtain(client: &Client, node: &str, address: IpAddr) -> Result<Serving> {
+/// Gets a serving certificate for the kubelet API of `node` at `address`. `uid` is that of the Node.
+pub(super) async fn obtain(
+    client: &Client,
+    node: &str,
+    uid: Option<String>,
+    address: IpAddr,
+) -> Result<Serving> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -43,6 +48,8 @@ pub(super) async fn obtain(client: &Client, node: &str, address: IpAddr) -> Resu
         metadata: ObjectMeta {
             generate_name: Some(format!("{node}-")),
             labels: Some(BTreeMap::from([(MANAGED_BY.to_owned(), MANAGED_BY_LIQUID.to_owned())])),
+            // Should this process end before it deletes the request, it goes with the Node.
+            owner_references: uid.map(|uid| vec![owner(node, uid)]),
             ..ObjectMeta::default()
         },
         spec: CertificateSigningRequestSpec {
@@ -62,6 +69,16 @@ pub(super) async fn obtain(client: &Client, node: &str, address: IpAddr) -> Resu
     let chain = signed?;
     let certified = certified_key(&chain, key.serialize_pem().as_bytes())?;
     Ok(Serving { renew_in: renew_in(&certified)?, key: certified })
+}
+
+fn owner(node: &str, uid: String) -> OwnerReference {
+    OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Node".to_owned(),
+        name: node.to_owned(),
+        uid,
+        ..OwnerReference::default()
+    }
 }
 
 async fn wait(requests: &Api<CertificateSigningRequest>, name: &str) -> Result<Vec<u8>> {

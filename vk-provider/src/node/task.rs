@@ -6,7 +6,7 @@ use super::lease::{RENEW_INTERVAL, renew};
 use super::object::Picture;
 use crate::kubelet::{Authenticator, KubeletApi, Listening, listen};
 use crate::mirror::{Link, Mirror};
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -110,6 +110,8 @@ impl Task {
         let mut leases = interval(RENEW_INTERVAL);
         leases.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut certificate = Certificate::Missing(Instant::now());
+        // Kept from one round to the next: a request that is dropped half-way stays behind in the cluster.
+        let mut obtaining = None;
         let mut written: Option<(Value, Instant)> = None;
         loop {
             let leaving = self.picture.borrow().node.metadata.deletion_timestamp.is_some();
@@ -122,18 +124,25 @@ impl Task {
             if leaving && self.leave(&name).await {
                 return;
             }
+            let owner = (name.clone(), self.node_uid.clone());
+            let serving = obtaining.get_or_insert_with(|| {
+                obtain_at(client.clone(), owner, self.shared.address, certificate.due()).boxed()
+            });
             tokio::select! {
-                serving = obtain_at(&client, &name, self.shared.address, certificate.due()) => match serving {
-                    Ok(serving) => {
-                        listening.certificate.set(serving.key);
-                        info!("kubelet API has its serving certificate");
-                        certificate = Certificate::Renew(Instant::now() + serving.renew_in);
+                serving = serving => {
+                    obtaining = None;
+                    match serving {
+                        Ok(serving) => {
+                            listening.certificate.set(serving.key);
+                            info!("kubelet API has its serving certificate");
+                            certificate = Certificate::Renew(Instant::now() + serving.renew_in);
+                        }
+                        Err(error) => {
+                            warn!(error = %format!("{error:#}"), "no serving certificate; trying again");
+                            certificate = certificate.failed(Instant::now() + RETRY_PAUSE * 5);
+                        }
                     }
-                    Err(error) => {
-                        warn!(error = %format!("{error:#}"), "no serving certificate; trying again");
-                        certificate = certificate.failed(Instant::now() + RETRY_PAUSE * 5);
-                    }
-                },
+                }
                 _ = leases.tick() => if let Some(uid) = &self.node_uid
                     && let Err(error) = renew(&client, &name, uid).await {
                         warn!(%error, "lease not renewed");
@@ -377,9 +386,14 @@ impl Certificate {
     }
 }
 
-async fn obtain_at(client: &Client, node: &str, address: IpAddr, at: Instant) -> anyhow::Result<Serving> {
+async fn obtain_at(
+    client: Client,
+    (node, uid): (String, Option<String>),
+    address: IpAddr,
+    at: Instant,
+) -> anyhow::Result<Serving> {
     tokio::time::sleep_until(at).await;
-    obtain(client, node, address).await
+    obtain(&client, &node, uid, address).await
 }
 
 /// Whether somebody has changed what we wrote into the Node.

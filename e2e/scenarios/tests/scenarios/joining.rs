@@ -1,8 +1,8 @@
 //! Joining, and being refused.
 
+use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams};
-use k8s_openapi::api::core::v1::Secret;
 use liquid_crds::Peer;
 use liquid_scenarios::{Environment, Snapshot};
 
@@ -77,7 +77,6 @@ async fn an_unreachable_provider_is_named_within_the_time_limit() -> anyhow::Res
     // It may be a matter of time, so the attempt goes on; the user ends it.
     assert_eq!(Api::<Peer>::all(home.client.clone()).list(&ListParams::default()).await?.items.len(), 1);
     home.liquidctl.run(["unpeer", "provider"]).await?.ok()?;
-    let after = Snapshot::take(&home.client).await?;
-    assert_eq!(before.differences(&after), Vec::<String>::new());
+    before.is_restored(&home.client).await?;
     Ok(())
 }

@@ -21,7 +21,8 @@ async fn running(home: &Cluster, namespace: &str, name: &str, script: &str) -> a
 /// kubectl as it is, with WebSocket to the API server, and as it was, with SPDY.
 fn both_protocols(home: &Cluster) -> [Program; 2] {
     let old = home.kubectl.clone();
-    let old = old.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false").env("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false");
+    let old =
+        old.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false").env("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false");
     [home.kubectl.clone(), old]
 }
 
@@ -114,7 +115,8 @@ async fn attach_to_a_running_container() -> anyhow::Result<()> {
     home.apply("attach", &manifest).await?;
     home.wait_for_pods("attach", "app=echo", 1, SOON).await?;
     for kubectl in both_protocols(home).into_iter().take(1) {
-        let attached = kubectl.run_with_input(["attach", "-n", "attach", "-i", "echo"], b"this\nthat\n").await?;
+        let attached =
+            kubectl.run_with_input(["attach", "-n", "attach", "-i", "echo"], b"this\nthat\n").await?;
         assert!(attached.out.contains("got this") && attached.out.contains("got that"), "{attached:?}");
     }
     drop_namespace(home, "attach").await
@@ -128,7 +130,10 @@ async fn port_forward_carries_ten_megabytes_both_ways() -> anyhow::Result<()> {
     let environment = Environment::open().await?.peered().await?;
     let home = &environment.home;
     offloaded(home, "forward").await?;
-    running(home, "forward", "mirror", "while :; do nc -l -p 8080 -e cat; done").await?;
+    let probe = "      readinessProbe: {periodSeconds: 1, tcpSocket: {port: 8080}}\n";
+    let manifest = pod("mirror", "exec nc -lk -p 8080 -e cat") + probe;
+    home.apply("forward", &manifest).await?;
+    home.wait_for_pods("forward", "app=mirror", 1, SOON).await?;
     for kubectl in both_protocols(home) {
         let mut forward = kubectl.start(["port-forward", "-n", "forward", "pod/mirror", ":8080"])?;
         let mut lines = BufReader::new(forward.stdout.take().context("no output")?).lines();

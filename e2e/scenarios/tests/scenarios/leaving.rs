@@ -1,6 +1,7 @@
 //! The end of peerings and installations: nothing is left.
 
 use crate::manifests::{FOREVER, deployment, offloaded};
+use anyhow::Context as _;
 use liquid_scenarios::{Environment, Snapshot};
 use std::time::{Duration, Instant};
 
@@ -16,14 +17,22 @@ async fn five_peerings_leave_nothing_behind() -> anyhow::Result<()> {
     home.delete_namespace("again").await?;
     let tokens = || async {
         // Tokens are the provider's to keep until they expire; they are not part of a peering.
-        provider.kubectl.run(["delete", "secret", "-n", "liquid-system", "-l", "liquid.mesh/join-token"]).await?.ok()
+        provider
+            .kubectl
+            .run(["delete", "secret", "-n", "liquid-system", "-l", "liquid.mesh/join-token"])
+            .await?
+            .ok()
     };
     tokens().await?;
     let before = [Snapshot::take(&home.client).await?, Snapshot::take(&provider.client).await?];
     for round in 1..=5 {
         let started = Instant::now();
         let told = environment.peer().await?;
-        println!("round {round}: {} ({:.2} s with the command)", told.trim(), started.elapsed().as_secs_f64());
+        println!(
+            "round {round}: {} ({:.2} s with the command)",
+            told.trim(),
+            started.elapsed().as_secs_f64()
+        );
         offloaded(home, "again").await?;
         home.apply("again", &deployment("web", 2, FOREVER)).await?;
         home.wait_for_pods("again", "app=web", 2, SOON).await?;
@@ -32,9 +41,8 @@ async fn five_peerings_leave_nothing_behind() -> anyhow::Result<()> {
         home.delete_namespace("again").await?;
         tokens().await?;
     }
-    let after = [Snapshot::take(&home.client).await?, Snapshot::take(&provider.client).await?];
-    for (before, after) in before.iter().zip(&after) {
-        assert_eq!(before.differences(after), Vec::<String>::new());
+    for (before, cluster) in before.iter().zip([home, provider]) {
+        before.is_restored(&cluster.client).await.with_context(|| format!("cluster {}", cluster.name))?;
     }
     Ok(())
 }
@@ -53,7 +61,11 @@ async fn the_provider_can_end_the_peering() -> anyhow::Result<()> {
 
     assert!(provider.pods("ended-home", "").await?.is_empty());
     home.wait("the virtual node goes", SOON, || async {
-        let nodes = home.kubectl.run(["get", "nodes", "-l", "liquid.mesh/type=virtual-node", "-o", "name"]).await?.ok()?;
+        let nodes = home
+            .kubectl
+            .run(["get", "nodes", "-l", "liquid.mesh/type=virtual-node", "-o", "name"])
+            .await?
+            .ok()?;
         use liquid_scenarios::Look;
         Ok(if nodes.trim().is_empty() { Look::Done(()) } else { Look::NotYet(nodes) })
     })
@@ -85,10 +97,10 @@ async fn uninstall_leaves_nothing_behind() -> anyhow::Result<()> {
     for cluster in [home, provider] {
         cluster.liquidctl.run(["uninstall", "--unpeer"]).await?.ok()?;
     }
-    let after = [Snapshot::take(&home.client).await?, Snapshot::take(&provider.client).await?];
-    for (before, after) in bare.iter().zip(&after) {
-        assert_eq!(before.differences(after), Vec::<String>::new());
-        assert!(!format!("{after:?}").contains("liquid"), "something of Liquid is left: {after:?}");
+    for (before, cluster) in bare.iter().zip([home, provider]) {
+        before.is_restored(&cluster.client).await.with_context(|| format!("cluster {}", cluster.name))?;
+        let left = format!("{before:?}");
+        assert!(!left.contains("liquid"), "something of Liquid is left: {left}");
     }
     Ok(())
 }

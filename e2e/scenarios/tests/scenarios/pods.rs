@@ -25,7 +25,8 @@ async fn a_deployment_with_node_affinity_runs_in_the_provider() -> anyhow::Resul
         assert_eq!(pod.spec.as_ref().unwrap().node_name.as_deref(), Some("liquid-provider"));
     }
     let remote = provider.wait_for_pods("pods-home", "app=web", 2, SOON).await?;
-    let names = |pods: &[Pod]| pods.iter().map(|pod| pod.name_any()).collect::<std::collections::BTreeSet<_>>();
+    let names =
+        |pods: &[Pod]| pods.iter().map(|pod| pod.name_any()).collect::<std::collections::BTreeSet<_>>();
     assert_eq!(names(&pods), names(&remote));
     for pod in &remote {
         let status = pod.status.as_ref().unwrap();
@@ -60,7 +61,8 @@ async fn finished_pods_report_their_exit_code_and_stay_finished() -> anyhow::Res
     home.apply("finish", &pod("good", "exit 0")).await?;
     home.apply("finish", &pod("bad", "echo why > /dev/termination-log; exit 3")).await?;
     let pods: Api<Pod> = Api::namespaced(home.client.clone(), "finish");
-    for (name, phase, code, message) in [("good", "Succeeded", 0, None), ("bad", "Failed", 3, Some("why\n"))] {
+    for (name, phase, code, message) in [("good", "Succeeded", 0, None), ("bad", "Failed", 3, Some("why\n"))]
+    {
         let pod = home
             .wait(&format!("{name} {phase}"), SOON, || async {
                 let pod = pods.get(name).await?;
@@ -68,7 +70,8 @@ async fn finished_pods_report_their_exit_code_and_stay_finished() -> anyhow::Res
                 Ok(if now == phase { Look::Done(pod) } else { Look::NotYet(now) })
             })
             .await?;
-        let ended = pod.status.unwrap().container_statuses.unwrap()[0].state.clone().unwrap().terminated.unwrap();
+        let ended =
+            pod.status.unwrap().container_statuses.unwrap()[0].state.clone().unwrap().terminated.unwrap();
         assert_eq!((ended.exit_code, ended.message.as_deref()), (code, message));
     }
     // The owner of the provider cleans up: the result stays, and nothing is run again.

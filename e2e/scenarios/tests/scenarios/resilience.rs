@@ -29,7 +29,9 @@ async fn uids(home: &Cluster, namespace: &str) -> anyhow::Result<BTreeMap<String
 fn kill(environment: &Environment, cluster: &str, program: &str) -> anyhow::Result<()> {
     let lab = environment.lab.as_ref().context("this needs the lab")?;
     for node in lab.cluster(cluster)?.nodes() {
-        let script = format!("for p in /proc/[0-9]*; do [ \"$(cat $p/comm 2>/dev/null)\" = {program} ] && kill -9 ${{p#/proc/}}; done; true");
+        let script = format!(
+            "for p in /proc/[0-9]*; do [ \"$(cat $p/comm 2>/dev/null)\" = {program} ] && kill -9 ${{p#/proc/}}; done; true"
+        );
         node.exec(&["sh", "-c", &script])?;
     }
     Ok(())
@@ -98,7 +100,10 @@ async fn a_partition_is_noticed_survived_and_healed() -> anyhow::Result<()> {
     let pods: Api<Pod> = Api::namespaced(home.client.clone(), "cut");
     pods.delete(&deleted, &DeleteParams::default()).await?;
     assert!(remote.get_opt(&deleted).await?.is_some(), "nothing is deleted without a word of the consumer");
-    assert!(pods.get_opt(&deleted).await?.is_some(), "nothing is finished off without a word of the provider");
+    assert!(
+        pods.get_opt(&deleted).await?.is_some(),
+        "nothing is finished off without a word of the provider"
+    );
 
     link.restore()?;
     let mended = Instant::now();

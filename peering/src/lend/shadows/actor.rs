@@ -1,8 +1,8 @@
 //! The one task that owns the state machines of all consumers.
 
-use super::objects::NamespaceNames;
+use super::objects::{NamespaceNames, interim_status};
 use super::outbox::Outbox;
-use super::steps::{Job, Policy, pod_status};
+use super::steps::{Job, Policy, read_status};
 use super::watches::{News, Source, watch};
 use crate::lend::consumers::Consumers;
 use crate::metrics::Metrics;
@@ -12,7 +12,7 @@ use kube::Client;
 use liquid_crds::ClusterId;
 use liquid_link::digest::Hash;
 use liquid_reflection::frame::{ProviderFrame, Ref, Refusal};
-use liquid_reflection::provider::{Action, Outcome, Step};
+use liquid_reflection::provider::{Action, Instance, Outcome, StatusFound, Step};
 use liquid_reflection::{ConsumerFrame, Key, Kind, Provider, SetRef};
 use liquid_runtime::health::Part;
 use serde_json::Value;
@@ -70,7 +70,7 @@ enum Command {
 /// What a spawned request came back with.
 enum Answer {
     Done { cluster: ClusterId, target: Ref, held: usize, outcome: Outcome },
-    Status { cluster: ClusterId, stream: StreamId, target: Ref, status: Option<(Hash, Value)> },
+    Status { cluster: ClusterId, stream: StreamId, target: Ref, status: Option<(StatusFound, Value)> },
 }
 
 /// The handle to the actor.
@@ -252,11 +252,9 @@ impl Actor {
                 });
             }
             News::Pod(owned, status) => {
-                let fresh = match &owned.what {
-                    Ok(instance) => {
-                        instance.status.zip(status).map(|(hash, status)| (owned.key.clone(), hash, status))
-                    }
-                    Err(_) => None,
+                let fresh = match (&owned.what, status) {
+                    (Ok(instance), Some(status)) => Some((owned.key.clone(), instance.clone(), status)),
+                    _ => None,
                 };
                 self.lent(&owned.cluster).provider.instance_changed(&owned.set, &owned.key, owned.what);
                 self.drain(&owned.cluster, fresh);
@@ -362,18 +360,24 @@ impl Actor {
                     lent.provider.done(&target, outcome, Instant::now(), entropy);
                 });
             }
-            Answer::Status { cluster, stream, target, status } => {
-                let Some((hash, status)) = status else { return };
-                let outbox = self.lent.get(&cluster).and_then(|lent| lent.stream.clone());
-                if let Some((_, outbox)) = outbox.filter(|(id, _)| *id == stream) {
-                    send_status(&outbox, target, hash, &status);
+            Answer::Status { cluster, stream, target, status } => self.with(&cluster, |lent| {
+                let Some((_, outbox)) = lent.stream.clone().filter(|(id, _)| *id == stream) else { return };
+                let Some((found, status)) = status else {
+                    // A stream begins with what the consumer has, so nothing is lost.
+                    outbox.close(Status::unavailable("the API server does not answer"));
+                    return;
+                };
+                match lent.provider.status_read(&target, found) {
+                    Some((hash, true)) => send_status(&outbox, target, hash, &interim_status(&status)),
+                    Some((hash, false)) => send_status(&outbox, target, hash, &status),
+                    None => {}
                 }
-            }
+            }),
         }
     }
 
     /// Carries out what the state machine asks for. `fresh` is the status of the pod this was about, at hand.
-    fn drain(&mut self, cluster: &ClusterId, fresh: Option<(Key, Hash, Value)>) {
+    fn drain(&mut self, cluster: &ClusterId, fresh: Option<(Key, Instance, Value)>) {
         let Some(lent) = self.lent.get_mut(cluster) else { return };
         while let Some(action) = lent.provider.poll_action() {
             match action {
@@ -382,20 +386,25 @@ impl Actor {
                         outbox.push(frame.into());
                     }
                 }
-                Action::SendStatus { target, hash } => {
+                Action::SendStatus { target, hash, interim } => {
                     let Some((stream, outbox)) = lent.stream.clone() else { continue };
-                    match &fresh {
-                        Some((key, at_hand, status)) if *key == target.key && *at_hand == hash => {
-                            send_status(&outbox, target, hash, status);
+                    let at_hand = fresh.as_ref().filter(|(key, instance, _)| {
+                        let shown = if interim { instance.interim } else { instance.status };
+                        *key == target.key && shown == Some(hash)
+                    });
+                    match at_hand {
+                        Some((_, _, status)) if interim => {
+                            send_status(&outbox, target, hash, &interim_status(status));
                         }
-                        _ => {
+                        Some((_, _, status)) => send_status(&outbox, target, hash, status),
+                        None => {
                             let namespace = lent.namespaces.get(&target.key.namespace).cloned();
                             let Some(namespace) = namespace else { continue };
                             let (client, answers) = (self.client.clone(), self.answers.clone());
                             let (requests, cluster) = (self.requests.clone(), cluster.clone());
                             tokio::spawn(async move {
                                 let permit = requests.acquire_owned().await;
-                                let status = pod_status(&client, &namespace, &target).await;
+                                let status = read_status(&client, &namespace, &target).await;
                                 drop(permit);
                                 drop(answers.send(Answer::Status { cluster, stream, target, status }));
                             });

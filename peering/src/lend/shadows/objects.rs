@@ -12,7 +12,7 @@ use liquid_crds::{ClusterId, HomePod, ShadowPod, ShadowPodSpec};
 use liquid_link::digest::Hash;
 use liquid_reflection::frame::Ref;
 use liquid_reflection::provider::{Instance, Record};
-use liquid_reflection::{Key, Kind, SetRef, Uid};
+use liquid_reflection::{Key, Kind, SetRef, Uid, digest};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -30,17 +30,24 @@ pub(crate) struct ShadowSpecView {
 
 /// Part of [`liquid_crds::ShadowPodStatus`].
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct ShadowStatusView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) phase: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pod_status: Option<Value>,
 }
 
-/// A pod without its spec.
-pub(crate) type PodView = Object<Ignored, Value>;
+/// A pod without most of its spec.
+pub(crate) type PodView = Object<PodSpecView, Value>;
 
-/// A part that is not looked at.
+/// Part of the spec of a pod.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Ignored {}
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PodSpecView {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) restart_policy: Option<String>,
+}
 
 /// How the API server calls ShadowPods.
 pub(crate) fn shadow_resource() -> ApiResource {
@@ -94,6 +101,7 @@ pub(crate) fn read_namespace(meta: &ObjectMeta) -> Option<Owned<Record>> {
         hash: hash_of(annotation(meta, HASH)?),
         terminating: meta.deletion_timestamp.is_some(),
         finished: false,
+        status: None,
     };
     Some(Owned { cluster, set: SetRef::namespaces(), key: Key::new("", home), what })
 }
@@ -108,6 +116,7 @@ pub(crate) fn read_shadow(shadow: &ShadowView) -> Option<Owned<Record>> {
         hash: hash_of(&shadow.spec.hash),
         terminating: meta.deletion_timestamp.is_some(),
         finished: shadow.status.as_ref().is_some_and(|status| status.phase.is_some()),
+        status: shadow.status.as_ref().and_then(|status| digest::pod_status(status.pod_status.as_ref()?)),
     };
     Some(Owned {
         cluster: origin(meta)?,
@@ -124,15 +133,18 @@ pub(crate) fn read_pod(pod: &PodView) -> Option<Owned<Instance>> {
     if !owned {
         return None;
     }
-    let phase = pod.status.as_ref().and_then(|status| status.get("phase")).and_then(Value::as_str);
+    let status = pod.status.as_ref();
     let what = Instance {
         object: object_uid(meta),
         version: version(meta),
         home: Uid::from(label(meta, ORIGIN_UID)?),
         hash: hash_of(annotation(meta, HASH)?),
         terminating: meta.deletion_timestamp.is_some(),
-        finished: matches!(phase, Some("Succeeded" | "Failed")),
-        status: pod.status.as_ref().and_then(liquid_reflection::digest::pod_status),
+        finished: finished(pod),
+        status: status.and_then(digest::pod_status),
+        interim: status
+            .filter(|_| meta.deletion_timestamp.is_some())
+            .and_then(|status| digest::pod_status(&interim_status(status))),
     };
     Some(Owned {
         cluster: origin(meta)?,
@@ -140,6 +152,36 @@ pub(crate) fn read_pod(pod: &PodView) -> Option<Owned<Instance>> {
         key: Key::new(label(meta, ORIGIN_NAMESPACE)?, &pod.name_any()),
         what,
     })
+}
+
+/// Whether a pod has ended for good. One that was deleted while it ran was not done: another takes its place.
+fn finished(pod: &PodView) -> bool {
+    match phase(pod.status.as_ref()) {
+        Some("Succeeded" | "Failed") if pod.metadata.deletion_timestamp.is_none() => true,
+        Some("Succeeded") => matches!(pod.spec.restart_policy.as_deref(), Some("Never" | "OnFailure")),
+        _ => false,
+    }
+}
+
+fn phase(status: Option<&Value>) -> Option<&str> {
+    status?.get("phase")?.as_str()
+}
+
+/// What the consumer is shown of a pod that ends here although it is wanted: at home it has not ended, for Kubernetes
+/// never lets a pod go on after that.
+pub(crate) fn interim_status(status: &Value) -> Value {
+    let mut interim = status.clone();
+    if matches!(phase(Some(status)), Some("Succeeded" | "Failed")) {
+        interim["phase"] = json!("Running");
+    }
+    let containers = interim.get_mut("containerStatuses").and_then(Value::as_array_mut);
+    for container in containers.into_iter().flatten() {
+        if container.pointer("/state/terminated").is_some() {
+            let message = "deleted in the provider; another pod takes its place";
+            container["state"] = json!({"waiting": {"reason": "Replaced", "message": message}});
+        }
+    }
+    interim
 }
 
 /// Labels of every shadow of `consumer`.
@@ -348,6 +390,44 @@ mod tests {
             (instance.what.home, instance.what.hash, instance.what.version),
             (target().uid, Hash::of(b"x"), 9)
         );
+    }
+
+    #[test]
+    fn a_pod_that_was_deleted_while_it_ran_has_not_finished() {
+        let pod = |policy: &str, phase: &str, deleted: bool| {
+            let (_, mut pod) = made(json!({"spec": {"containers": [], "restartPolicy": policy}}));
+            if deleted {
+                pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+            }
+            pod["status"] = json!({
+                "phase": phase,
+                "containerStatuses": [{"name": "c", "ready": false, "state": {"terminated": {"exitCode": 143}}}],
+            });
+            read_pod(&serde_json::from_value(pod).unwrap()).unwrap().what
+        };
+        for (policy, phase, deleted, finished) in [
+            ("Always", "Running", false, false),
+            ("Always", "Failed", false, true),
+            ("Always", "Failed", true, false),
+            ("Always", "Succeeded", true, false),
+            ("Never", "Succeeded", true, true),
+            ("Never", "Failed", true, false),
+            ("OnFailure", "Succeeded", false, true),
+        ] {
+            assert_eq!(pod(policy, phase, deleted).finished, finished, "{policy} {phase} {deleted}");
+        }
+        let status = json!({
+            "phase": "Failed",
+            "initContainerStatuses": [{"name": "i", "state": {"terminated": {"exitCode": 0}}}],
+            "containerStatuses": [{"name": "c", "state": {"terminated": {"exitCode": 143}}}],
+        });
+        let interim = interim_status(&status);
+        assert_eq!(interim["phase"], "Running");
+        assert!(interim["containerStatuses"][0]["state"]["waiting"].is_object());
+        assert_eq!(interim["initContainerStatuses"], status["initContainerStatuses"]);
+        let ending = pod("Always", "Failed", true);
+        assert!(ending.interim.is_some() && ending.interim != ending.status);
+        assert_eq!(pod("Always", "Running", false).interim, None);
     }
 
     #[test]

@@ -15,16 +15,24 @@ use liquid_crds::vocabulary::{ORIGIN_CLUSTER, ORIGIN_NAMESPACE};
 use liquid_crds::{LendState, ShadowPod};
 use liquid_link::digest::Hash;
 use liquid_reflection::frame::{Ref, Refusal};
-use liquid_reflection::provider::{Instance, Outcome, Record, Step};
+use liquid_reflection::provider::{Instance, Outcome, Record, StatusFound, Step};
 use liquid_reflection::{Kind, Uid};
+use liquid_runtime::backoff::Backoff;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
+use tracing::debug;
 
 /// No request to the API server may take longer; its own limit for non-watch requests is 60 s.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often a status is read in vain before the consumer is made to start over, with which pauses: about 15 s.
+const READ_TRIES: usize = 6;
+const READ_FIRST: Duration = Duration::from_millis(250);
+const READ_CAP: Duration = Duration::from_secs(8);
 
 /// Namespaces no consumer may have here, whatever it asks for.
 const RESERVED: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
@@ -308,12 +316,37 @@ impl Job {
     }
 }
 
-/// Reads the status of the pod a consumer knows as `target`, or the final one its ShadowPod keeps.
-pub(super) async fn pod_status(client: &Client, namespace: &str, target: &Ref) -> Option<(Hash, Value)> {
+/// Reads the status of the pod a consumer knows as `target`, or the one its ShadowPod keeps of a pod that has ended.
+/// `None` if the API server does not answer, for several tries.
+pub(super) async fn read_status(
+    client: &Client,
+    namespace: &str,
+    target: &Ref,
+) -> Option<(StatusFound, Value)> {
+    let mut backoff = Backoff::new(READ_FIRST, READ_CAP);
+    for _ in 0..READ_TRIES {
+        match status(client, namespace, target).await {
+            Ok(found) => return Some(found),
+            Err(refusal) => debug!(key = %target.key, message = %refusal.message, "status not read"),
+        }
+        tokio::time::sleep(backoff.next(RandomState::new().build_hasher().finish())).await;
+    }
+    None
+}
+
+async fn status(client: &Client, namespace: &str, target: &Ref) -> Result<(StatusFound, Value), Refusal> {
     let pods: Api<PodView> = Api::namespaced_with(client.clone(), namespace, &pod_resource());
-    let pod = call(pods.get_opt(&target.key.name)).await.ok()??;
-    let owned = read_pod(&pod).filter(|owned| owned.what.home == target.uid && owned.set == target.set)?;
-    Some((owned.what.status?, pod.status?))
+    if let Some(pod) = call(pods.get_opt(&target.key.name)).await? {
+        let owned = read_pod(&pod).filter(|owned| owned.what.home == target.uid && owned.set == target.set);
+        let found = owned.map_or(StatusFound::Nothing, |owned| StatusFound::Running(owned.what));
+        return Ok((found, pod.status.unwrap_or_default()));
+    }
+    let shadows: Api<ShadowView> = Api::namespaced_with(client.clone(), namespace, &shadow_resource());
+    let shadow = call(shadows.get_opt(&target.key.name)).await?;
+    let kept = shadow.as_ref().and_then(read_shadow).filter(|kept| kept.what.home == target.uid);
+    let found = kept.and_then(|kept| kept.what.status).map_or(StatusFound::Nothing, StatusFound::Kept);
+    let status = shadow.and_then(|shadow| shadow.status?.pod_status);
+    Ok((found, status.unwrap_or_default()))
 }
 
 fn is_finished(shadow: &ShadowPod) -> bool {
