@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -63,6 +63,23 @@ impl Interrupt {
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(u8::try_from(128 + self.0.load(Ordering::Relaxed)).unwrap_or(u8::MAX))
     }
+}
+
+impl Ended {
+    /// An error unless it was a success.
+    pub(crate) fn success(self, what: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Exited(status) if status.success() => Ok(()),
+            Self::Exited(status) => bail!("{what} failed ({status})"),
+            Self::Interrupted => bail!("{what} was interrupted"),
+            Self::TimedOut => bail!("{what} took too long"),
+        }
+    }
+}
+
+/// Runs a command to its end; its output goes where ours goes.
+pub(crate) fn run(command: &mut Command, interrupt: &Interrupt, limit: Duration) -> anyhow::Result<Ended> {
+    supervise(command, None, interrupt, limit, &mut |_| ())
 }
 
 /// Runs a command to its end and hands out the lines of its output and its error output, in the order they come.

@@ -1,6 +1,8 @@
 //! The one entry point for people who build, try and test Liquid.
 
+mod bench;
 mod child;
+mod demo;
 mod dependencies;
 mod generate;
 mod image;
@@ -24,6 +26,10 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Two clusters with Liquid in both, a Deployment of one that runs in the other, and what that takes.
+    Demo(demo::Arguments),
+    /// Measure how long pods take to get to the other cluster, in a lab that is peered.
+    Bench(bench::Arguments),
     /// Real Kubernetes clusters on this machine: start, look into, stop.
     Lab(lab::Arguments),
     /// Build the image of this source tree, import it into a running lab, and print its reference.
@@ -44,6 +50,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
         Command::Image(arguments) => image::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),

@@ -1,0 +1,45 @@
+//! Liquid shown and measured on the clusters of a lab: `a` is home, `b` the provider.
+
+mod bench;
+mod figures;
+mod latency;
+mod memory;
+mod report;
+mod statistics;
+mod terminal;
+mod tour;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Started by `cargo xtask demo` and `cargo xtask bench`, which prepare what it needs.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install Liquid in both clusters, peer them, run a Deployment in the other cluster, and measure.
+    Tour,
+    /// Measure the latency of pods on clusters that are peered.
+    Bench(bench::Arguments),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    liquid_runtime::tls::install_crypto_provider();
+    let result = match Arguments::parse().command {
+        Command::Tour => tour::run().await,
+        Command::Bench(arguments) => bench::run(&arguments).await,
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            terminal::note(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
