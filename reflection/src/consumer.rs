@@ -60,6 +60,8 @@ struct Member {
     gone_at_home: bool,
     /// Digest of the status at home.
     status: Option<Hash>,
+    /// Digest of the status that is being written there, until it is seen.
+    writing: Option<Hash>,
     progress: Progress,
     /// The user was told that the provider refuses it.
     refused: bool,
@@ -209,6 +211,9 @@ impl Consumer {
         let Some(state) = self.sets.get_mut(&set) else {
             return;
         };
+        if let Some(member) = state.members.get_mut(&key).filter(|member| member.writing == status) {
+            member.writing = None;
+        }
         match state.members.get_mut(&key) {
             Some(member) if member.uid == uid && member.wanted == wanted && !member.gone_at_home => {
                 member.status = status;
@@ -225,6 +230,7 @@ impl Consumer {
                     wanted,
                     gone_at_home: false,
                     status,
+                    writing: None,
                     progress: Progress::Untold,
                     refused: false,
                 };
@@ -307,7 +313,8 @@ impl Consumer {
             ProviderFrame::Nack { target, hash, refusal } => self.on_nack(target, hash, refusal),
             ProviderFrame::Gone(target) => self.on_gone(target),
             ProviderFrame::Status { target, hash, body } => {
-                if self.member(&target).is_some_and(|member| !member.gone_at_home) {
+                if let Some(member) = self.member(&target).filter(|member| !member.gone_at_home) {
+                    member.writing = Some(hash);
                     self.actions.push_back(Action::ApplyStatus { target, hash, body });
                 }
             }
@@ -463,7 +470,8 @@ impl Consumer {
                 key: key.clone(),
                 uid: member.uid.clone(),
                 wanted: member.wanted,
-                status: member.status,
+                // What comes next is compared with what is there by then.
+                status: member.writing.or(member.status),
             });
         }
         let parts = entries.chunks(INVENTORY_PART).map(<[frame::Entry]>::to_vec).collect::<Vec<_>>();

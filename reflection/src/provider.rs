@@ -241,14 +241,23 @@ impl Provider {
             Outcome::Stored(record) => member.learn_record(record),
             Outcome::Running(instance) => member.learn_instance(instance),
             Outcome::Found { record, instance } => {
-                member.orphaned = record.is_none();
+                let (record_seen, instance_seen) = match ran {
+                    Running::Look { record_seen, instance_seen } => (record_seen, instance_seen),
+                    Running::Make | Running::Stop(..) | Running::Erase(_) => (u64::MAX, u64::MAX),
+                };
                 match record {
                     Some(record) => member.learn_record(record),
-                    None => member.record = None,
+                    None if member.record_seen <= record_seen => {
+                        member.record = None;
+                        member.orphaned = true;
+                    }
+                    // Made in the meantime, by a request of an earlier process.
+                    None => {}
                 }
                 match instance {
                     Some(instance) => member.learn_instance(instance),
-                    None => member.instance = None,
+                    None if member.instance_seen <= instance_seen => member.instance = None,
+                    None => {}
                 }
                 member.uncertain = None;
                 member.outdated = false;
@@ -268,7 +277,7 @@ impl Provider {
                 self.wait(set, key, now, entropy, true);
                 return;
             }
-            Running::Make | Running::Look => {}
+            Running::Make | Running::Look { .. } => {}
         }
         member.backoff = None;
         self.advance(set, key);
@@ -454,7 +463,9 @@ impl Provider {
                     Step::Stop { object, grace } => Running::Stop(object.clone(), *grace),
                     Step::Erase(object) => Running::Erase(object.clone()),
                     Step::Store { .. } | Step::Start | Step::Adjust(_) | Step::Finish => Running::Make,
-                    Step::Look => Running::Look,
+                    Step::Look => {
+                        Running::Look { record_seen: member.record_seen, instance_seen: member.instance_seen }
+                    }
                 };
                 member.running = Some((running, generation));
                 // The body is not needed here any more; should storing it fail, it is asked for again.

@@ -34,8 +34,7 @@ pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(
     let client = cluster.connect().await?;
     let helm = Helm::prepare(cluster).await?;
     if definitions_exist(&client).await? {
-        unoffload_all(&client, &arguments).await?;
-        end_peerings(&client, &arguments).await?;
+        end_all(&client, &arguments).await?;
         refuse_leftovers(&client).await?;
     }
     tell("removing the chart");
@@ -58,37 +57,30 @@ async fn definitions_exist(client: &Client) -> Result<bool, Failure> {
     Ok(true)
 }
 
-async fn unoffload_all(client: &Client, arguments: &Arguments) -> Result<(), Failure> {
-    let all: Api<NamespaceOffloading> = Api::all(client.clone());
+/// Ends what still goes on, or says what that is.
+async fn end_all(client: &Client, arguments: &Arguments) -> Result<(), Failure> {
+    let peers: Api<Peer> = Api::all(client.clone());
+    let peers: Vec<String> =
+        peers.list(&ListParams::default()).await?.iter().map(ResourceExt::name_any).collect();
+    let offloadings: Api<NamespaceOffloading> = Api::all(client.clone());
     let namespaces: Vec<String> =
-        all.list(&ListParams::default()).await?.iter().filter_map(ResourceExt::namespace).collect();
-    if namespaces.is_empty() {
-        return Ok(());
-    }
+        offloadings.list(&ListParams::default()).await?.iter().filter_map(ResourceExt::namespace).collect();
     if !arguments.unpeer {
-        return Err(Failure::failed(format!(
-            "namespaces are offloaded ({}): run `liquidctl unoffload namespace` for each, or use --unpeer",
-            namespaces.join(", ")
-        )));
+        let mut left = Vec::new();
+        if !peers.is_empty() {
+            left.push(format!("there are peerings ({}): run `liquidctl unpeer` for each", peers.join(", ")));
+        }
+        if !namespaces.is_empty() {
+            let namespaces = namespaces.join(", ");
+            let how = "run `liquidctl unoffload namespace` for each";
+            left.push(format!("namespaces are offloaded ({namespaces}): {how}"));
+        }
+        if !left.is_empty() {
+            return Err(Failure::failed(format!("{}; or use --unpeer", left.join("; "))));
+        }
     }
     for namespace in namespaces {
         super::unoffload::take_back(client, &namespace, arguments.timeout).await?;
-    }
-    Ok(())
-}
-
-async fn end_peerings(client: &Client, arguments: &Arguments) -> Result<(), Failure> {
-    let api: Api<Peer> = Api::all(client.clone());
-    let peers: Vec<String> =
-        api.list(&ListParams::default()).await?.iter().map(ResourceExt::name_any).collect();
-    if peers.is_empty() {
-        return Ok(());
-    }
-    if !arguments.unpeer {
-        return Err(Failure::failed(format!(
-            "there are peerings ({}): run `liquidctl unpeer` for each, or use --unpeer",
-            peers.join(", ")
-        )));
     }
     for peer in peers {
         let options = unpeer::Options { force: arguments.force, timeout: arguments.timeout };

@@ -70,7 +70,11 @@ pub(super) enum Running {
     Erase(Uid),
     /// Makes something: if it fails it may have taken effect all the same.
     Make,
-    Look,
+    /// With the newest versions heard of when it began: it says nothing of what is newer.
+    Look {
+        record_seen: u64,
+        instance_seen: u64,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
