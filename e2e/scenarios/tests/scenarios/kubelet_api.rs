@@ -130,10 +130,7 @@ async fn port_forward_carries_ten_megabytes_both_ways() -> anyhow::Result<()> {
     let environment = Environment::open().await?.peered().await?;
     let home = &environment.home;
     offloaded(home, "forward").await?;
-    let probe = "      readinessProbe: {periodSeconds: 1, tcpSocket: {port: 8080}}\n";
-    let manifest = pod("mirror", "exec nc -lk -p 8080 -e cat") + probe;
-    home.apply("forward", &manifest).await?;
-    home.wait_for_pods("forward", "app=mirror", 1, SOON).await?;
+    running(home, "forward", "mirror", "while :; do nc -l -p 8080 -e cat; done").await?;
     for kubectl in both_protocols(home) {
         let mut forward = kubectl.start(["port-forward", "-n", "forward", "pod/mirror", ":8080"])?;
         let mut lines = BufReader::new(forward.stdout.take().context("no output")?).lines();
@@ -144,6 +141,9 @@ async fn port_forward_carries_ten_megabytes_both_ways() -> anyhow::Result<()> {
             .and_then(|left| left.rsplit(':').next())
             .and_then(|port| port.trim().parse().ok())
             .with_context(|| format!("no port in {line:?}"))?;
+        // It takes one connection at a time.
+        let listening = "until netstat -ltn | grep -q :8080; do usleep 10000; done";
+        home.kubectl.run(["exec", "-n", "forward", "mirror", "--", "sh", "-c", listening]).await?.ok()?;
         let stream = TcpStream::connect(("127.0.0.1", port)).await?;
         let (mut from, mut to) = stream.into_split();
         let sent: Vec<u8> = (0..=250_u8).cycle().take(MEGABYTES * 1024 * 1024).collect();
