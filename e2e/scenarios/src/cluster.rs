@@ -68,6 +68,31 @@ impl Cluster {
         Ok(())
     }
 
+    /// Waits until no namespace is on its way out.
+    ///
+    /// # Errors
+    /// If one is not gone in time.
+    pub async fn settled(&self) -> anyhow::Result<()> {
+        for namespace in Api::<Namespace>::all(self.client.clone()).list(&ListParams::default()).await? {
+            if namespace.metadata.deletion_timestamp.is_some() {
+                self.delete_namespace(&namespace.name_any()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes a namespace, and does not wait: Kubernetes takes its time where pods have to end first.
+    ///
+    /// # Errors
+    /// If the API server refuses it.
+    pub async fn give_up_namespace(&self, name: &str) -> anyhow::Result<()> {
+        match Api::<Namespace>::all(self.client.clone()).delete(name, &DeleteParams::default()).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Deletes a namespace and waits until it is gone.
     ///
     /// # Errors
@@ -77,7 +102,7 @@ impl Cluster {
         if api.get_opt(name).await?.is_none() {
             return Ok(());
         }
-        api.delete(name, &DeleteParams::default()).await?;
+        self.give_up_namespace(name).await?;
         self.wait(&format!("namespace {name} gone"), Duration::from_secs(90), || async {
             let Some(left) = api.get_opt(name).await? else { return Ok(Look::Done(())) };
             let conditions = left.status.and_then(|status| status.conditions).unwrap_or_default();

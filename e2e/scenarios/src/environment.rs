@@ -112,6 +112,7 @@ impl Environment {
                 let name = peer.metadata.name.unwrap_or_default();
                 cluster.liquidctl.run(["unpeer", &name]).await?.ok()?;
             }
+            cluster.settled().await?;
         }
         Ok(this)
     }

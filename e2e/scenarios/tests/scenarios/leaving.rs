@@ -82,12 +82,16 @@ async fn the_provider_can_end_the_peering() -> anyhow::Result<()> {
 async fn uninstall_leaves_nothing_behind() -> anyhow::Result<()> {
     let environment = Environment::open().await?.peered().await?;
     let (home, provider) = (&environment.home, &environment.provider);
+    home.settled().await?;
     let refused = home.liquidctl.run(["uninstall"]).await?;
     assert_eq!(refused.code, 1);
     assert!(refused.err.contains("peerings (provider)"), "{}", refused.err);
 
     for cluster in [home, provider] {
         cluster.liquidctl.run(["uninstall", "--unpeer"]).await?.ok()?;
+    }
+    for cluster in [home, provider] {
+        cluster.settled().await?;
     }
     let bare = [Snapshot::take(&home.client).await?, Snapshot::take(&provider.client).await?];
     for cluster in [home, provider] {

@@ -57,7 +57,7 @@ pub(crate) const FOREVER: &str = "trap exit TERM; while :; do sleep 1 & wait; do
 
 /// A fresh offloaded namespace; it is deleted, with what it was offloaded to, by [`drop_namespace`].
 pub(crate) async fn offloaded(home: &Cluster, name: &str) -> anyhow::Result<()> {
-    drop_namespace(home, name).await?;
+    home.delete_namespace(name).await?;
     home.create_namespace(name).await?;
     home.liquidctl.run(["offload", "namespace", name]).await?.ok()?;
     Ok(())
@@ -65,5 +65,5 @@ pub(crate) async fn offloaded(home: &Cluster, name: &str) -> anyhow::Result<()> 
 
 /// Deletes a namespace, as a user would.
 pub(crate) async fn drop_namespace(home: &Cluster, name: &str) -> anyhow::Result<()> {
-    home.delete_namespace(name).await
+    home.give_up_namespace(name).await
 }
