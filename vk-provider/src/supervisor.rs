@@ -168,7 +168,7 @@ impl Supervisor {
     async fn reconcile(&mut self) {
         self.unfinished = false;
         self.keep_mirrors();
-        self.keep_nodes();
+        self.keep_nodes().await;
         self.keep_namespaces().await;
         self.sets_known.send_if_modified(|known| !std::mem::replace(known, true));
     }
@@ -217,7 +217,7 @@ impl Supervisor {
         });
     }
 
-    fn keep_nodes(&mut self) {
+    async fn keep_nodes(&mut self) {
         self.nodes.retain(|name, handle| self.virtual_nodes.contains_key(name) || !handle.is_finished());
         for (name, node) in &self.virtual_nodes {
             let Some(mirror) = self.mirrors.get(&node.spec.peer) else { continue };
@@ -237,6 +237,8 @@ impl Supervisor {
                         endpoint: None,
                         leaving: false,
                     };
+                    // The provider ends what is in no set, so its set is there before the link is.
+                    mirror.add_node(name.clone()).await;
                     let handle = NodeHandle::start(self.shared.clone(), picture, mirror.clone());
                     self.nodes.insert(name.clone(), handle);
                 }
@@ -281,7 +283,8 @@ impl Supervisor {
                     self.unfinished = true;
                     // What is there stays as it is.
                     for (peer, mirror) in &self.mirrors {
-                        let known = mirror.namespaces.borrow().contains_key(namespace);
+                        let known =
+                            mirror.namespaces.borrow().contains_key(namespace) || recorded(offloading, peer);
                         if let Some(kept) =
                             known.then(|| wanted(offloading, &self.own_name, peer, &views, true)).flatten()
                         {
@@ -316,10 +319,7 @@ impl Supervisor {
         let mut states = BTreeMap::new();
         for (peer, mirror) in &self.mirrors {
             let state = mirror.namespaces.borrow().get(namespace).cloned();
-            // After a restart the status alone says that the provider has it.
-            let recorded = offloading.status.iter().flat_map(|status| &status.remote_namespaces);
-            let recorded = recorded.into_iter().any(|remote| remote.peer == *peer);
-            let state = state.or_else(|| recorded.then_some(RemoteState::Pending));
+            let state = state.or_else(|| recorded(offloading, peer).then_some(RemoteState::Pending));
             let has_it = state.as_ref().is_some_and(|state| *state != RemoteState::Gone);
             let selected = views
                 .iter()
@@ -455,6 +455,12 @@ impl Supervisor {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Whether the status says that the provider has the namespace: after a restart nothing else does.
+fn recorded(offloading: &NamespaceOffloading, peer: &str) -> bool {
+    let remote = offloading.status.iter().flat_map(|status| &status.remote_namespaces);
+    remote.into_iter().any(|remote| remote.peer == peer)
 }
 
 /// Learns a change; returns whether a list was read to its end.

@@ -91,7 +91,6 @@ impl Task {
             warn!(%error, "finalizer not added; trying again");
             sleep(RETRY_PAUSE).await;
         }
-        self.mirror.add_node(name.clone()).await;
         let api = KubeletApi::new(name.clone(), self.mirror.link.clone(), self.shared.authenticator.clone());
         let listening = loop {
             match listen(self.shared.first_port, &self.shared.client_ca, api.clone()).await {
