@@ -54,7 +54,7 @@ impl NamespaceOffloadingSpec {
 /// Where new pods of the namespace may run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum PodPlacement {
-    /// Only on physical nodes; services and configuration are still shared.
+    /// Only on physical nodes; the namespace exists in the peers all the same.
     Local,
     /// Only on virtual nodes.
     Remote,

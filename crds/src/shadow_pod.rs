@@ -18,7 +18,7 @@ use serde_json::Value;
     namespaced,
     status = "ShadowPodStatus",
     derive = "PartialEq",
-    doc = "ShadowPod is a pod of a consumer. The provider runs a Pod of the same name for as long as the ShadowPod exists, also when the consumer is out of reach. Deleting it by hand restarts the pod.",
+    doc = "ShadowPod is a pod of a consumer. The provider runs a Pod of the same name for as long as the ShadowPod exists, also when the consumer is out of reach. While its consumer is connected, deleting it by hand restarts the pod.",
     printcolumn(name = "Origin", type_ = "string", json_path = ".spec.home.cluster"),
     printcolumn(name = "Home namespace", type_ = "string", json_path = ".spec.home.namespace"),
     printcolumn(name = "Virtual node", type_ = "string", json_path = ".spec.home.node", priority = "1"),

@@ -72,7 +72,7 @@ pub struct VirtualNodeStatus {
     /// Address and port (host:port) of the node's kubelet API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubelet_endpoint: Option<String>,
-    /// Ready: the node takes pods. Drained: while it is deleted, how far its pods are gone.
+    /// Ready: the node takes pods; with reason Removing, how far its pods are gone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

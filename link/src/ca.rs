@@ -150,9 +150,7 @@ impl ClusterCa {
         identity: &PeerIdentity,
         now: OffsetDateTime,
     ) -> Result<SignedCertificate, CaError> {
-        let request =
-            CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr.to_vec()))
-                .map_err(|error| CaError::Request(error.to_string()))?;
+        let request = check_request(csr)?;
         let uri = identity.uri().try_into().map_err(CaError::Generate)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = common_name(identity.cluster_id.as_str());
@@ -189,6 +187,15 @@ fn common_name(name: &str) -> DistinguishedName {
 fn set_validity(params: &mut CertificateParams, now: OffsetDateTime, life: Duration) {
     params.not_before = now - CLOCK_SKEW;
     params.not_after = now + life;
+}
+
+/// Reads a certificate request, checking that whoever made it has the key.
+///
+/// # Errors
+/// If it is damaged or not signed with its own key.
+pub fn check_request(csr: &[u8]) -> Result<CertificateSigningRequestParams, CaError> {
+    CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr.to_vec()))
+        .map_err(|error| CaError::Request(error.to_string()))
 }
 
 #[cfg(test)]

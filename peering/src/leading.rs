@@ -53,7 +53,7 @@ pub(crate) async fn lead(
 
     let cluster = Arc::new(Cluster::load(&client, args.cluster_name.clone(), args.namespace.clone()).await?);
     let version = client.apiserver_version().await.context("cannot reach the API server")?;
-    mark_leader(&client, &args).await;
+    mark(&client, &args, Some("true")).await;
 
     let consumers = Arc::new(Consumers::default());
     let connections = Connections::default();
@@ -132,14 +132,13 @@ fn run(drain: &Drain, task: impl Future<Output = ()> + Send + 'static) {
     drain.spawn(async move { token.run_until_cancelled(task).await });
 }
 
-/// Labels our pod, so that the Services of the link and the webhook lead to it.
-async fn mark_leader(client: &Client, args: &Args) {
+/// Labels our pod as leader, so that the Services of the link and the webhook lead to it, or takes the label away.
+pub(crate) async fn mark(client: &Client, args: &Args, value: Option<&str>) {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &args.namespace);
-    let label = |value: &str| json!({"metadata": {"labels": {LEADER: value}}});
-    let params = PatchParams::default();
-    if let Err(error) = pods.patch(&args.pod_name, &params, &Patch::Merge(&label("true"))).await {
+    let label = json!({"metadata": {"labels": {LEADER: value}}});
+    if let Err(error) = pods.patch(&args.pod_name, &PatchParams::default(), &Patch::Merge(&label)).await {
         // Outside a cluster there is no pod, and no Service that selects it.
-        warn!(pod = %args.pod_name, %error, "our pod is not marked as leader; Services do not lead here");
+        warn!(pod = %args.pod_name, %error, "the label of the leader was not written to our pod");
     }
 }
 

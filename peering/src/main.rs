@@ -46,6 +46,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     admin::serve(&args.admin, health.clone(), registry, log, &drain).await?;
     let client = kube::Client::try_default().await?;
 
+    // An earlier process in this pod may have led.
+    leading::mark(&client, &args, None).await;
     let candidate = Candidate::new(client.clone(), &args.namespace, "liquid-controller", &args.pod_name);
     let mut leadership = tokio::select! {
         leadership = candidate.acquire() => leadership,

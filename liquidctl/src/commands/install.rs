@@ -35,7 +35,7 @@ pub(crate) struct Arguments {
     /// Address (host:port) under which peers reach this cluster, if it cannot be found at the Service; may be repeated
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Vec<String>,
-    /// Image to run (repository:tag) instead of the chart's
+    /// Image to run (repository:tag): there is no published one yet, `cargo xtask image` builds it
     #[arg(long)]
     image: Option<String>,
     /// Value of the chart, as `helm --set`; may be repeated
@@ -81,6 +81,12 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 /// Runs the command.
 pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(), Failure> {
     let values = values(&arguments)?;
+    let named = arguments.set.iter().any(|set| set.contains("image.")) || !arguments.values.is_empty();
+    if arguments.image.is_none() && !named {
+        return Err(Failure::input(
+            "say which image to run with --image: there is no published one yet, `cargo xtask image` builds it",
+        ));
+    }
     if arguments.print_values {
         return print(&yaml(&values)?);
     }

@@ -79,12 +79,23 @@ async fn end_all(client: &Client, arguments: &Arguments) -> Result<(), Failure> 
             return Err(Failure::failed(format!("{}; or use --unpeer", left.join("; "))));
         }
     }
-    for namespace in namespaces {
-        super::unoffload::take_back(client, &namespace, arguments.timeout).await?;
+    // Pods end first, and the provider says so; one that is gone for good would not.
+    if !arguments.force {
+        unoffload(client, &namespaces, arguments.timeout).await?;
     }
     for peer in peers {
         let options = unpeer::Options { force: arguments.force, timeout: arguments.timeout };
         end(client, &peer, &options).await?;
+    }
+    if arguments.force {
+        unoffload(client, &namespaces, arguments.timeout).await?;
+    }
+    Ok(())
+}
+
+async fn unoffload(client: &Client, namespaces: &[String], timeout: Duration) -> Result<(), Failure> {
+    for namespace in namespaces {
+        super::unoffload::take_back(client, namespace, timeout).await?;
     }
     Ok(())
 }

@@ -77,16 +77,24 @@ pub(crate) async fn end(client: &Client, name: &str, options: &Options) -> Resul
 /// What is still to be removed.
 async fn missing(client: &Client, peer: &Peer) -> Result<String, Failure> {
     let held = |finalizer: &str| peer.finalizers().iter().any(|held| held == finalizer);
+    let conditions = peer.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let down = condition(conditions, "LinkUp").filter(|c| c.status != "True");
     if held(FINALIZER_CONSUME) {
         let nodes = Api::<VirtualNode>::all(client.clone()).list(&ListParams::default()).await?;
         if let Some(node) = nodes.iter().find(|node| node.spec.peer == peer.name_any()) {
             let conditions =
                 node.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
             let why = condition(conditions, "Ready").map(|c| c.message.clone()).unwrap_or_default();
-            return Ok(format!("virtual node {} is being removed: {why}", node.name_any()));
+            let hint = down.map(|down| {
+                format!(
+                    "; the provider is not connected ({}): if it is gone for good, use --force",
+                    down.message
+                )
+            });
+            let hint = hint.unwrap_or_default();
+            return Ok(format!("virtual node {} is being removed: {why}{hint}", node.name_any()));
         }
-        let conditions = peer.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        return Ok(match condition(conditions, "LinkUp").filter(|c| c.status != "True") {
+        return Ok(match down {
             Some(condition) => condition.message.clone(),
             None => "the provider is removing what ran there".to_owned(),
         });

@@ -18,6 +18,14 @@ pub(super) struct Credentials {
     pub(super) chain: Option<String>,
 }
 
+impl Credentials {
+    /// Whether there is a certificate that is of no more use.
+    pub(super) fn is_expired(&self) -> bool {
+        let ended = |chain: &str| validity(chain).is_none_or(|(_, end)| end <= OffsetDateTime::now_utc());
+        self.chain.as_deref().is_some_and(ended)
+    }
+}
+
 /// Reads the credentials for `peer`.
 pub(super) async fn load(
     client: &Client,

@@ -45,7 +45,10 @@ pub(super) async fn ensure(
 ) -> Result<Credentials, JoinError> {
     let stored = load(client, &cluster.namespace, peer).await?;
     if let Some(credentials) = stored.as_ref().filter(|credentials| credentials.chain.is_some()) {
-        return Ok(credentials.clone());
+        // With one that has expired, whoever has a new token joins again, keeping everything that runs.
+        if !credentials.is_expired() || !has_token(client, cluster, consume).await? {
+            return Ok(credentials.clone());
+        }
     }
     // The key is kept before it is used: if the answer is lost, the token may be redeemed again with the same key.
     let credentials = match stored {
@@ -77,6 +80,12 @@ pub(super) async fn discard_token(
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+async fn has_token(client: &Client, cluster: &Cluster, consume: &ConsumeSpec) -> Result<bool, kube::Error> {
+    let Some(name) = &consume.join_secret else { return Ok(false) };
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &cluster.namespace);
+    Ok(secrets.get_metadata_opt(name).await?.is_some())
 }
 
 async fn token(

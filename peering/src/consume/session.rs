@@ -99,10 +99,9 @@ pub(super) async fn dial(
     let invalid = |error: &dyn std::fmt::Display| LinkError::Credentials(error.to_string());
     let provider = peer.spec.cluster_id.parse().map_err(|e| invalid(&e))?;
     let chain = credentials.chain.as_deref().unwrap_or_default();
-    let expired = validity(chain).is_none_or(|(_, end)| end <= OffsetDateTime::now_utc());
-    if expired {
+    if credentials.is_expired() {
         return Err(LinkError::Credentials(
-            "the client certificate has expired: join again with a new token".to_owned(),
+            "the client certificate has expired: run `liquidctl peer` with a new token".to_owned(),
         ));
     }
     let with = ClientCredentials { chain_pem: chain.as_bytes(), key_pem: credentials.key.as_bytes() };
@@ -163,10 +162,35 @@ fn from_wire(offer: proto::Offer) -> Offer {
         // An amount that is no quantity would make the Node unwritable.
         resources: amounts.filter(|(_, amount)| liquid_crds::quantity::parse(amount).is_ok()).collect(),
         architectures: offer.architectures.into_iter().take(MAX_OFFER_ENTRIES).collect(),
-        labels: sorted(offer.labels),
+        labels: sorted(offer.labels).into_iter().filter(|(key, value)| may_label(key, value)).collect(),
         kubernetes_version: offer.kubernetes_version.chars().take(64).collect(),
         cordoned: offer.cordoned,
     }
+}
+
+/// Domains of Kubernetes whose labels a provider may set on the Node that stands for it.
+const OFFERED_DOMAINS: [&str; 2] = ["topology.kubernetes.io", "node.kubernetes.io"];
+
+/// Whether a label of the provider may be put on a Node: an invalid one would make the Node unwritable, and those of
+/// Kubernetes and Liquid say what the Node is here.
+fn may_label(key: &str, value: &str) -> bool {
+    let word = |text: &str, longest: usize| {
+        let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        text.len() <= longest
+            && text.bytes().all(inner)
+            && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+            && text.bytes().last().is_some_and(|b| b.is_ascii_alphanumeric())
+    };
+    let (domain, name) = key.split_once('/').map_or((None, key), |(domain, name)| (Some(domain), name));
+    let allowed = domain.is_none_or(|domain| {
+        let reserved = ["kubernetes.io", "k8s.io", "liquid.mesh"]
+            .iter()
+            .any(|top| domain == *top || domain.strip_suffix(top).is_some_and(|rest| rest.ends_with('.')));
+        word(domain, 253)
+            && !domain.bytes().any(|b| b.is_ascii_uppercase() || b == b'_')
+            && (!reserved || OFFERED_DOMAINS.contains(&domain))
+    });
+    allowed && word(name, 63) && (value.is_empty() || word(value, 63))
 }
 
 /// Renews the certificate whenever two thirds of its life are over; returns the new credentials each time it did.
@@ -242,5 +266,28 @@ pub(super) async fn ensure_virtual_node(client: &Client, peer: &Peer) -> Result<
         }
         Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_provider_may_say_where_it_is_but_not_what_its_node_is() {
+        for (key, value, may) in [
+            ("region", "eu", true),
+            ("topology.kubernetes.io/region", "eu-south", true),
+            ("example.org/tier", "", true),
+            ("node-role.kubernetes.io/control-plane", "", false),
+            ("kubernetes.io/hostname", "a", false),
+            ("liquid.mesh/type", "x", false),
+            ("bad key", "x", false),
+            ("key", "bad value", false),
+            ("", "x", false),
+            ("a/b/c", "x", false),
+        ] {
+            assert_eq!(may_label(key, value), may, "{key}={value}");
+        }
     }
 }

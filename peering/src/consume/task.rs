@@ -170,7 +170,11 @@ impl Task {
         match error {
             Stayed::Lost(error) => {
                 warn!(%error, reason = error.reason(), "link down");
-                self.report(peer, None, vec![no("LinkUp", error.reason(), &error)]).await;
+                let mut updates = vec![no("LinkUp", error.reason(), &error)];
+                if matches!(error, LinkError::Credentials(_)) {
+                    updates.push(no("Joined", error.reason(), &error));
+                }
+                self.report(peer, None, updates).await;
                 // A refusal may be over when the provider has been told something; it costs little to ask again.
                 Next::Pause
             }

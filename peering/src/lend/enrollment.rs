@@ -8,6 +8,7 @@ use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::vocabulary::FINALIZER_LEND;
 use liquid_crds::{ClusterId, ClusterName, LendSpec, Peer, PeerSpec};
+use liquid_link::ca::check_request;
 use liquid_link::digest::{hex, sha256};
 use liquid_link::identity::PeerIdentity;
 use liquid_link::proto::enrollment_server::Enrollment;
@@ -84,6 +85,7 @@ impl Applicant {
         if csr.len() > MAX_CSR {
             return Err(Status::invalid_argument("the certificate request is too large"));
         }
+        check_request(csr).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let (_, request) = X509CertificationRequest::from_der(csr).map_err(|error| {
             Status::invalid_argument(format!("the certificate request is damaged: {error}"))
         })?;

@@ -126,11 +126,8 @@ impl Picture {
                 "lastTransitionTime": known.map_or(now, |(_, _, since)| since),
             })
         });
-        let name = self.node.metadata.name.clone().unwrap_or_default();
-        let mut addresses = vec![json!({ "type": "Hostname", "address": name })];
-        if let Some((address, _)) = &self.endpoint {
-            addresses.insert(0, json!({ "type": "InternalIP", "address": address }));
-        }
+        // No host name: none resolves, and API servers would try it first.
+        let addresses = self.endpoint.iter().map(|(ip, _)| json!({ "type": "InternalIP", "address": ip }));
         let offer = self.offer.clone().unwrap_or_default();
         let version = if offer.kubernetes_version.is_empty() { "unknown" } else { &offer.kubernetes_version };
         json!({
@@ -139,7 +136,7 @@ impl Picture {
                 "allocatable": amounts,
                 "conditions": conditions,
                 // The list is written whole, or an address of an earlier kubelet would stay.
-                "addresses": addresses.into_iter().chain([json!({ "$patch": "replace" })]).collect::<Vec<_>>(),
+                "addresses": addresses.chain([json!({ "$patch": "replace" })]).collect::<Vec<_>>(),
                 "daemonEndpoints": { "kubeletEndpoint": { "Port": self.endpoint.as_ref().map_or(0, |(_, port)| *port) } },
                 "nodeInfo": {
                     "architecture": offer.architectures.first().map_or("", String::as_str),

@@ -238,6 +238,19 @@ pub(crate) fn shadow(consumer: &Consumer, target: &Ref, hash: Hash, pod: Value) 
     shadow
 }
 
+/// Why this cluster does not run a pod for another one, if so: a token of an account here would be an identity here.
+/// The Pod Security Standard of the namespace decides about everything else.
+pub(crate) fn forbidden(pod: &Value) -> Option<&'static str> {
+    let volumes = pod.pointer("/spec/volumes").and_then(Value::as_array).into_iter().flatten();
+    let sources = volumes.filter_map(|volume| volume.pointer("/projected/sources")?.as_array()).flatten();
+    for source in sources {
+        if ["serviceAccountToken", "podCertificate"].iter().any(|kind| source.get(kind).is_some()) {
+            return Some("the provider gives no tokens or certificates of its own to pods of other clusters");
+        }
+    }
+    None
+}
+
 /// The pod a ShadowPod describes.
 ///
 /// The spec comes from another cluster and is not trusted: what would bind the pod to a node, give it an identity of
@@ -464,6 +477,15 @@ mod tests {
         assert_eq!(spec["automountServiceAccountToken"], false);
         assert_eq!(spec["newField"]["kept"], true, "fields of newer API versions survive");
         assert_eq!(spec["tolerations"], json!([{"key": "gpu", "operator": "Exists"}]));
+    }
+
+    #[test]
+    fn a_consumer_gets_no_identity_here() {
+        let with =
+            |source: Value| json!({"spec": {"volumes": [{"name": "v", "projected": {"sources": [source]}}]}});
+        assert!(forbidden(&with(json!({"serviceAccountToken": {"path": "token"}}))).is_some());
+        assert!(forbidden(&with(json!({"downwardAPI": {}}))).is_none());
+        assert!(forbidden(&json!({})).is_none());
     }
 
     #[test]

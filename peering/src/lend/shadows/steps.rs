@@ -1,8 +1,8 @@
 //! Carries out the steps the state machine asks for, one request of the API server after the other.
 
 use super::objects::{
-    Owned, PodView, ShadowView, adjustment, namespace, namespace_body, pod, read_namespace, read_pod,
-    read_shadow, shadow, shadow_resource,
+    Owned, PodView, ShadowView, adjustment, forbidden, namespace, namespace_body, pod, read_namespace,
+    read_pod, read_shadow, shadow, shadow_resource,
 };
 use super::watches::pod_resource;
 use crate::lend::consumers::Consumer;
@@ -204,6 +204,9 @@ impl Job {
                 "InvalidPod",
                 "the pod does not have the digest it was sent with".to_owned(),
             ));
+        }
+        if let Some(why) = forbidden(&pod) {
+            return Err(refusal("Forbidden", why.to_owned()));
         }
         if let Some(object) = replaces {
             let patch = json!([
