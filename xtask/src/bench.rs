@@ -8,7 +8,7 @@ use clap::{Args, value_parser};
 use liquid_lab::{Lab, LabName};
 
 use crate::child::{self, Interrupt};
-use crate::demo;
+use crate::{demo, output};
 
 /// A hundred rounds of a hundred pods, each of which takes a second or two.
 const LIMIT: Duration = Duration::from_secs(6 * 3600);
@@ -39,6 +39,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     bench.args(["--output", &arguments.output]);
     let ended = child::run(&mut bench, &interrupt, LIMIT)?;
     if interrupt.is_set() {
+        output::note("interrupted");
         return Ok(interrupt.exit_code());
     }
     ended.success("the benchmark").map(|()| ExitCode::SUCCESS)

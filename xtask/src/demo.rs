@@ -34,6 +34,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let shown = show(arguments, &interrupt);
     let removed = lab.map_or(Ok(()), TemporaryLab::down);
     if interrupt.is_set() {
+        output::note("interrupted");
         return removed.map(|()| interrupt.exit_code());
     }
     shown?;

@@ -44,8 +44,8 @@ pub(super) fn up(name: &LabName, options: &Options) -> anyhow::Result<()> {
             let first = spec.clusters.first().map(|cluster| cluster.name.to_string()).unwrap_or_default();
             output::note(&format!(
                 "lab {name}: {} cluster(s), {nodes} node(s) Ready in {:.1} s, complete in {:.1} s\n\
-                 try: cargo xtask lab status; cargo xtask lab kubectl {first} get pods -A; \
-                 eval \"$(cargo xtask lab env)\"",
+                 try: eval \"$(cargo xtask lab env --lab {name})\"; cargo xtask lab status; \
+                 cargo xtask lab kubectl {first} get pods -A",
                 lab.clusters().count(),
                 nodes_ready.as_secs_f64(),
                 complete.as_secs_f64()
