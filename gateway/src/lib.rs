@@ -1,0 +1,10 @@
+//! The data path of `liquid-gateway`: WireGuard to all peers, stateless 1:1 prefix NAT, offloads on both ends.
+
+pub mod drops;
+pub mod gateway;
+pub mod nat;
+pub mod packet;
+pub mod peer;
+pub mod prefix_map;
+pub mod transmit;
+pub mod wireguard;

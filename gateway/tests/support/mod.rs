@@ -1,0 +1,157 @@
+//! Two gateways with a clock that only tests move, and packets to send through them.
+
+#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use ipnet::IpNet;
+use liquid_gateway::gateway::{Clock, Config, Gateway};
+use liquid_gateway::nat::Remap;
+use liquid_gateway::packet::checksum::Sum;
+use liquid_gateway::packet::ip::Ip;
+use liquid_gateway::packet::vnet::Offload;
+use liquid_gateway::peer::PeerConfig;
+use liquid_gateway::wireguard::key::{PresharedKey, PrivateKey};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+pub(crate) fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+pub(crate) fn at(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+/// A datagram on the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Datagram {
+    pub(crate) from: SocketAddr,
+    pub(crate) to: SocketAddr,
+    pub(crate) bytes: Vec<u8>,
+}
+
+pub(crate) struct Host {
+    pub(crate) gateway: Gateway,
+    pub(crate) address: SocketAddr,
+    pub(crate) key: PrivateKey,
+}
+
+impl Host {
+    pub(crate) fn new(config: Config, address: SocketAddr, now: Instant) -> Self {
+        let seed = [address.port().to_be_bytes()[1]; 32];
+        let clock = Clock { instant: now, since_epoch: Duration::from_secs(1_800_000_000) };
+        Self { key: config.private_key.clone(), gateway: Gateway::new(config, seed, clock, true), address }
+    }
+
+    pub(crate) fn send(&mut self, now: Instant, packet: &[u8]) {
+        self.gateway.handle_packet(now, Offload::None, &mut packet.to_vec());
+    }
+
+    pub(crate) fn transmits(&mut self) -> Vec<Datagram> {
+        let mut out = Vec::new();
+        while let Some(transmit) = self.gateway.poll_transmit() {
+            for bytes in transmit.contents.chunks(transmit.segment) {
+                out.push(Datagram { from: self.address, to: transmit.to, bytes: bytes.to_vec() });
+            }
+        }
+        self.gateway.clear_transmits();
+        out
+    }
+
+    /// Takes a datagram; returns the packets it brings.
+    pub(crate) fn receive(&mut self, now: Instant, datagram: &Datagram) -> Vec<Vec<u8>> {
+        let mut buffer = datagram.bytes.clone();
+        let length = buffer.len();
+        self.gateway.handle_datagrams(now, datagram.from, &mut buffer, 0..length, length);
+        let mut packets = Vec::new();
+        let deliveries = self.gateway.poll_deliveries(&mut buffer);
+        let writes = deliveries.deliveries();
+        for number in 0..writes {
+            let pieces: Vec<_> =
+                self.gateway.poll_deliveries(&mut buffer).delivery(number).unwrap().collect();
+            packets.push(pieces.into_iter().flat_map(|piece| buffer[piece].to_vec()).collect());
+        }
+        self.gateway.clear_deliveries();
+        packets
+    }
+}
+
+/// A and B, both of which have 10.244.0.0/16 and fd00:244::/64, each seeing the other's elsewhere.
+pub(crate) fn pair(now: Instant, preshared: Option<PresharedKey>) -> (Host, Host) {
+    let keys = [PrivateKey::new([11; 32]), PrivateKey::new([22; 32])];
+    let addresses = [at("192.0.2.1:51820"), at("192.0.2.2:51821")];
+    let views = [("10.71.0.0/16", "fd00:71::/64"), ("10.72.0.0/16", "fd00:72::/64")];
+    let config = |own: usize, other: usize| Config {
+        private_key: keys[own].clone(),
+        local: vec![net("10.244.0.0/16"), net("fd00:244::/64")],
+        peers: vec![PeerConfig {
+            name: format!("peer-{other}"),
+            public_key: keys[other].public(),
+            preshared_key: preshared.clone(),
+            endpoint: Some(addresses[other]),
+            keepalive: None,
+            remaps: vec![
+                Remap::new(net(views[own].0), net("10.244.0.0/16")).unwrap(),
+                Remap::new(net(views[own].1), net("fd00:244::/64")).unwrap(),
+            ],
+            mtu: 1420,
+        }],
+    };
+    (Host::new(config(0, 1), addresses[0], now), Host::new(config(1, 0), addresses[1], now))
+}
+
+/// A UDP datagram with right checksums.
+pub(crate) fn udp(source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
+    let (source, destination): (IpAddr, IpAddr) = (source.parse().unwrap(), destination.parse().unwrap());
+    let length = u16::try_from(payload.len() + 8).unwrap();
+    let mut transport =
+        [&7000_u16.to_be_bytes()[..], &7001_u16.to_be_bytes(), &length.to_be_bytes(), &[0, 0], payload]
+            .concat();
+    let (mut packet, addresses) = match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let total = (length + 20).to_be_bytes();
+            let addresses = [source.octets(), destination.octets()].concat();
+            let mut header = vec![0x45, 0, total[0], total[1], 0, 1, 0x40, 0, 64, 17, 0, 0];
+            header.extend(&addresses);
+            let sum = Sum::of(&header).checksum();
+            header[10..12].copy_from_slice(&sum);
+            (header, addresses)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let addresses = [source.octets(), destination.octets()].concat();
+            let size = length.to_be_bytes();
+            let mut header = vec![0x60, 0, 0, 0, size[0], size[1], 17, 64];
+            header.extend(&addresses);
+            (header, addresses)
+        }
+        _ => panic!("one family"),
+    };
+    let sum = Sum::of(&addresses).with_word(17).with_word(length).with(&transport).checksum();
+    transport[6..8].copy_from_slice(&sum);
+    packet.extend(transport);
+    packet
+}
+
+pub(crate) fn ends(packet: &[u8]) -> (String, String) {
+    let ip = Ip::parse(packet).unwrap();
+    (ip.source.to_string(), ip.destination.to_string())
+}
+
+/// Carries datagrams between the two until nothing is left; returns the packets each received.
+pub(crate) fn exchange(now: Instant, a: &mut Host, b: &mut Host) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+    let (mut to_a, mut to_b) = (Vec::new(), Vec::new());
+    for _ in 0..20 {
+        let (from_a, from_b) = (a.transmits(), b.transmits());
+        if from_a.is_empty() && from_b.is_empty() {
+            return (to_a, to_b);
+        }
+        let (at_a, at_b) = (a.address, b.address);
+        for datagram in from_a.iter().filter(|datagram| datagram.to == at_b) {
+            to_b.extend(b.receive(now, datagram));
+        }
+        for datagram in from_b.iter().filter(|datagram| datagram.to == at_a) {
+            to_a.extend(a.receive(now, datagram));
+        }
+    }
+    panic!("the two never stop talking");
+}
