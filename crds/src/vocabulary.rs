@@ -37,6 +37,9 @@ pub const OFFLOADING_ENABLED: &str = "enabled";
 /// Value of [`OFFLOADING`]: pods must be bound to certain nodes, so the webhook has to look at every one.
 pub const OFFLOADING_BINDING: &str = "binding";
 
+/// On a `Peer` that borrows: SHA-256 of the public keys its certificates were last issued for, comma-separated.
+pub const CONSUMER_KEYS: &str = "liquid.mesh/consumer-keys";
+
 /// On Secrets that hold a join token's digest (provider side).
 pub const JOIN_TOKEN: &str = "liquid.mesh/join-token";
 

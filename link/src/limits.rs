@@ -25,7 +25,17 @@ pub const MAX_STREAMS: u32 = 1024;
 pub const MAX_CONNECTIONS: usize = 1024;
 
 /// Connections without a certificate at one time; they may only join, so strangers cannot crowd out peers.
-pub const MAX_GUESTS: usize = 64;
+pub const MAX_GUESTS: usize = 16;
+
+/// TLS handshakes at one time, of peers and strangers.
+pub const MAX_HANDSHAKES: usize = 256;
+
+/// Connections of one peer: two, and as many again while lost ones are not noticed yet.
+pub const MAX_CONNECTIONS_PER_PEER: usize = 8;
+
+/// Largest message that is read whole before it is known who sent it. With the streams of all guests it bounds what
+/// strangers can pin: 256 MiB, for 30 s.
+pub const MAX_UNARY: usize = 16 * 1024;
 
 /// A connection without a certificate is closed after this time: a join takes milliseconds.
 pub const GUEST_LIFETIME: Duration = Duration::from_secs(30);

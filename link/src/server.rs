@@ -3,13 +3,14 @@
 use crate::identity::PeerIdentity;
 use crate::limits::{
     CONNECTION_WINDOW, GUEST_LIFETIME, HANDSHAKE_TIMEOUT, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
-    MAX_CONNECTIONS, MAX_GUESTS, MAX_STREAMS, STREAM_WINDOW,
+    MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER, MAX_GUESTS, MAX_HANDSHAKES, MAX_STREAMS, STREAM_WINDOW,
 };
 use futures::Stream;
+use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -59,9 +60,10 @@ pub fn accept(
 
 async fn accept_loop(listener: TcpListener, tls: TlsAcceptor, sender: mpsc::Sender<Connection>) {
     let slots = Slots {
-        handshakes: Arc::new(Semaphore::new(MAX_GUESTS)),
+        handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
         peers: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         guests: Arc::new(Semaphore::new(MAX_GUESTS)),
+        per_peer: Arc::default(),
     };
     loop {
         let accepted = tokio::select! {
@@ -98,6 +100,37 @@ struct Slots {
     handshakes: Arc<Semaphore>,
     peers: Arc<Semaphore>,
     guests: Arc<Semaphore>,
+    per_peer: Arc<Mutex<HashMap<PeerIdentity, usize>>>,
+}
+
+/// One of the connections a peer may have.
+struct Share {
+    peer: PeerIdentity,
+    counts: Arc<Mutex<HashMap<PeerIdentity, usize>>>,
+}
+
+impl Share {
+    fn take(peer: &PeerIdentity, counts: &Arc<Mutex<HashMap<PeerIdentity, usize>>>) -> Result<Self, String> {
+        let mut known = counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = known.entry(peer.clone()).or_default();
+        if *count >= MAX_CONNECTIONS_PER_PEER {
+            return Err(format!("{MAX_CONNECTIONS_PER_PEER} connections of this peer are open already"));
+        }
+        *count += 1;
+        Ok(Self { peer: peer.clone(), counts: counts.clone() })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut known = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = known.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                known.remove(&self.peer);
+            }
+        }
+    }
 }
 
 async fn authenticate(
@@ -116,12 +149,13 @@ async fn authenticate(
         None => None,
         Some(leaf) => Some(PeerIdentity::from_certificate(leaf).map_err(|error| error.to_string())?),
     };
+    let share = peer.as_ref().map(|peer| Share::take(peer, &slots.per_peer)).transpose()?;
     let (slots, lifetime) = match peer {
         Some(_) => (&slots.peers, None),
         None => (&slots.guests, Some(Box::pin(sleep(GUEST_LIFETIME)))),
     };
     let slot = slots.clone().try_acquire_owned().map_err(|_| "too many connections".to_owned())?;
-    Ok(Connection { stream, caller: Caller { address, peer }, lifetime, _slot: slot })
+    Ok(Connection { stream, caller: Caller { address, peer }, lifetime, _slot: slot, _share: share })
 }
 
 /// An authenticated connection.
@@ -130,6 +164,7 @@ pub struct Connection {
     caller: Caller,
     lifetime: Option<Pin<Box<Sleep>>>,
     _slot: OwnedSemaphorePermit,
+    _share: Option<Share>,
 }
 
 impl Connected for Connection {

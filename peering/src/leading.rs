@@ -21,7 +21,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use liquid_crds::vocabulary::LEADER;
-use liquid_link::limits::{MAX_MESSAGE, SERVER_CERTIFICATE_LIFE};
+use liquid_link::limits::{MAX_MESSAGE, MAX_UNARY, SERVER_CERTIFICATE_LIFE};
 use liquid_link::proto::enrollment_server::EnrollmentServer;
 use liquid_link::proto::kubelet_server::KubeletServer;
 use liquid_link::proto::peering_server::PeeringServer;
@@ -117,8 +117,8 @@ pub(crate) async fn lead(
         SyncService { consumers: consumers.clone(), shadows: shadows.clone(), streams: AtomicU64::new(0) };
     let kubelet = KubeletService { client, consumers, shadows };
     server::builder()
-        .add_service(EnrollmentServer::new(enrollment))
-        .add_service(PeeringServer::new(peering))
+        .add_service(EnrollmentServer::new(enrollment).max_decoding_message_size(MAX_UNARY))
+        .add_service(PeeringServer::new(peering).max_decoding_message_size(MAX_UNARY))
         .add_service(ReflectionServer::new(sync).max_decoding_message_size(MAX_MESSAGE))
         .add_service(KubeletServer::new(kubelet))
         .serve_with_incoming_shutdown(server::accept(listener, acceptor), drain.token().cancelled_owned())

@@ -474,14 +474,13 @@ impl Consumer {
                 status: member.writing.or(member.status),
             });
         }
-        let parts = entries.chunks(INVENTORY_PART).map(<[frame::Entry]>::to_vec).collect::<Vec<_>>();
-        let last = parts.len().saturating_sub(1);
+        let mut parts = entries.chunks(INVENTORY_PART).map(<[frame::Entry]>::to_vec).collect::<Vec<_>>();
+        if parts.is_empty() {
+            parts.push(Vec::new());
+        }
+        let last = parts.len() - 1;
         for (index, entries) in parts.into_iter().enumerate() {
             let frame = ConsumerFrame::Inventory { set: set.clone(), entries, complete: index == last };
-            self.actions.push_back(Action::Send(frame));
-        }
-        if self.sets.get(set).is_some_and(|state| state.members.is_empty()) {
-            let frame = ConsumerFrame::Inventory { set: set.clone(), entries: Vec::new(), complete: true };
             self.actions.push_back(Action::Send(frame));
         }
     }

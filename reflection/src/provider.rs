@@ -28,12 +28,17 @@ const RETRY_CAP: Duration = Duration::from_secs(60);
 /// 600 bytes each this bounds what a consumer can make the provider remember to 120 MB.
 pub const MAX_OBJECTS: usize = 200_000;
 
+/// Sets of one consumer: its virtual nodes, and a few more.
+pub const MAX_SETS: usize = 1000;
+
 /// The provider half for one consumer.
 #[derive(Debug, Default)]
 pub struct Provider {
     members: BTreeMap<(SetRef, Key), Member>,
     connected: bool,
     paused: bool,
+    /// The sets of this stream.
+    named: BTreeSet<SetRef>,
     /// Inventories of this stream whose last part has not come yet.
     inventories: BTreeMap<SetRef, BTreeSet<Key>>,
     /// Sets whose inventory of this stream is complete: what turns up in them unmentioned is not wanted. It was
@@ -101,6 +106,7 @@ impl Provider {
     /// The stream is lost. Everything goes on as it was wanted last.
     pub fn disconnected(&mut self) {
         self.connected = false;
+        self.named.clear();
         self.inventories.clear();
         self.complete.clear();
         self.actions.retain(|action| matches!(action, Action::Run { .. }));
@@ -115,16 +121,24 @@ impl Provider {
     pub fn received(&mut self, frame: ConsumerFrame) {
         match frame {
             ConsumerFrame::Sets(sets) => {
-                let named: BTreeSet<SetRef> = sets.into_iter().collect();
+                let named: BTreeSet<SetRef> = sets.into_iter().take(MAX_SETS).collect();
+                self.inventories.retain(|set, _| named.contains(set));
+                self.complete.retain(|set| named.contains(set));
                 self.give_up(|set, _| !named.contains(set));
+                self.named = named;
             }
+            // It says nothing of sets that do not exist.
+            ConsumerFrame::Inventory { set, .. } if !self.named.contains(&set) => {}
             ConsumerFrame::Inventory { set, entries, complete } => {
                 for entry in entries {
                     if self.full(&set, &entry.key) {
                         continue;
                     }
-                    self.inventories.entry(set.clone()).or_default().insert(entry.key.clone());
+                    let at = (set.clone(), entry.key.clone());
                     self.on_entry(&set, entry);
+                    if self.members.contains_key(&at) {
+                        self.inventories.entry(at.0).or_default().insert(at.1);
+                    }
                 }
                 if complete {
                     let named = self.inventories.remove(&set).unwrap_or_default();
@@ -142,15 +156,19 @@ impl Provider {
                 let member = self.member(&set, &key);
                 let same =
                     matches!(&member.wish, Wish::Present { uid: u, hash: h, .. } if *u == uid && *h == hash);
-                // While it waits after a failure the body would only pin memory: it is asked for when it is its turn.
-                let body = (!same || member.wait.is_none()).then_some(body);
-                member.wish = Wish::Present { uid, hash, body };
+                member.wish = Wish::Present { uid, hash, body: Some(body) };
                 member.asked = false;
                 member.answered = None;
                 if !same {
                     self.start_over(&set, &key);
                 }
                 self.advance(&set, &key);
+                // What cannot be stored at once would only pin memory: it is asked for when it is its turn.
+                if let Some(Member { wish: Wish::Present { body, .. }, .. }) =
+                    self.members.get_mut(&(set, key))
+                {
+                    *body = None;
+                }
             }
             ConsumerFrame::Delete { target, grace } => {
                 let Ref { set, key, uid } = target;

@@ -74,8 +74,13 @@ fn failed() -> Outcome {
 
 fn connected() -> Provider {
     let mut provider = Provider::default();
-    provider.connected();
+    connect(&mut provider);
     provider
+}
+
+fn connect(provider: &mut Provider) {
+    provider.connected();
+    provider.received(ConsumerFrame::Sets(vec![set()]));
 }
 
 #[test]
@@ -211,7 +216,7 @@ fn nothing_is_given_up_before_an_inventory_is_complete() {
     actions(&mut provider);
     provider.done(&target("u1"), Outcome::Running(instance("p1", 2, "u1")), Instant::now(), 0);
 
-    provider.connected();
+    connect(&mut provider);
     provider.received(ConsumerFrame::Sets(vec![set()]));
     let part = ConsumerFrame::Inventory { set: set(), entries: Vec::new(), complete: false };
     provider.received(part);
@@ -254,7 +259,7 @@ fn how_something_ended_is_told_also_when_it_is_gone() {
     let status = Some(Hash::of(b"succeeded"));
     let finished = Record { finished: true, status, ..record("r1", 1, "u1") };
     provider.record_changed(&set(), &target("u1").key, Ok(finished));
-    provider.connected();
+    connect(&mut provider);
     provider.received(inventory(&[("u1", Wanted::Present(hash()))]));
     let told = Action::SendStatus { target: target("u1"), hash: Hash::of(b"succeeded"), interim: false };
     assert!(actions(&mut provider).contains(&told));

@@ -10,7 +10,7 @@ use liquid_crds::{ConsumeSpec, Peer, VirtualNode};
 use liquid_link::proto::LeaveRequest;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
-use tonic::Code;
+use tonic::{Code, Status};
 use tracing::{debug, info};
 
 /// How often it is checked whether virtual nodes are gone.
@@ -56,7 +56,9 @@ pub(super) async fn leave(
         return Ok(());
     };
     let mut link = dial(peer, consume, &credentials).await?;
-    let mut progress = match link.leave(LeaveRequest {}).await {
+    let begun = timeout(PROGRESS_TIMEOUT, link.leave(LeaveRequest {})).await;
+    let begun = begun.unwrap_or_else(|_| Err(Status::deadline_exceeded("the provider does not answer")));
+    let mut progress = match begun {
         Ok(progress) => progress.into_inner(),
         // It knows nothing of this peering (any more): that is what we want.
         Err(status) if status.code() == Code::PermissionDenied => return Ok(()),

@@ -3,6 +3,7 @@
 use super::credentials::{Credentials, renew_at, store, validity};
 use super::join::request;
 use crate::cluster::Cluster;
+use anyhow::Context as _;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use k8s_openapi::jiff::Timestamp;
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use thiserror::Error;
 use time::OffsetDateTime;
+use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use tracing::{info, warn};
@@ -81,6 +83,9 @@ pub(super) struct Session {
     pub(super) events: Streaming<proto::PeeringEvent>,
 }
 
+/// Longest wait for the provider to begin its answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// What the provider said.
 #[derive(Debug)]
 pub(super) enum Said {
@@ -130,7 +135,10 @@ pub(super) async fn open(
 ) -> Result<Session, LinkError> {
     let mut client = dial(peer, consume, credentials).await?;
     let watch = WatchRequest { consumer: Some(cluster.info()) };
-    let events = client.watch(watch).await?.into_inner();
+    let events = timeout(CALL_TIMEOUT, client.watch(watch))
+        .await
+        .map_err(|_| LinkError::Unreachable("the provider does not answer".to_owned()))??
+        .into_inner();
     Ok(Session { client, events })
 }
 
@@ -225,7 +233,8 @@ async fn try_renew(
     link: &mut PeeringClient<Channel>,
 ) -> anyhow::Result<Credentials> {
     let key = KeyPair::generate()?.serialize_pem();
-    let renewed = link.renew(RenewRequest { csr: request(&key)?.into() }).await?.into_inner();
+    let renewal = link.renew(RenewRequest { csr: request(&key)?.into() });
+    let renewed = timeout(CALL_TIMEOUT, renewal).await.context("the provider does not answer")??.into_inner();
     let chain = String::from_utf8(renewed.certificate_chain.to_vec())?;
     let credentials = Credentials { key, chain: Some(chain) };
     store(client, &cluster.namespace, peer, &credentials).await?;

@@ -23,6 +23,8 @@ use tracing::{Instrument as _, debug, info, info_span, warn};
 /// First and longest pause between two tries to reach a provider: it is back in the picture 3 s after it is back.
 const DIAL_FIRST: Duration = Duration::from_millis(250);
 const DIAL_CAP: Duration = Duration::from_secs(3);
+/// Pause before a status is written once more.
+const REPORT_RETRY: Duration = Duration::from_secs(1);
 /// How often it is checked that the virtual node is still there.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -227,7 +229,10 @@ impl Task {
                         let joined = ConditionUpdate { type_: "Joined", status: Some(true), reason: "Joined", message: version };
                         let message = "the link to the provider is up".to_owned();
                         let up = ConditionUpdate { type_: "LinkUp", status: Some(true), reason: "Connected", message };
-                        self.report(peer, Some(status), vec![joined, up]).await;
+                        // It comes once: without it the virtual node would have nothing to offer.
+                        while !self.report(peer, Some(status.clone()), vec![joined.clone(), up.clone()]).await {
+                            sleep(REPORT_RETRY).await;
+                        }
                         info!("link up, offer received");
                     }
                     Ok(Said::Ended(reason)) => return Stayed::Ended(reason),
@@ -255,9 +260,20 @@ impl Task {
         let forget = peer.annotations().get(FORGET) == peer.metadata.uid.as_ref();
         let ended = peer.status.as_ref().and_then(|status| condition(&status.conditions, "LinkUp"));
         let ended = ended.is_some_and(|condition| condition.reason == "EndedByProvider");
-        if let Some(consume) = consume.filter(|_| !forget && !ended)
-            && let Err(error) = leave::leave(&self.client, &self.cluster, peer, consume).await
-        {
+        let mut changes = self.peer.clone();
+        let forgotten = changes.wait_for(|now| now.annotations().get(FORGET) == now.metadata.uid.as_ref());
+        let left = async {
+            match consume.filter(|_| !forget && !ended) {
+                Some(consume) => leave::leave(&self.client, &self.cluster, peer, consume).await,
+                None => Ok(()),
+            }
+        };
+        let left = tokio::select! {
+            left = left => left,
+            // The user gives the provider up while it has not removed everything.
+            _ = forgotten, if !forget => Ok(()),
+        };
+        if let Err(error) = left {
             let message =
                 format!("cannot leave: {error}; if it is gone for good, run `liquidctl unpeer --force`");
             warn!(%message);
@@ -284,20 +300,28 @@ impl Task {
     }
 
     /// Writes the borrowing half of the status; without a new one the old stays.
-    async fn report(&self, peer: &Peer, status: Option<ConsumeStatus>, updates: Vec<ConditionUpdate<'_>>) {
+    /// Returns whether that is done with.
+    async fn report(
+        &self,
+        peer: &Peer,
+        status: Option<ConsumeStatus>,
+        updates: Vec<ConditionUpdate<'_>>,
+    ) -> bool {
         let current = match Api::<Peer>::all(self.client.clone()).get_opt(&peer.name_any()).await {
             Ok(Some(current)) if current.metadata.uid == peer.metadata.uid => current,
-            Ok(_) => return,
+            Ok(_) => return true,
             Err(error) => {
                 warn!(%error, "status not written");
-                return;
+                return false;
             }
         };
         let known = current.status.as_ref().and_then(|status| status.consume.clone()).unwrap_or_default();
         let consume = status.unwrap_or(known);
         if let Err(error) = report(&self.client, &current, &Report::Consume(consume), updates).await {
             warn!(%error, "status not written");
+            return false;
         }
+        true
     }
 }
 

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
-use liquid_crds::vocabulary::FINALIZER_LEND;
+use liquid_crds::vocabulary::{CONSUMER_KEYS, FINALIZER_LEND};
 use liquid_crds::{ClusterId, ClusterName, LendSpec, Peer, PeerSpec};
 use liquid_link::ca::check_request;
 use liquid_link::digest::{hex, sha256};
@@ -15,6 +15,7 @@ use liquid_link::proto::enrollment_server::Enrollment;
 use liquid_link::proto::{JoinRequest, JoinResponse};
 use liquid_link::token_secret::{Presenter, TokenRefused, redeem, secret_name};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use time::OffsetDateTime;
@@ -38,8 +39,10 @@ impl Enrollment for EnrollmentService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let JoinRequest { token_id, secret, csr, consumer } = request.into_inner();
         let applicant = Applicant::check(consumer, &csr, &self.cluster)?;
-        let existing = self.check_name(&applicant).await?;
-        self.redeem(&token_id, &secret, &applicant).await?;
+        // Whoever has no token learns nothing, not even who is peered.
+        let used = self.verify(&token_id, &secret, &applicant).await?;
+        let existing = self.check_peers(&applicant).await?;
+        self.mark_used(&token_id, &used).await?;
         let consumer = self.admit(&applicant, existing).await?;
         let identity = PeerIdentity { cluster_id: consumer.id.clone(), peering: consumer.peering.clone() };
         let signed = self
@@ -86,17 +89,27 @@ impl Applicant {
             return Err(Status::invalid_argument("the certificate request is too large"));
         }
         check_request(csr).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let (_, request) = X509CertificationRequest::from_der(csr).map_err(|error| {
-            Status::invalid_argument(format!("the certificate request is damaged: {error}"))
-        })?;
-        let key = request.certification_request_info.subject_pki.raw;
-        Ok(Self { id, name, key_digest: hex(&sha256(key)) })
+        Ok(Self { id, name, key_digest: key_digest(csr)? })
     }
 }
 
+/// SHA-256 of the public key of a certificate request, hexadecimal.
+pub(super) fn key_digest(csr: &[u8]) -> Result<String, Status> {
+    let (_, request) = X509CertificationRequest::from_der(csr)
+        .map_err(|error| Status::invalid_argument(format!("the certificate request is damaged: {error}")))?;
+    Ok(hex(&sha256(request.certification_request_info.subject_pki.raw)))
+}
+
+/// Digests of the keys the consumer of `peer` may have.
+pub(super) fn keys(peer: &Peer) -> impl Iterator<Item = &str> {
+    let keys = peer.annotations().get(CONSUMER_KEYS).map(String::as_str).unwrap_or_default();
+    keys.split(',').filter(|key| !key.is_empty())
+}
+
 impl EnrollmentService {
-    /// Refuses an applicant whose name belongs to another cluster; returns its `Peer` if it is known already.
-    async fn check_name(&self, applicant: &Applicant) -> Result<Option<Peer>, Status> {
+    /// Refuses an applicant whose name belongs to another cluster, or that cannot show that it is the cluster it says;
+    /// returns its `Peer` if it is known already.
+    async fn check_peers(&self, applicant: &Applicant) -> Result<Option<Peer>, Status> {
         let peers: Api<Peer> = Api::all(self.client.clone());
         let known = peers.list(&ListParams::default()).await.map_err(unavailable)?;
         for peer in known {
@@ -114,13 +127,24 @@ impl EnrollmentService {
                 )));
             }
             if same_cluster {
+                // A token lets a cluster begin to borrow. It must not let anybody continue in the place of one that does.
+                if peer.spec.lend.is_some() && !keys(&peer).any(|key| key == applicant.key_digest) {
+                    warn!(peer = %peer.name_any(), "join refused: the cluster borrows already, with another key");
+                    return Err(Status::permission_denied(format!(
+                        "cluster {} borrows here already, with another key: if that was you, the provider's \
+                         administrator has to run `liquidctl unpeer {}` first",
+                        peer.name_any(),
+                        peer.name_any()
+                    )));
+                }
                 return Ok(Some(peer));
             }
         }
         Ok(None)
     }
 
-    async fn redeem(&self, id: &str, presented: &[u8], applicant: &Applicant) -> Result<(), Status> {
+    /// Checks a token; returns its Secret as it is to be once the token is used.
+    async fn verify(&self, id: &str, presented: &[u8], applicant: &Applicant) -> Result<Secret, Status> {
         let wrong = || Status::permission_denied(TokenRefused::Unknown.to_string());
         // The identifier becomes part of a name; anything but hexadecimal digits was never one of ours.
         if id.is_empty() || id.len() > 32 || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -130,12 +154,16 @@ impl EnrollmentService {
         let kept = secrets.get_opt(&secret_name(id)).await.map_err(unavailable)?.ok_or_else(wrong)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(u64::MAX);
         let by = Presenter { cluster_id: applicant.id.as_str(), key_digest: &applicant.key_digest };
-        let used = redeem(kept, presented, by, now).map_err(|refused| {
+        redeem(kept, presented, by, now).map_err(|refused| {
             warn!(token = %id, cluster = %applicant.id, %refused, "join refused");
             Status::permission_denied(refused.to_string())
-        })?;
+        })
+    }
+
+    async fn mark_used(&self, id: &str, used: &Secret) -> Result<(), Status> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.cluster.namespace);
         // The resource version makes sure that of two who present it at once only one succeeds.
-        match secrets.replace(&secret_name(id), &PostParams::default(), &used).await {
+        match secrets.replace(&secret_name(id), &PostParams::default(), used).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.is_conflict() => {
                 Err(Status::permission_denied("the join token is being used by somebody else"))
@@ -153,7 +181,11 @@ impl EnrollmentService {
                 let mut finalizers = peer.metadata.finalizers.clone().unwrap_or_default();
                 finalizers.push(FINALIZER_LEND.to_owned());
                 let patch = json!({
-                    "metadata": {"resourceVersion": peer.metadata.resource_version, "finalizers": finalizers},
+                    "metadata": {
+                        "resourceVersion": peer.metadata.resource_version,
+                        "finalizers": finalizers,
+                        "annotations": {CONSUMER_KEYS: applicant.key_digest},
+                    },
                     "spec": {"lend": LendSpec::default()},
                 });
                 let params = PatchParams::default();
@@ -166,8 +198,12 @@ impl EnrollmentService {
                     lend: Some(LendSpec::default()),
                 };
                 let mut peer = Peer::new(applicant.name.as_str(), spec);
-                peer.metadata =
-                    ObjectMeta { finalizers: Some(vec![FINALIZER_LEND.to_owned()]), ..peer.metadata };
+                let key = (CONSUMER_KEYS.to_owned(), applicant.key_digest.clone());
+                peer.metadata = ObjectMeta {
+                    finalizers: Some(vec![FINALIZER_LEND.to_owned()]),
+                    annotations: Some(BTreeMap::from([key])),
+                    ..peer.metadata
+                };
                 peers.create(&PostParams::default(), &peer).await.map_err(unavailable)?
             }
         };

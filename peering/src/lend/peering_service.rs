@@ -2,12 +2,15 @@
 
 use super::capacity::Capacity;
 use super::consumers::{Consumer, Consumers};
+use super::enrollment::{key_digest, keys};
 use super::shadows::Shadows;
 use crate::cluster::Cluster;
 use futures::Stream;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client};
+use liquid_crds::vocabulary::CONSUMER_KEYS;
 use liquid_crds::{ClusterId, LendState, Offer, Peer};
+use liquid_link::ca::check_request;
 use liquid_link::identity::PeerIdentity;
 use liquid_link::proto;
 use liquid_link::proto::peering_server::Peering;
@@ -135,8 +138,10 @@ impl Peering for PeeringService {
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
         let consumer = self.consumers.authorize(request.extensions())?;
-        let identity = PeerIdentity { cluster_id: consumer.id, peering: consumer.peering };
         let csr = request.into_inner().csr;
+        check_request(&csr).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.remember_key(&consumer, &key_digest(&csr)?).await?;
+        let identity = PeerIdentity { cluster_id: consumer.id, peering: consumer.peering };
         let signed = self
             .cluster
             .ca
@@ -173,6 +178,28 @@ impl Peering for PeeringService {
 }
 
 impl PeeringService {
+    /// Remembers the key a certificate is issued for, and the one before: the answer may not arrive.
+    async fn remember_key(&self, consumer: &Consumer, key: &str) -> Result<(), Status> {
+        let unavailable = |error: kube::Error| Status::unavailable(error.to_string());
+        let peers: Api<Peer> = Api::all(self.client.clone());
+        let peer = peers.get(&consumer.name).await.map_err(unavailable)?;
+        let mut known: Vec<&str> = keys(&peer).filter(|known| *known != key).collect();
+        known.insert(0, key);
+        known.truncate(2);
+        let patch = json!({
+            "metadata": {
+                "uid": consumer.peering,
+                "resourceVersion": peer.metadata.resource_version,
+                "annotations": {CONSUMER_KEYS: known.join(",")},
+            },
+        });
+        peers
+            .patch(&consumer.name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+            .map_err(unavailable)?;
+        Ok(())
+    }
+
     /// Takes the lending half off the `Peer`; what is left to do is the reconciler's.
     async fn end_lending(&self, consumer: &Consumer) -> Result<(), kube::Error> {
         let peers: Api<Peer> = Api::all(self.client.clone());

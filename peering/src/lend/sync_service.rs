@@ -33,7 +33,7 @@ impl Reflection for SyncService {
         let outbox = Outbox::default();
         let mut frames = request.into_inner();
         let (shadows, id, name) = (self.shadows.clone(), consumer.id, consumer.name);
-        shadows.connected(id.clone(), stream, outbox.clone()).await;
+        shadows.connected(id.clone(), consumer.peering, stream, outbox.clone()).await;
         info!(peer = %name, stream, "reflection stream opened");
         let answers = outbox.clone();
         tokio::spawn(async move {

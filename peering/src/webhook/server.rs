@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt as _;
 use http::StatusCode;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
@@ -141,13 +141,22 @@ pub(crate) async fn keep_authority(client: Client, cluster: Arc<Cluster>) {
     let mut news = changes(api.clone(), only).boxed();
     let authority = STANDARD.encode(cluster.ca.certificate_pem());
     while let Some(change) = news.next().await {
-        let Change::Applied(configuration) = change else { continue };
-        let Some(patch) = authority_patch(&configuration, &authority) else { continue };
-        match api.patch(CONFIGURATION, &PatchParams::default(), &Patch::Json::<()>(patch)).await {
-            Ok(_) => info!("authority written into the webhook configuration"),
-            Err(error) => {
-                warn!(%error, "authority not written into the webhook configuration");
-                sleep(RETRY_PAUSE).await;
+        let Change::Applied(mut configuration) = change else { continue };
+        while let Some(patch) = authority_patch(&configuration, &authority) {
+            match api.patch(CONFIGURATION, &PatchParams::default(), &Patch::Json::<()>(patch)).await {
+                Ok(written) => {
+                    info!("authority written into the webhook configuration");
+                    configuration = written;
+                }
+                Err(error) => {
+                    warn!(%error, "authority not written into the webhook configuration; trying again");
+                    sleep(RETRY_PAUSE).await;
+                    match api.get_opt(CONFIGURATION).await {
+                        Ok(Some(now)) => configuration = now,
+                        Ok(None) => break,
+                        Err(error) => warn!(%error, "webhook configuration not read"),
+                    }
+                }
             }
         }
     }
@@ -192,7 +201,9 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, router: Router, dr
         let (acceptor, service) = (acceptor.clone(), TowerToHyperService::new(router.clone()));
         tokio::spawn(async move {
             let Ok(Ok(stream)) = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await else { return };
-            let server = auto::Builder::new(TokioExecutor::new());
+            let mut server = auto::Builder::new(TokioExecutor::new());
+            // A caller that sends no request within 30 s is cut off.
+            server.http1().timer(TokioTimer::new());
             if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
                 debug!(%error, "webhook connection ended");
             }

@@ -59,7 +59,7 @@ pub(crate) struct Located {
 }
 
 enum Command {
-    Connected { cluster: ClusterId, stream: StreamId, outbox: Outbox },
+    Connected { cluster: ClusterId, peering: String, stream: StreamId, outbox: Outbox },
     Frame { cluster: ClusterId, stream: StreamId, frame: ConsumerFrame, handled: oneshot::Sender<bool> },
     Disconnected { cluster: ClusterId, stream: StreamId },
     End { cluster: ClusterId },
@@ -104,9 +104,15 @@ impl Shadows {
         (Self { commands }, actor.run(queue, answered))
     }
 
-    /// A consumer has opened a stream; an earlier one of it ends.
-    pub(crate) async fn connected(&self, cluster: ClusterId, stream: StreamId, outbox: Outbox) {
-        self.send(Command::Connected { cluster, stream, outbox }).await;
+    /// A consumer has opened a stream under the peering it was authorized for; an earlier one of it ends.
+    pub(crate) async fn connected(
+        &self,
+        cluster: ClusterId,
+        peering: String,
+        stream: StreamId,
+        outbox: Outbox,
+    ) {
+        self.send(Command::Connected { cluster, peering, stream, outbox }).await;
     }
 
     /// A frame has come; returns whether the stream is still the current one. Waits while too many bodies of this
@@ -152,7 +158,11 @@ impl Shadows {
 struct Lent {
     provider: Provider,
     stream: Option<(StreamId, Outbox)>,
+    /// UID of the `Peer` the stream was opened under.
+    peering: String,
     namespaces: NamespaceNames,
+    /// Pods whose status is being read.
+    reading: BTreeSet<Ref>,
     /// Bytes of bodies on their way to the API server.
     held: usize,
     /// Frames whose senders wait until less is held.
@@ -180,6 +190,7 @@ impl Actor {
     ) {
         let mut news = watch(&self.client);
         let mut report = tokio::time::interval(REPORT_INTERVAL);
+        let mut peers = self.consumers.subscribe();
         loop {
             let timeout = self.lent.values().filter_map(|lent| lent.provider.poll_timeout()).min();
             let loaded = self.unlisted.is_empty();
@@ -187,6 +198,7 @@ impl Actor {
                 biased;
                 Some(answer) = answered.recv() => self.answer(answer),
                 Some(item) = news.next() => self.news(item),
+                Ok(()) = peers.changed() => self.cut_off_strangers(),
                 command = queue.recv(), if loaded => match command {
                     Some(command) => self.command(command),
                     None => return,
@@ -204,6 +216,21 @@ impl Actor {
                     }
                 }
             }
+        }
+    }
+
+    /// Ends the streams of peerings that are over: what still comes over them counts for nothing.
+    fn cut_off_strangers(&mut self) {
+        for cluster in self.clusters() {
+            let consumer = self.consumers.get(&cluster);
+            self.with(&cluster, |lent| {
+                let current = consumer.is_some_and(|c| !c.ending && c.peering == lent.peering);
+                if !current && let Some((_, outbox)) = lent.stream.take() {
+                    outbox.close(Status::permission_denied("the provider has ended the peering"));
+                    lent.waiting.clear();
+                    lent.provider.disconnected();
+                }
+            });
         }
     }
 
@@ -313,13 +340,18 @@ impl Actor {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Connected { cluster, stream, outbox } => self.with(&cluster, |lent| {
-                if let Some((_, earlier)) = lent.stream.take() {
-                    earlier.close(Status::aborted("a newer stream of this cluster took over"));
-                }
-                lent.stream = Some((stream, outbox));
-                lent.provider.connected();
-            }),
+            Command::Connected { cluster, peering, stream, outbox } => {
+                self.with(&cluster, |lent| {
+                    if let Some((_, earlier)) = lent.stream.take() {
+                        earlier.close(Status::aborted("a newer stream of this cluster took over"));
+                    }
+                    lent.stream = Some((stream, outbox));
+                    lent.peering = peering;
+                    lent.provider.connected();
+                });
+                // It may have ended between its authorization and now.
+                self.cut_off_strangers();
+            }
             Command::Frame { cluster, stream, frame, handled } => self.with(&cluster, |lent| {
                 let current = lent.stream.as_ref().is_some_and(|(id, _)| *id == stream);
                 if !current {
@@ -361,6 +393,7 @@ impl Actor {
                 });
             }
             Answer::Status { cluster, stream, target, status } => self.with(&cluster, |lent| {
+                lent.reading.remove(&target);
                 let Some((_, outbox)) = lent.stream.clone().filter(|(id, _)| *id == stream) else { return };
                 let Some((found, status)) = status else {
                     // A stream begins with what the consumer has, so nothing is lost.
@@ -400,6 +433,10 @@ impl Actor {
                         None => {
                             let namespace = lent.namespaces.get(&target.key.namespace).cloned();
                             let Some(namespace) = namespace else { continue };
+                            // What is read is compared with what is known by then.
+                            if !lent.reading.insert(target.clone()) {
+                                continue;
+                            }
                             let (client, answers) = (self.client.clone(), self.answers.clone());
                             let (requests, cluster) = (self.requests.clone(), cluster.clone());
                             tokio::spawn(async move {

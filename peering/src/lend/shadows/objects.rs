@@ -275,7 +275,8 @@ pub(crate) fn pod(shadow: &ShadowPod) -> Value {
     if let Some(tolerations) = spec.get_mut("tolerations").and_then(Value::as_array_mut) {
         // A toleration without a key tolerates everything, this cluster's own virtual nodes too.
         tolerations.retain(|toleration| {
-            toleration.get("key").and_then(Value::as_str).is_some_and(|key| key != VIRTUAL_NODE_TAINT)
+            let key = toleration.get("key").and_then(Value::as_str);
+            key.is_some_and(|key| !key.is_empty() && key != VIRTUAL_NODE_TAINT)
         });
     }
     json!({
@@ -462,6 +463,7 @@ mod tests {
                 "automountServiceAccountToken": true, "newField": {"kept": true},
                 "tolerations": [
                     {"operator": "Exists"},
+                    {"key": "", "operator": "Exists"},
                     {"key": "liquid.mesh/virtual-node", "operator": "Exists"},
                     {"key": "gpu", "operator": "Exists"},
                 ],
