@@ -12,12 +12,13 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use std::time::Duration;
 use thiserror::Error;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
 /// How long others wait for a holder that is silent.
 const LEASE_DURATION: Duration = Duration::from_secs(15);
-/// A holder that could not renew for this long stops being one: 5 s before anyone else may take over.
+/// A holder that could not renew for this long stops being one: 5 s before anyone else may take over. It counts from
+/// before the last renewal was asked for, and also ends one that is under way.
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 /// Time between two renewals of the holder.
 const RENEW_PERIOD: Duration = Duration::from_secs(5);
@@ -106,10 +107,11 @@ impl Candidate {
     pub async fn acquire(self) -> Leadership {
         let mut observation: Option<Observation> = None;
         loop {
+            let started = Instant::now();
             match self.try_acquire(&mut observation).await {
                 Ok(true) => {
                     info!(lease = %self.name, identity = %self.identity, "leading");
-                    return Leadership { candidate: self, renewed: Instant::now() };
+                    return Leadership { candidate: self, renewed: started };
                 }
                 Ok(false) => {}
                 Err(error) => warn!(lease = %self.name, %error, "cannot look at the lease; trying again"),
@@ -185,11 +187,14 @@ impl Candidate {
 impl Leadership {
     /// Renews the lease for ever; returns only when leadership is lost.
     pub async fn keep(&mut self) -> LeadershipLost {
-        let mut wait = RENEW_PERIOD;
+        let mut next = self.renewed + RENEW_PERIOD;
         loop {
-            sleep(wait).await;
-            match self.renew().await {
-                Ok(()) => wait = RENEW_PERIOD,
+            sleep_until(next).await;
+            // One renewal is two requests: together they could take longer than there is.
+            let renewal = timeout_at(self.renewed + RENEW_DEADLINE, self.renew()).await;
+            let late = || Err(Renewal::Failed("the API server answers too slowly".to_owned()));
+            match renewal.unwrap_or_else(|_| late()) {
+                Ok(()) => next = self.renewed + RENEW_PERIOD,
                 Err(Renewal::Taken(holder)) => {
                     return LeadershipLost::Taken { lease: self.candidate.name.clone(), holder };
                 }
@@ -198,7 +203,7 @@ impl Leadership {
                         return LeadershipLost::NotRenewed { lease: self.candidate.name.clone(), reason };
                     }
                     warn!(lease = %self.candidate.name, %reason, "cannot renew the lease; trying again");
-                    wait = RETRY_PERIOD / 2;
+                    next = Instant::now() + RETRY_PERIOD / 2;
                 }
             }
         }
@@ -272,6 +277,38 @@ mod tests {
         assert!(!may_take(&seen("other", now), "me", now), "just seen alive");
         assert!(!may_take(&seen("other", now), "me", now + LEASE_DURATION / 2));
         assert!(may_take(&seen("other", now), "me", now + LEASE_DURATION), "silent for too long");
+    }
+
+    /// Leadership over a lease of an API server that reads after 3.9 s and writes after `write`.
+    fn leadership(write: Duration) -> Leadership {
+        let answer = move |request: axum::extract::Request| async move {
+            let pause = if request.method() == "GET" { Duration::from_millis(3900) } else { write };
+            sleep(pause).await;
+            r#"{"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "l"},
+                "spec": {"holderIdentity": "me"}}"#
+        };
+        let client = Client::new(axum::Router::new().fallback(answer), "ns");
+        Leadership { candidate: Candidate::new(client, "ns", "l", "me"), renewed: Instant::now() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_under_way_ends_before_anyone_may_take_over() {
+        let mut leadership = leadership(Duration::MAX);
+        let renewed = leadership.renewed;
+
+        let lost = leadership.keep().await;
+
+        assert!(matches!(lost, LeadershipLost::NotRenewed { .. }), "{lost}");
+        let taken = renewed.elapsed();
+        assert!(taken <= RENEW_DEADLINE + Duration::from_millis(10), "gave up after {taken:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_api_server_takes_no_leadership_away() {
+        // Each renewal takes 4.9 s: the next has to begin at once.
+        let mut leadership = leadership(Duration::from_secs(1));
+
+        assert!(timeout(Duration::from_secs(120), leadership.keep()).await.is_err(), "still leading");
     }
 
     #[test]
