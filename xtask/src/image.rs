@@ -20,13 +20,14 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let progress = Progress::new();
     let image = ProductImage::build(&arguments.profile, &Cache::open()?, &progress)?;
+    output::note(&format!("archive: {}", image.archive.display()));
     if Lab::all().contains(&arguments.lab) {
         let lab = Lab::open(&arguments.lab)?;
         let _step = progress.long("importing the image into the nodes");
         lab.import_image(&image.archive)?;
         output::note(&format!("lab {} has the image", arguments.lab));
     } else {
-        output::note(&format!("archive: {} (lab {} is not up)", image.archive.display(), arguments.lab));
+        output::note(&format!("lab {} is not up", arguments.lab));
     }
     output::result(&format!("{}\n", image.reference));
     Ok(ExitCode::SUCCESS)
