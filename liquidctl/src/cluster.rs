@@ -72,7 +72,8 @@ pub(crate) async fn info(client: &Client, namespace: &str) -> Result<Option<Clus
 pub(crate) async fn require_info(client: &Client, namespace: &str) -> Result<ClusterInfo, Failure> {
     info(client, namespace).await?.ok_or_else(|| {
         Failure::failed(format!(
-            "Liquid does not run in namespace {namespace} of this cluster: run `liquidctl install` first"
+            "Liquid does not run in namespace {namespace} of this cluster: run `liquidctl install` first, or name the \
+             namespace it runs in with --namespace"
         ))
     })
 }

@@ -1,7 +1,7 @@
 //! `liquidctl offload namespace`.
 
 use super::duration;
-use crate::cluster::ClusterArgs;
+use crate::cluster::{ClusterArgs, require_info};
 use crate::failure::Failure;
 use crate::output::tell;
 use crate::wait::{Look, until};
@@ -98,6 +98,7 @@ fn selector(text: &str) -> Result<LabelSelector, String> {
 pub(crate) async fn run(cluster: &ClusterArgs, command: Command) -> Result<(), Failure> {
     let Command::Namespace(arguments) = command;
     let client = cluster.connect().await?;
+    require_info(&client, &cluster.namespace).await?;
     let name = &arguments.namespace_to_offload;
     let namespaces: Api<Namespace> = Api::all(client.clone());
     if namespaces.get_opt(name).await?.is_none() {

@@ -1,7 +1,7 @@
 //! `liquidctl unoffload namespace`.
 
 use super::duration;
-use crate::cluster::ClusterArgs;
+use crate::cluster::{ClusterArgs, require_info};
 use crate::failure::Failure;
 use crate::output::tell;
 use crate::wait::{Look, until};
@@ -33,6 +33,7 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(cluster: &ClusterArgs, command: Command) -> Result<(), Failure> {
     let Command::Namespace(arguments) = command;
     let client = cluster.connect().await?;
+    require_info(&client, &cluster.namespace).await?;
     let namespace = &arguments.offloaded_namespace;
     let api: Api<NamespaceOffloading> = Api::namespaced(client.clone(), namespace);
     if api.get_opt(OFFLOADING_NAME).await?.is_none() {

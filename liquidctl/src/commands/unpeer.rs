@@ -1,7 +1,7 @@
 //! `liquidctl unpeer`: ends a peering on both sides.
 
 use super::duration;
-use crate::cluster::ClusterArgs;
+use crate::cluster::{ClusterArgs, require_info};
 use crate::failure::Failure;
 use crate::output::tell;
 use crate::wait::{Look, until};
@@ -37,6 +37,7 @@ pub(crate) struct Options {
 /// Runs the command.
 pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(), Failure> {
     let client = cluster.connect().await?;
+    require_info(&client, &cluster.namespace).await?;
     end(&client, &arguments.peer, &arguments.options).await?;
     tell(&format!("the peering with {} is ended; nothing of it is left here", arguments.peer));
     Ok(())
