@@ -5,6 +5,7 @@ mod commands;
 mod failure;
 mod helm;
 mod output;
+mod rollout;
 mod wait;
 
 use clap::{CommandFactory as _, Parser, Subcommand};

@@ -1,24 +1,31 @@
 //! `liquidctl install`: drives the Helm chart.
 
 use super::duration;
-use crate::cluster::{ClusterArgs, info};
+use crate::cluster::{ClusterArgs, ClusterInfo, info};
 use crate::failure::Failure;
 use crate::helm::{Helm, RELEASE, crds};
 use crate::output::{print, tell};
+use crate::rollout;
 use crate::wait::{Look, until};
 use clap::{Args, ValueEnum};
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client};
+use liquid_crds::vocabulary::LEADER;
 use liquid_crds::{ClusterName, Peer};
 use serde_json::{Map, Value, json};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// Longest wait for a CRD to be served.
 const CRD_TIMEOUT: Duration = Duration::from_secs(30);
+/// The newest Kubernetes the chart is tested with.
+const TESTED_KUBERNETES: &str = "1.35.0";
+/// Longest wait for the version of an API server that may not be there: manifests are made without one, too.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Arguments of `liquidctl install`.
 #[derive(Debug, Args)]
@@ -104,6 +111,8 @@ pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(
     if arguments.print_manifests {
         options.insert(0, "template".into());
         options.push("--include-crds".into());
+        // Without a cluster Helm assumes the version it was built for, which the chart may refuse.
+        options.extend(["--kube-version".into(), kube_version(cluster).await.into()]);
         return print(&helm.run(options).await?);
     }
 
@@ -115,15 +124,9 @@ pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(
     options.extend(["--install".into(), "--create-namespace".into(), "--skip-crds".into()]);
     helm.run(options).await?;
     for deployment in ["liquid-controller", "liquid-kubelet"] {
-        wait_for(&client, &cluster.namespace, deployment, arguments.timeout).await?;
+        rollout::wait(&client, &cluster.namespace, deployment, arguments.timeout).await?;
     }
-    let published = until("cluster information", arguments.timeout, || async {
-        Ok(match info(&client, &cluster.namespace).await? {
-            Some(info) if info.name == arguments.cluster_name => Look::Done(info),
-            _ => Look::NotYet("liquid-controller has not published it".to_owned()),
-        })
-    })
-    .await?;
+    let published = wait_published(&client, &cluster.namespace, &arguments).await?;
     tell(&format!("Liquid {} runs in cluster {} ({})", published.version, published.name, published.id));
     if published.endpoints.is_empty() {
         tell(
@@ -194,25 +197,114 @@ async fn apply_crds(client: &Client) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn wait_for(client: &Client, namespace: &str, name: &str, timeout: Duration) -> Result<(), Failure> {
-    let api: Api<Deployment> = Api::namespaced(client.clone(), namespace);
-    until(name, timeout, || async {
-        let deployment = api.get(name).await?;
-        let wanted = deployment.spec.and_then(|spec| spec.replicas).unwrap_or(1);
-        let generation = deployment.metadata.generation;
-        let status = deployment.status.unwrap_or_default();
-        let ready = status.ready_replicas.unwrap_or(0);
-        let updated = status.updated_replicas.unwrap_or(0);
-        if status.observed_generation == generation && ready >= wanted && updated >= wanted {
-            return Ok(Look::Done(()));
+/// Waits until the controller that leads is of this installation, and what it publishes is its own.
+async fn wait_published(
+    client: &Client,
+    namespace: &str,
+    arguments: &Arguments,
+) -> Result<ClusterInfo, Failure> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let leaders = ListParams::default().labels(&format!("{LEADER}=true"));
+    until("cluster information", arguments.timeout, || async {
+        // A predecessor that is ending may still lead, and have published what is there.
+        if !pods.list(&leaders).await?.iter().any(leads) {
+            return Ok(Look::NotYet("no liquid-controller leads yet".to_owned()));
         }
-        let why =
-            status.conditions.into_iter().flatten().find(|c| c.status == "False").and_then(|c| c.message);
-        let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
-        Ok(Look::NotYet(format!("{ready} of {wanted} pods are ready, {updated} are up to date{why}")))
+        Ok(match info(client, namespace).await? {
+            Some(info) if is_current(&info, arguments) => Look::Done(info),
+            _ => Look::NotYet("liquid-controller has not published it".to_owned()),
+        })
     })
     .await
-    .map_err(|failure| {
-        Failure::failed(format!("{failure}; `kubectl -n {namespace} describe pods` tells why"))
-    })
+}
+
+fn leads(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let ready = conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    ready && pod.metadata.deletion_timestamp.is_none()
+}
+
+fn is_current(info: &ClusterInfo, arguments: &Arguments) -> bool {
+    // Addresses may also come from values that win over --advertise.
+    let exact = !arguments.advertise.is_empty() && arguments.set.is_empty() && arguments.values.is_empty();
+    info.name == arguments.cluster_name && (!exact || info.endpoints == arguments.advertise)
+}
+
+/// The Kubernetes version for which manifests are made without installing them.
+async fn kube_version(cluster: &ClusterArgs) -> String {
+    let ask = async { Some(cluster.connect().await.ok()?.apiserver_version().await.ok()?.git_version) };
+    let server = timeout(VERSION_TIMEOUT, ask).await.ok().flatten();
+    server.filter(|version| !version.is_empty()).unwrap_or_else(|| TESTED_KUBERNETES.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn arguments(more: &[&str]) -> Arguments {
+        Line::parse_from(["install", "--cluster-name", "milan"].iter().chain(more)).arguments
+    }
+
+    #[test]
+    fn an_image_is_split_at_its_tag() {
+        let image = |text: &str| values(&arguments(&["--image", text])).map(|values| values["image"].clone());
+        assert_eq!(
+            image("registry:5000/liquid:1").unwrap(),
+            json!({"repository": "registry:5000/liquid", "tag": "1"})
+        );
+        for bad in ["liquid", "registry:5000/liquid", "liquid:"] {
+            assert!(image(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_installation_has_published_is_told_from_what_is_wanted() {
+        let info = ClusterInfo {
+            id: "6a9f0d5e-0000-4000-8000-000000000001".parse().unwrap(),
+            name: "milan".parse().unwrap(),
+            ca_sha256: String::new(),
+            endpoints: vec!["old:7443".to_owned()],
+            version: String::new(),
+        };
+        assert!(is_current(&info, &arguments(&[])));
+        assert!(is_current(&info, &arguments(&["--advertise", "old:7443"])));
+        assert!(!is_current(&info, &arguments(&["--advertise", "new:7443"])));
+        assert!(is_current(
+            &info,
+            &arguments(&["--advertise", "new:7443", "--set", "link.advertise={old:7443}"])
+        ));
+        let renamed = ClusterInfo { name: "rome".parse().unwrap(), ..info };
+        assert!(!is_current(&renamed, &arguments(&[])));
+    }
+
+    #[test]
+    fn a_controller_that_is_ending_or_not_ready_does_not_lead() {
+        let pod = |ready: &str, deleted: Option<&str>| -> Pod {
+            let object = json!({
+                "metadata": {"deletionTimestamp": deleted},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]},
+            });
+            serde_json::from_value(object).unwrap()
+        };
+        assert!(leads(&pod("True", None)));
+        assert!(!leads(&pod("False", None)));
+        assert!(!leads(&pod("True", Some("2026-01-01T00:00:00Z"))));
+    }
+
+    #[tokio::test]
+    async fn without_a_cluster_manifests_are_for_the_version_that_is_tested() {
+        let cluster = ClusterArgs {
+            kubeconfig: Some("/nonexistent".into()),
+            context: None,
+            namespace: "liquid-system".to_owned(),
+        };
+        assert_eq!(kube_version(&cluster).await, TESTED_KUBERNETES);
+    }
 }
