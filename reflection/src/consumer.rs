@@ -62,6 +62,11 @@ struct Member {
     status: Option<Hash>,
     /// Digest of the status that is being written there, until it is seen.
     writing: Option<Hash>,
+    /// Digests of the last status the provider has sent, and of the one before, which may be written still.
+    sent: Option<Hash>,
+    sent_before: Option<Hash>,
+    /// Digest somebody else has put in its place, which the provider was told of.
+    restated: Option<Hash>,
     progress: Progress,
     /// The user was told that the provider refuses it.
     refused: bool,
@@ -216,7 +221,11 @@ impl Consumer {
         }
         match state.members.get_mut(&key) {
             Some(member) if member.uid == uid && member.wanted == wanted && !member.gone_at_home => {
+                let changed = member.status != status;
                 member.status = status;
+                if changed {
+                    self.restate(&set, &key);
+                }
                 return;
             }
             Some(member) if member.uid == uid => {
@@ -231,6 +240,9 @@ impl Consumer {
                     gone_at_home: false,
                     status,
                     writing: None,
+                    sent: None,
+                    sent_before: None,
+                    restated: None,
                     progress: Progress::Untold,
                     refused: false,
                 };
@@ -240,6 +252,31 @@ impl Consumer {
             }
         }
         self.tell(&set, &key);
+        self.restate(&set, &key);
+    }
+
+    /// Somebody else has changed the status (Kubernetes marks all pods of a node that was not ready for a moment): the
+    /// provider sends what is true once more.
+    fn restate(&mut self, set: &SetRef, key: &Key) {
+        let Some(state) = self.sets.get_mut(set) else { return };
+        let Some(member) = state.members.get_mut(key) else { return };
+        let ours = member.status == member.sent || member.status == member.sent_before;
+        if ours || member.sent.is_none() || member.restated == member.status {
+            return;
+        }
+        member.writing = None;
+        if !self.connected || !state.announced {
+            return;
+        }
+        member.restated = member.status;
+        let entry = frame::Entry {
+            key: key.clone(),
+            uid: member.uid.clone(),
+            wanted: member.wanted,
+            status: member.status,
+        };
+        let frame = ConsumerFrame::Inventory { set: set.clone(), entries: vec![entry], complete: false };
+        self.actions.push_back(Action::Send(frame));
     }
 
     /// The object is gone at home (deleted by force, or its deletion was finished).
@@ -315,6 +352,10 @@ impl Consumer {
             ProviderFrame::Status { target, hash, body } => {
                 if let Some(member) = self.member(&target).filter(|member| !member.gone_at_home) {
                     member.writing = Some(hash);
+                    if member.sent != Some(hash) {
+                        member.sent_before = member.sent.replace(hash);
+                    }
+                    member.restated = None;
                     self.actions.push_back(Action::ApplyStatus { target, hash, body });
                 }
             }
@@ -466,12 +507,14 @@ impl Consumer {
                 continue;
             }
             member.progress = Progress::Told(member.wanted);
+            // If the provider has another one it sends that.
+            member.sent = member.writing.or(member.status);
             entries.push(frame::Entry {
                 key: key.clone(),
                 uid: member.uid.clone(),
                 wanted: member.wanted,
                 // What comes next is compared with what is there by then.
-                status: member.writing.or(member.status),
+                status: member.sent,
             });
         }
         let mut parts = entries.chunks(INVENTORY_PART).map(<[frame::Entry]>::to_vec).collect::<Vec<_>>();

@@ -130,6 +130,12 @@ impl Provider {
             // It says nothing of sets that do not exist.
             ConsumerFrame::Inventory { set, .. } if !self.named.contains(&set) => {}
             ConsumerFrame::Inventory { set, entries, complete } => {
+                if !complete && self.complete.contains(&set) {
+                    for entry in entries {
+                        self.on_restated(&set, entry);
+                    }
+                    return;
+                }
                 for entry in entries {
                     if self.full(&set, &entry.key) {
                         continue;
@@ -373,6 +379,15 @@ impl Provider {
 
     fn member(&mut self, set: &SetRef, key: &Key) -> &mut Member {
         self.members.entry((set.clone(), key.clone())).or_insert_with(Member::new)
+    }
+
+    /// A part that comes after the whole inventory: somebody at home has changed the status.
+    fn on_restated(&mut self, set: &SetRef, entry: crate::frame::Entry) {
+        let member = self.members.get_mut(&(set.clone(), entry.key.clone()));
+        if let Some(member) = member.filter(|member| member.home() == Some(&entry.uid)) {
+            member.status = entry.status;
+            self.offer_status(set, &entry.key);
+        }
     }
 
     fn on_entry(&mut self, set: &SetRef, entry: crate::frame::Entry) {

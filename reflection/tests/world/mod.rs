@@ -218,13 +218,29 @@ impl World {
             68..80 => self.request_step(),
             80..95 => self.deliver_watch_event(),
             95 => self.ghost_step(),
-            96 | 97 => self.read_step(),
+            96 => self.foreign_step(),
+            97 | 98 => self.read_step(),
             _ => self.provider.handle_timeout(self.now),
         }
         self.drain();
     }
 
     // --- the user at home ---
+
+    /// Somebody else writes the status of a pod at home.
+    fn foreign_step(&mut self) {
+        let status = self.fresh_hash();
+        let pods: Vec<_> = self.home.keys().filter(|(kind, _)| *kind == Kind::Pod).cloned().collect();
+        if pods.is_empty() {
+            return;
+        }
+        let at = pods[self.index(pods.len())].clone();
+        let object = self.home.get_mut(&at).unwrap();
+        if object.status.is_some() {
+            object.status = Some(status);
+            self.home_events.push_back(HomeEvent::Changed(at.1));
+        }
+    }
 
     fn user_step(&mut self) {
         let name = format!("n{}", self.below(NAMES));
