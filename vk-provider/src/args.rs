@@ -25,8 +25,8 @@ pub(crate) struct Args {
     #[arg(long, env = "LIQUID_KUBELET_PORT", default_value_t = 10260)]
     pub(crate) kubelet_port: u16,
 
-    /// CA of the client certificates that API servers present to kubelets: by default that of the cluster, which every
-    /// pod has
+    /// CA of the client certificates that API servers present to kubelets, besides that of their other clients: by
+    /// default that of the cluster, which every pod has
     #[arg(
         long,
         env = "LIQUID_KUBELET_CLIENT_CA",

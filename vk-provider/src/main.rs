@@ -10,7 +10,6 @@ mod status;
 mod supervisor;
 mod translate;
 
-use anyhow::Context as _;
 use args::Args;
 use clap::Parser as _;
 use liquid_runtime::drain::{DRAIN_DEADLINE, Drain};
@@ -50,8 +49,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         leadership = candidate.acquire() => leadership,
         () = drain.requested() => return Ok(()),
     };
-    let client_ca = std::fs::read(&args.kubelet_client_ca)
-        .with_context(|| format!("cannot read --kubelet-client-ca {}", args.kubelet_client_ca.display()))?;
+    let client_ca = kubelet::client_ca(&client, &args.kubelet_client_ca).await?;
     // A replica that stands by is ready for that; what the one that works has to do first counts from here.
     let known = health.part("objects", "reading Peers, VirtualNodes and NamespaceOffloadings");
     let settings = Settings {

@@ -1,8 +1,10 @@
 //! The kubelet API of virtual nodes: authenticated, authorised, and answered by the provider.
 
 mod auth;
+mod client_ca;
 mod proxy;
 mod server;
 
 pub(crate) use auth::Authenticator;
+pub(crate) use client_ca::client_ca;
 pub(crate) use server::{KubeletApi, Listening, listen};
