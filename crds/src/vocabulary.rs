@@ -37,6 +37,10 @@ pub const OFFLOADING_ENABLED: &str = "enabled";
 /// Value of [`OFFLOADING`]: pods must be bound to certain nodes, so the webhook has to look at every one.
 pub const OFFLOADING_BINDING: &str = "binding";
 
+/// On pods in the provider: the keys of their labels and annotations that come from home, as JSON. The others are the
+/// provider's.
+pub const HOME_KEYS: &str = "liquid.mesh/home-keys";
+
 /// On a `Peer` that borrows: SHA-256 of the public keys its certificates were last issued for, comma-separated.
 pub const CONSUMER_KEYS: &str = "liquid.mesh/consumer-keys";
 

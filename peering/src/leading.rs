@@ -5,7 +5,7 @@ use crate::cluster::Cluster;
 use crate::consume::Borrowing;
 use crate::info;
 use crate::kubelet_certificates;
-use crate::lend::capacity::{self, Capacity};
+use crate::lend::capacity;
 use crate::lend::consumers::Consumers;
 use crate::lend::enrollment::EnrollmentService;
 use crate::lend::kubelet_service::KubeletService;
@@ -60,7 +60,7 @@ pub(crate) async fn lead(
     let policy = Policy { pod_security: args.pod_security.clone(), own_namespace: args.namespace.clone() };
     let (shadows, shadows_actor) =
         Shadows::start(client.clone(), policy, consumers.clone(), metrics.clone(), shadows_known.clone());
-    let (capacity_sender, capacity) = watch::channel(Capacity::default());
+    let (capacity_sender, capacity) = watch::channel(None);
     let (endpoints_sender, endpoints) = watch::channel(Vec::new());
     let lending = Lending {
         client: client.clone(),

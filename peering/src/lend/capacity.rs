@@ -50,7 +50,7 @@ pub(crate) async fn observe(
     client: Client,
     labels: BTreeMap<String, String>,
     kubernetes_version: String,
-    capacity: watch::Sender<Capacity>,
+    capacity: watch::Sender<Option<Capacity>>,
 ) {
     let physical = watcher::Config::default().labels(&format!("!{TYPE}"));
     let own = watcher::Config::default()
@@ -73,6 +73,10 @@ pub(crate) async fn observe(
                 Ok(None) | Err(_) => break,
             }
         }
+        // Half of the picture would be an offer of too much or of nothing.
+        if inventory.listed != (true, true) {
+            continue;
+        }
         let (free, architectures) = (inventory.free(), inventory.architectures());
         let current = Capacity {
             free,
@@ -81,8 +85,8 @@ pub(crate) async fn observe(
             kubernetes_version: kubernetes_version.clone(),
         };
         capacity.send_if_modified(|known| {
-            let changed = *known != current;
-            *known = current;
+            let changed = known.as_ref() != Some(&current);
+            *known = Some(current);
             changed
         });
     }

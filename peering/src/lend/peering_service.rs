@@ -38,7 +38,7 @@ pub(crate) struct PeeringService {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) consumers: Arc<Consumers>,
     pub(crate) shadows: Shadows,
-    pub(crate) capacity: watch::Receiver<Capacity>,
+    pub(crate) capacity: watch::Receiver<Option<Capacity>>,
     pub(crate) endpoints: watch::Receiver<Vec<String>>,
     pub(crate) connections: Connections,
 }
@@ -230,7 +230,7 @@ impl PeeringService {
 /// What makes up an offer, and when it changes.
 struct Offers {
     consumers: watch::Receiver<BTreeMap<ClusterId, Consumer>>,
-    capacity: watch::Receiver<Capacity>,
+    capacity: watch::Receiver<Option<Capacity>>,
     endpoints: watch::Receiver<Vec<String>>,
 }
 
@@ -251,18 +251,22 @@ impl Offers {
                 drop(events.send(Ok(PeeringEvent { event: Some(ended) })).await);
                 return;
             };
-            let offer = self.capacity.borrow_and_update().offer(&current.lend.limits);
-            let offer = Offer { cordoned: current.lend.state == LendState::Cordoned, ..offer };
-            let endpoints = self.endpoints.borrow_and_update().clone();
-            let message = to_wire(&offer, endpoints);
-            if sent.as_ref() != Some(&message) {
-                debug!(peer = %consumer.name, ?offer, "offer");
-                let event = peering_event::Event::Offer(message.clone());
-                if events.send(Ok(PeeringEvent { event: Some(event) })).await.is_err() {
-                    return;
+            let capacity = self.capacity.borrow_and_update().clone();
+            // Until it is known the consumer goes by the last offer.
+            if let Some(capacity) = capacity {
+                let offer = capacity.offer(&current.lend.limits);
+                let offer = Offer { cordoned: current.lend.state == LendState::Cordoned, ..offer };
+                let endpoints = self.endpoints.borrow_and_update().clone();
+                let message = to_wire(&offer, endpoints);
+                if sent.as_ref() != Some(&message) {
+                    debug!(peer = %consumer.name, ?offer, "offer");
+                    let event = peering_event::Event::Offer(message.clone());
+                    if events.send(Ok(PeeringEvent { event: Some(event) })).await.is_err() {
+                        return;
+                    }
+                    connections.offered(&consumer.id, &offer);
+                    sent = Some(message);
                 }
-                connections.offered(&consumer.id, &offer);
-                sent = Some(message);
             }
             let changed = tokio::select! {
                 changed = self.consumers.changed() => changed.is_ok(),

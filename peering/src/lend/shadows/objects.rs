@@ -5,8 +5,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ApiResource, Object};
 use kube::{Resource as _, ResourceExt as _};
 use liquid_crds::vocabulary::{
-    HASH, MANAGED_BY, MANAGED_BY_LIQUID, ORIGIN_CLUSTER, ORIGIN_NAMESPACE, ORIGIN_NODE, ORIGIN_UID,
-    VIRTUAL_NODE_TAINT,
+    HASH, HOME_KEYS, MANAGED_BY, MANAGED_BY_LIQUID, ORIGIN_CLUSTER, ORIGIN_NAMESPACE, ORIGIN_NODE,
+    ORIGIN_UID, VIRTUAL_NODE_TAINT,
 };
 use liquid_crds::{ClusterId, HomePod, ShadowPod, ShadowPodSpec};
 use liquid_link::digest::Hash;
@@ -266,6 +266,11 @@ pub(crate) fn pod(shadow: &ShadowPod) -> Value {
     labels.insert(ORIGIN_NAMESPACE.to_owned(), home.namespace.clone());
     labels.insert(ORIGIN_UID.to_owned(), home.uid.clone());
     let mut annotations = strings(wanted.pointer("/metadata/annotations"));
+    let keys = json!({
+        "labels": labels.keys().collect::<Vec<_>>(),
+        "annotations": annotations.keys().collect::<Vec<_>>(),
+    });
+    annotations.insert(HOME_KEYS.to_owned(), keys.to_string());
     annotations.insert(HASH.to_owned(), shadow.spec.hash.clone());
     let mut spec = wanted.get("spec").and_then(Value::as_object).cloned().unwrap_or_default();
     for field in ["nodeName", "serviceAccount", "serviceAccountName", "priority", "priorityClassName"] {
@@ -303,9 +308,20 @@ pub(crate) fn pod(shadow: &ShadowPod) -> Value {
 /// lets change in a running pod's spec.
 pub(crate) fn adjustment(running: &Value, wanted: &Value) -> json_patch::Patch {
     let mut target = running.clone();
+    // What others have added (networks, injectors, policies) is theirs.
+    let ours = running.pointer("/metadata/annotations").and_then(|annotations| annotations.get(HOME_KEYS));
+    let ours: Value =
+        ours.and_then(Value::as_str).and_then(|ours| serde_json::from_str(ours).ok()).unwrap_or_default();
     for field in ["labels", "annotations"] {
-        let pointer = format!("/metadata/{field}");
-        target["metadata"][field] = wanted.pointer(&pointer).cloned().unwrap_or_else(|| json!({}));
+        let there = running.pointer(&format!("/metadata/{field}")).and_then(Value::as_object);
+        let mut keys = there.cloned().unwrap_or_default();
+        let from_home = ours.get(field).and_then(Value::as_array).into_iter().flatten();
+        for key in from_home.filter_map(Value::as_str) {
+            keys.remove(key);
+        }
+        let now = wanted.pointer(&format!("/metadata/{field}")).and_then(Value::as_object);
+        keys.extend(now.cloned().unwrap_or_default());
+        target["metadata"][field] = Value::Object(keys);
     }
     for field in ["activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds"] {
         if let Some(value) = wanted.pointer(&format!("/spec/{field}")) {
@@ -493,7 +509,13 @@ mod tests {
     #[test]
     fn an_adjustment_changes_only_what_may_change() {
         let running = json!({
-            "metadata": {"labels": {"a": "1", "old": "x"}, "annotations": {}},
+            "metadata": {
+                "labels": {"a": "1", "old": "x", "injected": "y"},
+                "annotations": {
+                    "cni.example.org/networks": "z",
+                    HOME_KEYS: r#"{"labels": ["a", "old"], "annotations": []}"#,
+                },
+            },
             "spec": {
                 "nodeName": "n1",
                 "containers": [{"name": "c", "image": "i:1", "terminationMessagePath": "/dev/x"}],
@@ -506,7 +528,9 @@ mod tests {
         });
         let mut adjusted = running.clone();
         json_patch::patch(&mut adjusted, &adjustment(&running, &wanted)).unwrap();
-        assert_eq!(adjusted["metadata"], wanted["metadata"]);
+        assert_eq!(adjusted["metadata"]["labels"], json!({"a": "2", "injected": "y"}));
+        assert_eq!(adjusted["metadata"]["annotations"]["cni.example.org/networks"], "z");
+        assert_eq!(adjusted["metadata"]["annotations"]["b"], "3");
         assert_eq!(adjusted["spec"]["nodeName"], "n1");
         assert_eq!(
             adjusted["spec"]["containers"],
