@@ -6,6 +6,7 @@ mod metrics;
 mod mirror;
 mod node;
 mod offloading;
+mod request;
 mod status;
 mod supervisor;
 mod translate;

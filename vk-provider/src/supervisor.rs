@@ -4,7 +4,7 @@
 use crate::kubelet::Authenticator;
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Provider, RemoteState, WantedNamespace};
-use crate::node::{NodeHandle, Picture, Shared};
+use crate::node::{NodeHandle, Ownership, Picture, Shared};
 use crate::offloading::{NodeView, remote_name, report, selects, wanted};
 use futures::StreamExt as _;
 use futures::stream::select_all;
@@ -357,6 +357,15 @@ impl Supervisor {
         let mut left = false;
         let nodes = self.virtual_nodes.iter().filter(|(_, node)| node.spec.peer == peer);
         for (node, _) in nodes {
+            match self.nodes.get(node).map_or(Ownership::Unknown, NodeHandle::ownership) {
+                Ownership::Ours => {}
+                Ownership::Foreign => continue,
+                // Whether its pods are ours turns out in a moment.
+                Ownership::Unknown => {
+                    left = true;
+                    continue;
+                }
+            }
             let of_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
             for pod in pods.list_metadata(&of_node).await? {
                 left = true;

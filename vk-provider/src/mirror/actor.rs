@@ -60,6 +60,8 @@ pub(crate) enum RemoteState {
 
 enum Command {
     AddNode(String),
+    FollowPods(String),
+    IgnorePods(String),
     RemoveNode(String, oneshot::Sender<()>),
     Namespaces(BTreeMap<String, WantedNamespace>),
 }
@@ -102,7 +104,7 @@ impl Mirror {
             consumer,
             home,
             frames: None,
-            nodes: BTreeMap::new(),
+            watches: BTreeMap::new(),
             changes,
             wanted: None,
             namespaces,
@@ -128,9 +130,20 @@ impl Mirror {
         });
     }
 
-    /// Mirrors the pods of a virtual node.
+    /// There is such a virtual node: what the provider has of it is kept. Its pods count from
+    /// [`Mirror::follow_pods`] on.
     pub(crate) async fn add_node(&self, node: String) {
         self.send(Command::AddNode(node)).await;
+    }
+
+    /// Mirrors the pods of a virtual node: the Node of that name is ours.
+    pub(crate) async fn follow_pods(&self, node: String) {
+        self.send(Command::FollowPods(node)).await;
+    }
+
+    /// Leaves the pods of that node alone: the Node of that name is somebody else's.
+    pub(crate) async fn ignore_pods(&self, node: String) {
+        self.send(Command::IgnorePods(node)).await;
     }
 
     /// Gives up a virtual node, with everything that is left of it in the provider.
@@ -167,7 +180,8 @@ struct Actor {
     consumer: Consumer,
     home: Home,
     frames: Option<mpsc::Sender<proto::ConsumerFrame>>,
-    nodes: BTreeMap<String, JoinHandle<()>>,
+    /// Watches of pods, by node.
+    watches: BTreeMap<String, JoinHandle<()>>,
     changes: mpsc::Sender<PodChange>,
     /// Namespaces the provider shall have; until they are known no pod is judged.
     wanted: Option<BTreeMap<String, WantedNamespace>>,
@@ -225,24 +239,30 @@ impl Actor {
     fn command(&mut self, command: Command) {
         match command {
             Command::AddNode(node) => {
-                if self.nodes.contains_key(&node) {
-                    return;
-                }
                 self.consumer.add_set(SetRef::pods(&node));
-                let watcher = watch_pods(self.client.clone(), node.clone(), self.changes.clone());
-                self.nodes.insert(node, tokio::spawn(watcher));
             }
+            Command::FollowPods(node) => {
+                let (client, changes) = (self.client.clone(), self.changes.clone());
+                let watch = || tokio::spawn(watch_pods(client, node.clone(), changes));
+                self.watches.entry(node.clone()).or_insert_with(watch);
+            }
+            Command::IgnorePods(node) => self.unwatch(&node),
             Command::RemoveNode(node, done) => {
-                if let Some(watcher) = self.nodes.remove(&node) {
-                    watcher.abort();
-                }
+                self.unwatch(&node);
                 self.consumer.remove_set(&SetRef::pods(&node));
-                for held in self.held.values_mut() {
-                    held.retain(|(on, _)| *on != node);
-                }
                 let _ = done.send(());
             }
             Command::Namespaces(wanted) => self.want_namespaces(wanted),
+        }
+    }
+
+    /// Ends the watch; what it has put into the queue is passed over.
+    fn unwatch(&mut self, node: &str) {
+        if let Some(watch) = self.watches.remove(node) {
+            watch.abort();
+        }
+        for held in self.held.values_mut() {
+            held.retain(|(on, _)| on != node);
         }
     }
 
@@ -319,6 +339,9 @@ impl Actor {
 
     /// Passes a change on to the state machine; returns the body of the pod, should it be asked for at once.
     fn pod_change(&mut self, node: &str, change: Change<DynamicObject>) -> Option<(Ref, Bytes)> {
+        if !self.watches.contains_key(node) {
+            return None;
+        }
         let set = SetRef::pods(node);
         match change {
             Change::Applied(pod) => self.pod_applied(node, set, pod),

@@ -4,7 +4,9 @@ mod certificate;
 mod drain;
 mod lease;
 mod object;
+mod ownership;
 mod task;
 
 pub(crate) use object::Picture;
+pub(crate) use ownership::Ownership;
 pub(crate) use task::{NodeHandle, Shared};

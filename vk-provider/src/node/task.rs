@@ -1,11 +1,13 @@
 //! The task of one virtual node.
 
 use super::certificate::{Serving, obtain};
-use super::drain::{remove_node, remove_pods};
+use super::drain::{delete_pods, remove_node};
 use super::lease::{RENEW_INTERVAL, renew};
 use super::object::Picture;
+use super::ownership::Ownership;
 use crate::kubelet::{Authenticator, KubeletApi, Listening, listen};
 use crate::mirror::{Link, Mirror};
+use crate::request::within;
 use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -13,22 +15,32 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
-use liquid_crds::vocabulary::{FINALIZER_NODE, TYPE, TYPE_VIRTUAL_NODE};
+use liquid_crds::vocabulary::FINALIZER_NODE;
 use liquid_crds::{ConditionUpdate, GROUP, VERSION, VirtualNode, set_condition};
 use liquid_runtime::watch::{Change, changes};
 use serde_json::{Value, json};
+use std::future::pending;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep, sleep_until};
 use tracing::{Instrument as _, info, info_span, warn};
 
 /// How often an unchanged status is written: the kubelet's own figure.
 const STATUS_INTERVAL: Duration = Duration::from_secs(300);
 /// Pause after a failed request.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Pause after what only a person can change: a name that is taken, a Node the API server does not accept.
+const REJECTED_PAUSE: Duration = Duration::from_secs(10);
+/// Pause after somebody else has written the Node in between.
+const RACE_PAUSE: Duration = Duration::from_millis(50);
+/// How often it is checked whether the pods of a node that is being removed are gone.
+const LEAVE_POLL: Duration = Duration::from_millis(200);
+/// How long after the start a Node that is Ready stays so while the link and the serving certificate come up: were it
+/// written as not ready, the node controller would set all its pods to not ready. Below the 40 s of its lease.
+const START_GRACE: Duration = Duration::from_secs(10);
 
 /// What all virtual nodes share.
 pub(crate) struct Shared {
@@ -47,6 +59,7 @@ pub(crate) struct Shared {
 /// The handle to the task.
 pub(crate) struct NodeHandle {
     picture: watch::Sender<Picture>,
+    ownership: watch::Receiver<Ownership>,
     task: JoinHandle<()>,
 }
 
@@ -55,14 +68,30 @@ impl NodeHandle {
     pub(crate) fn start(shared: Arc<Shared>, picture: Picture, mirror: Arc<Mirror>) -> Self {
         let name = picture.node.name_any();
         let (sender, receiver) = watch::channel(picture);
-        let task = Task { shared, picture: receiver, mirror, node_uid: None };
+        let (owner, ownership) = watch::channel(Ownership::Unknown);
+        let task = Task {
+            shared,
+            picture: receiver,
+            mirror,
+            ownership: owner,
+            node_uid: None,
+            written: None,
+            held_back: None,
+            grace: Instant::now() + START_GRACE,
+            pods_left: None,
+        };
         let task = tokio::spawn(task.run().instrument(info_span!("node", %name)));
-        Self { picture: sender, task }
+        Self { picture: sender, ownership, task }
     }
 
     /// Something of what the node is made from has changed.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Picture)) {
         self.picture.send_modify(change);
+    }
+
+    /// Whose the Node of that name is.
+    pub(crate) fn ownership(&self) -> Ownership {
+        *self.ownership.borrow()
     }
 
     /// Whether the node has been removed.
@@ -81,7 +110,28 @@ struct Task {
     shared: Arc<Shared>,
     picture: watch::Receiver<Picture>,
     mirror: Arc<Mirror>,
+    ownership: watch::Sender<Ownership>,
+    /// UID of the Node, if it is ours.
     node_uid: Option<String>,
+    /// What the Node was last made from; without it, it is written anew.
+    written: Option<Value>,
+    /// What could not be written, and is not tried again before this time.
+    held_back: Option<(Value, Instant)>,
+    /// End of [`START_GRACE`].
+    grace: Instant,
+    /// Pods that are still there, as reported while the node is being removed.
+    pods_left: Option<usize>,
+}
+
+/// How writing the Node ended.
+enum Wrote {
+    All,
+    /// Left as it was, for the time after a start.
+    Spared,
+    /// Somebody else wrote in between.
+    Raced,
+    /// The name is taken by a node that is not ours.
+    Taken,
 }
 
 impl Task {
@@ -108,27 +158,43 @@ impl Task {
         let mut link = self.mirror.link.clone();
         let mut leases = interval(RENEW_INTERVAL);
         leases.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut refresh = interval_at(Instant::now() + STATUS_INTERVAL, STATUS_INTERVAL);
         let mut certificate = Certificate::Missing(Instant::now());
         // Kept from one round to the next: a request that is dropped half-way stays behind in the cluster.
         let mut obtaining = None;
-        let mut written: Option<(Value, Instant)> = None;
+        self.grace = Instant::now() + START_GRACE;
         loop {
             let leaving = self.picture.borrow().node.metadata.deletion_timestamp.is_some();
-            if let Err(error) = self.write(&listening, &certificate, &mut written).await {
-                warn!(%error, "node not written; trying again");
-                written = None;
-                sleep(RETRY_PAUSE).await;
-                continue;
+            self.write(&listening, &certificate).await;
+            let mut again = self.held_back.as_ref().map(|(_, until)| *until);
+            if leaving {
+                match self.leave().await {
+                    Ok(true) => {
+                        info!("virtual node removed");
+                        return;
+                    }
+                    Ok(false) => again = Some(Instant::now() + LEAVE_POLL),
+                    Err(error) => {
+                        warn!(%error, "virtual node not removed; trying again");
+                        again = Some(Instant::now() + RETRY_PAUSE);
+                    }
+                }
             }
-            if leaving && self.leave(&name).await {
-                return;
+            // No certificate is asked for in the name of somebody else's node.
+            let ours = *self.ownership.borrow() == Ownership::Ours;
+            if ours && obtaining.is_none() {
+                let owner = (name.clone(), self.node_uid.clone());
+                obtaining =
+                    Some(obtain_at(client.clone(), owner, self.shared.address, certificate.due()).boxed());
             }
-            let owner = (name.clone(), self.node_uid.clone());
-            let serving = obtaining.get_or_insert_with(|| {
-                obtain_at(client.clone(), owner, self.shared.address, certificate.due()).boxed()
-            });
+            let serving = async {
+                match &mut obtaining {
+                    Some(obtaining) => obtaining.await,
+                    None => pending().await,
+                }
+            };
             tokio::select! {
-                serving = serving => {
+                serving = serving, if ours => {
                     obtaining = None;
                     match serving {
                         Ok(serving) => {
@@ -143,20 +209,32 @@ impl Task {
                     }
                 }
                 _ = leases.tick() => if let Some(uid) = &self.node_uid
-                    && let Err(error) = renew(&client, &name, uid).await {
+                    && let Err(error) = within(renew(&client, &name, uid)).await {
                         warn!(%error, "lease not renewed");
                 },
                 changed = self.picture.changed() => if changed.is_err() { return },
                 changed = link.changed() => if changed.is_err() { return },
                 Some(change) = news.next() => match change {
                     // Somebody deleted the Node: it is made anew, for the VirtualNode is still wanted.
-                    Change::Deleted(_) => { self.node_uid = None; written = None; }
-                    Change::Applied(node) => if self.node_uid != node.metadata.uid || drifted(&node, &written) { written = None },
-                    Change::Listed(seen) => if seen.is_empty() { self.node_uid = None; written = None },
+                    Change::Deleted(_) => self.start_over(),
+                    Change::Applied(node) => {
+                        if self.node_uid != node.metadata.uid || drifted(&node, &self.written) {
+                            self.written = None;
+                        }
+                    }
+                    Change::Listed(seen) => if seen.is_empty() { self.start_over() },
                 },
-                () = sleep(STATUS_INTERVAL) => written = None,
+                _ = refresh.tick() => self.written = None,
+                () = sleep_until(again.unwrap_or(self.grace)), if again.is_some() => {}
             }
         }
+    }
+
+    /// There is no Node any more.
+    fn start_over(&mut self) {
+        self.node_uid = None;
+        self.written = None;
+        self.held_back = None;
     }
 
     /// The picture as it is now, with what only this task knows.
@@ -177,78 +255,113 @@ impl Task {
         picture
     }
 
-    /// Writes the Node and the VirtualNode's status, where they differ from what was written last.
-    async fn write(
-        &mut self,
-        listening: &Listening,
-        certificate: &Certificate,
-        written: &mut Option<(Value, Instant)>,
-    ) -> Result<(), kube::Error> {
+    /// Writes the Node and the VirtualNode's status, where they differ from what was written last. What goes wrong is
+    /// told in the VirtualNode and tried again later.
+    async fn write(&mut self, listening: &Listening, certificate: &Certificate) {
         let picture = self.current(listening, certificate);
-        let object = picture.object();
         let fixed = Time(Timestamp::UNIX_EPOCH);
-        let fingerprint = json!([object, picture.status(&[], &fixed)]);
-        let due = written.as_ref().is_none_or(|(known, _)| *known != fingerprint);
-        if !due {
-            return Ok(());
+        let fingerprint = json!([picture.object(), picture.status(&[], &fixed)]);
+        let now = Instant::now();
+        let held_back =
+            self.held_back.as_ref().is_some_and(|(tried, until)| *tried == fingerprint && now < *until);
+        if held_back || self.written.as_ref() == Some(&fingerprint) {
+            return;
         }
-        let nodes: Api<Node> = Api::all(self.shared.client.clone());
         let name = picture.node.name_any();
-        let Some(current) = self.ensure(&nodes, &name, &object).await? else { return Ok(()) };
-        let conditions = current.status.as_ref().and_then(|status| status.conditions.as_ref());
-        let conditions: Vec<_> = conditions
-            .into_iter()
-            .flatten()
-            .map(|c| {
-                (
-                    c.type_.clone(),
-                    c.status.clone(),
-                    c.last_transition_time.clone().unwrap_or(Time(Timestamp::now())),
-                )
-            })
-            .collect();
-        let status = picture.status(&conditions, &Time(Timestamp::now()));
-        nodes.patch_status(&name, &PatchParams::default(), &Patch::Strategic(&status)).await?;
-        if self.node_uid != current.metadata.uid {
-            self.node_uid = current.metadata.uid.clone();
-            if let Some(uid) = &self.node_uid {
-                renew(&self.shared.client, &name, uid).await?;
+        let (problem, pause) = match self.write_node(&name, &picture).await {
+            Ok(Wrote::All) => {
+                let (ready, why) = match &picture.not_ready {
+                    None => (true, String::new()),
+                    Some((reason, message)) => (false, format!("{reason}: {message}")),
+                };
+                info!(ready, why, "node written");
+                self.written = Some(fingerprint);
+                self.held_back = None;
+                return;
+            }
+            Ok(Wrote::Spared) => (None, self.grace.saturating_duration_since(now)),
+            Ok(Wrote::Raced) => (None, RACE_PAUSE),
+            Ok(Wrote::Taken) => {
+                let message = format!("a node {name} exists that is not the one of this virtual node");
+                (Some(("NameConflict", message)), REJECTED_PAUSE)
+            }
+            Err(error) => {
+                let (reason, message) = problem(&error);
+                let pause = if reason == "NodeInvalid" { REJECTED_PAUSE } else { RETRY_PAUSE };
+                (Some((reason, message)), pause)
+            }
+        };
+        self.written = None;
+        self.held_back = Some((fingerprint, Instant::now() + pause));
+        if let Some((reason, message)) = problem {
+            warn!(reason, %message, "node not written; trying again");
+            // While it is being removed, the condition tells how far that is.
+            if !picture.leaving
+                && let Err(error) = self.condition(&name, (reason, message)).await
+            {
+                warn!(%error, "status of the virtual node not written");
             }
         }
-        self.report(&picture).await?;
-        let (ready, why) = match &picture.not_ready {
-            None => (true, String::new()),
-            Some((reason, message)) => (false, format!("{reason}: {message}")),
-        };
-        info!(ready, why, "node written");
-        *written = Some((fingerprint, Instant::now()));
-        Ok(())
     }
 
-    /// Makes the Node, or brings it in line; `None` if the name is taken by a node that is not ours.
-    async fn ensure(
-        &self,
-        nodes: &Api<Node>,
-        name: &str,
-        object: &Value,
-    ) -> Result<Option<Node>, kube::Error> {
-        match nodes.get_opt(name).await? {
+    async fn write_node(&mut self, name: &str, picture: &Picture) -> Result<Wrote, kube::Error> {
+        let nodes: Api<Node> = Api::all(self.shared.client.clone());
+        let found = self.look(&nodes, name, &picture.node).await?;
+        if *self.ownership.borrow() == Ownership::Foreign {
+            return Ok(Wrote::Taken);
+        }
+        let object = picture.object();
+        let found = match found {
+            Some(found) => found,
             None => {
                 let node: Node = serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
-                Ok(Some(nodes.create(&PostParams::default(), &node).await?))
+                match within(nodes.create(&PostParams::default(), &node)).await {
+                    Err(kube::Error::Api(status)) if status.is_already_exists() => return Ok(Wrote::Raced),
+                    created => created?,
+                }
             }
-            Some(node) if node.labels().get(TYPE).map(String::as_str) != Some(TYPE_VIRTUAL_NODE) => {
-                let message = format!("a node {name} exists that is not a virtual node");
-                warn!(%message, "conflict");
-                self.condition(name, ("NameConflict", message)).await?;
-                sleep(RETRY_PAUSE * 10).await;
-                Ok(None)
-            }
-            Some(_) => {
-                let apply = PatchParams::apply("liquid-kubelet").force();
-                Ok(Some(nodes.patch(name, &apply, &Patch::Apply(object)).await?))
+        };
+        if self.node_uid != found.metadata.uid {
+            self.node_uid = found.metadata.uid.clone();
+            if let Some(uid) = &self.node_uid {
+                within(renew(&self.shared.client, name, uid)).await?;
             }
         }
+        if Instant::now() < self.grace && spared(&found, picture) {
+            return Ok(Wrote::Spared);
+        }
+        let apply = PatchParams::apply("liquid-kubelet").force();
+        let applied = within(nodes.patch(name, &apply, &Patch::Apply(&object))).await;
+        // Whether it is ready is told also when the rest is not accepted.
+        let status = picture.status(&transitions(&found), &Time(Timestamp::now()));
+        let status =
+            within(nodes.patch_status(name, &PatchParams::default(), &Patch::Strategic(&status))).await;
+        applied.and(status)?;
+        if !picture.leaving {
+            self.report(picture).await?;
+        }
+        Ok(Wrote::All)
+    }
+
+    /// Reads the Node. Pods of its name are mirrored as long as it is ours.
+    async fn look(
+        &mut self,
+        nodes: &Api<Node>,
+        name: &str,
+        virtual_node: &VirtualNode,
+    ) -> Result<Option<Node>, kube::Error> {
+        let found = within(nodes.get_opt(name)).await?;
+        let ownership = Ownership::of(found.as_ref(), virtual_node);
+        let known = self.ownership.send_replace(ownership);
+        if ownership == Ownership::Foreign {
+            self.node_uid = None;
+            if known != ownership {
+                self.mirror.ignore_pods(name.to_owned()).await;
+            }
+        } else if known != ownership {
+            self.mirror.follow_pods(name.to_owned()).await;
+        }
+        Ok(found)
     }
 
     async fn report(&self, picture: &Picture) -> Result<(), kube::Error> {
@@ -272,7 +385,7 @@ impl Task {
         endpoint: Option<String>,
     ) -> Result<(), kube::Error> {
         let api: Api<VirtualNode> = Api::all(self.shared.client.clone());
-        let Some(node) = api.get_opt(name).await? else { return Ok(()) };
+        let Some(node) = within(api.get_opt(name)).await? else { return Ok(()) };
         let mut conditions = node.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
         let update = ConditionUpdate { type_: "Ready", status, reason, message };
         let now = Time(Timestamp::now());
@@ -288,38 +401,32 @@ impl Task {
             "status": { "kubeletEndpoint": endpoint, "conditions": conditions },
         });
         let apply = PatchParams::apply("liquid-kubelet").force();
-        api.patch_status(name, &apply, &Patch::Apply(&patch)).await?;
+        within(api.patch_status(name, &apply, &Patch::Apply(&patch))).await?;
         Ok(())
     }
 
-    /// Removes the node; returns whether that is done.
-    async fn leave(&self, name: &str) -> bool {
-        let client = &self.shared.client;
-        let report = |left: usize| async move {
-            info!(pods = left, "virtual node is being removed");
-            let message = format!("{left} pods are ending");
-            if let Err(error) = self.condition(name, ("Removing", message)).await {
-                warn!(%error, "progress not written");
+    /// Goes on with the removal of the node; returns whether that is done.
+    async fn leave(&mut self) -> Result<bool, kube::Error> {
+        let client = self.shared.client.clone();
+        let virtual_node = self.picture.borrow().node.clone();
+        let name = virtual_node.name_any();
+        self.look(&Api::all(client.clone()), &name, &virtual_node).await?;
+        // Somebody else's node keeps its pods.
+        if *self.ownership.borrow() == Ownership::Ours {
+            let left = delete_pods(&client, &name).await?;
+            if self.pods_left != Some(left) {
+                info!(pods = left, "virtual node is being removed");
+                self.condition(&name, ("Removing", format!("{left} pods are ending"))).await?;
+                self.pods_left = Some(left);
             }
-        };
-        let peer = self.picture.borrow().node.spec.peer.clone();
-        let removed = async {
-            remove_pods(client, name, report).await?;
-            remove_node(client, name, &peer).await?;
-            self.mirror.remove_node(name.to_owned()).await;
-            self.remove_finalizer(name).await
-        };
-        match removed.await {
-            Ok(()) => {
-                info!("virtual node removed");
-                true
+            if left > 0 {
+                return Ok(false);
             }
-            Err(error) => {
-                warn!(%error, "virtual node not removed; trying again");
-                sleep(RETRY_PAUSE).await;
-                false
-            }
+            remove_node(&client, &virtual_node).await?;
         }
+        self.mirror.remove_node(name.clone()).await;
+        self.remove_finalizer(&name).await?;
+        Ok(true)
     }
 
     async fn add_finalizer(&self, name: &str) -> Result<(), kube::Error> {
@@ -348,7 +455,7 @@ impl Task {
         change: impl Fn(&mut Vec<String>) -> bool,
     ) -> Result<(), kube::Error> {
         let api: Api<VirtualNode> = Api::all(self.shared.client.clone());
-        let Some(node) = api.get_opt(name).await? else { return Ok(()) };
+        let Some(node) = within(api.get_opt(name)).await? else { return Ok(()) };
         let mut finalizers = node.finalizers().to_vec();
         // A finalizer cannot be added to what is being deleted already.
         if !change(&mut finalizers)
@@ -359,7 +466,7 @@ impl Task {
         let patch = json!({
             "metadata": { "resourceVersion": node.metadata.resource_version, "finalizers": finalizers },
         });
-        api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+        within(api.patch(name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
         Ok(())
     }
 }
@@ -391,13 +498,42 @@ async fn obtain_at(
     address: IpAddr,
     at: Instant,
 ) -> anyhow::Result<Serving> {
-    tokio::time::sleep_until(at).await;
+    sleep_until(at).await;
     obtain(&client, &node, uid, address).await
 }
 
+/// Reason and message for a Node that could not be written.
+fn problem(error: &kube::Error) -> (&'static str, String) {
+    match error {
+        // Refused by validation (422, 400) or by an admission webhook (403): it will not do as it is.
+        kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422) => {
+            ("NodeInvalid", status.message.clone())
+        }
+        kube::Error::Api(status) => ("NotWritten", status.message.clone()),
+        error => ("NotWritten", error.to_string()),
+    }
+}
+
+/// Whether a Node is better left as it is for a while: it is ready, and by `picture` it would not be.
+fn spared(found: &Node, picture: &Picture) -> bool {
+    let ready = transitions(found).iter().any(|(type_, status, _)| type_ == "Ready" && status == "True");
+    ready && picture.not_ready.is_some() && !picture.leaving
+}
+
+/// The conditions of a Node: type, status, and since when.
+fn transitions(node: &Node) -> Vec<(String, String, Time)> {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions
+        .map(|c| {
+            let since = c.last_transition_time.clone().unwrap_or(Time(Timestamp::now()));
+            (c.type_.clone(), c.status.clone(), since)
+        })
+        .collect()
+}
+
 /// Whether somebody has changed what we wrote into the Node.
-fn drifted(node: &Node, written: &Option<(Value, Instant)>) -> bool {
-    let Some((fingerprint, _)) = written else { return false };
+fn drifted(node: &Node, written: &Option<Value>) -> bool {
+    let Some(fingerprint) = written else { return false };
     let wanted = &fingerprint[0];
     let labels = wanted.pointer("/metadata/labels").and_then(Value::as_object).into_iter().flatten();
     let relabelled =
@@ -411,4 +547,43 @@ fn drifted(node: &Node, written: &Option<(Value, Instant)>) -> bool {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
     let said = conditions.into_iter().flatten().find(|c| c.type_ == "Ready").map(|c| c.status.as_str());
     relabelled || untainted || said != ready
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::core::Status;
+    use liquid_crds::VirtualNodeSpec;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn what_the_api_server_does_not_accept_is_told_apart_from_what_may_work_later() {
+        for (code, expected) in
+            [(422, "NodeInvalid"), (403, "NodeInvalid"), (409, "NotWritten"), (500, "NotWritten")]
+        {
+            let status = Status::failure("because", "Reason").with_code(code).boxed();
+            assert_eq!(problem(&kube::Error::Api(status)), (expected, "because".to_owned()), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_ready_is_spared_while_things_come_up() {
+        let node = |ready| -> Node {
+            serde_json::from_value(json!({"status": {"conditions": [{"type": "Ready", "status": ready}]}}))
+                .unwrap()
+        };
+        let spec = VirtualNodeSpec { peer: "milan".to_owned(), labels: BTreeMap::new(), taints: Vec::new() };
+        let waiting = Picture {
+            node: VirtualNode::new("liquid-milan", spec),
+            cluster_id: String::new(),
+            offer: None,
+            not_ready: Some(("LinkDown", String::new())),
+            endpoint: None,
+            leaving: false,
+        };
+        assert!(spared(&node("True"), &waiting));
+        assert!(!spared(&node("Unknown"), &waiting));
+        assert!(!spared(&node("True"), &Picture { not_ready: None, ..waiting.clone() }));
+        assert!(!spared(&node("True"), &Picture { leaving: true, ..waiting }));
+    }
 }
