@@ -3,13 +3,16 @@
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, Resource as _, ResourceExt as _};
-use liquid_crds::Peer;
 use liquid_crds::vocabulary::{MANAGED_BY, MANAGED_BY_LIQUID, credentials_secret};
+use liquid_crds::{ConsumeSpec, Peer};
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+/// Field of the Secret with the [`ConsumeSpec`].
+const CONSUME: &str = "consume.json";
 
 /// A key, and its certificate once there is one. PEM.
 #[derive(Clone, PartialEq, Eq)]
@@ -48,6 +51,29 @@ pub(super) async fn load(
     Ok(field("tls.key").map(|key| Credentials { key, chain: field("tls.crt") }))
 }
 
+/// How the provider of `peer` was reached when the credentials were written: what leaving it takes after the user has
+/// taken `spec.consume` away.
+pub(super) async fn way(
+    client: &Client,
+    namespace: &str,
+    peer: &Peer,
+) -> Result<Option<ConsumeSpec>, kube::Error> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let secret = secrets.get_opt(&credentials_secret(&peer.name_any())).await?;
+    let text = secret.and_then(|secret| secret.data?.remove(CONSUME));
+    Ok(text.and_then(|text| serde_json::from_slice(&text.0).ok()).flatten())
+}
+
+/// Deletes the credentials for `peer`.
+pub(super) async fn discard(client: &Client, namespace: &str, peer: &Peer) -> Result<(), kube::Error> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    match secrets.delete(&credentials_secret(&peer.name_any()), &DeleteParams::default()).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Writes the credentials for `peer`. The Secret goes when the `Peer` does.
 pub(super) async fn store(
     client: &Client,
@@ -75,6 +101,7 @@ pub(super) async fn store(
         data: Some(BTreeMap::from([
             ("tls.key".to_owned(), bytes(&credentials.key)),
             ("tls.crt".to_owned(), bytes(credentials.chain.as_deref().unwrap_or_default())),
+            (CONSUME.to_owned(), bytes(&serde_json::to_string(&peer.spec.consume).unwrap_or_default())),
         ])),
         ..Secret::default()
     };

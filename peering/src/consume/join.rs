@@ -15,6 +15,7 @@ use rcgen::{CertificateParams, KeyPair};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 use tonic::{Code, Request};
+use tracing::warn;
 
 /// Time for the provider to answer.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -44,11 +45,11 @@ pub(super) async fn ensure(
     consume: &ConsumeSpec,
 ) -> Result<Credentials, JoinError> {
     let stored = load(client, &cluster.namespace, peer).await?;
-    if let Some(credentials) = stored.as_ref().filter(|credentials| credentials.chain.is_some()) {
-        // With one that has expired, whoever has a new token joins again, keeping everything that runs.
-        if !credentials.is_expired() || !has_token(client, cluster, consume).await? {
-            return Ok(credentials.clone());
-        }
+    let joined = stored.clone().filter(|credentials| credentials.chain.is_some());
+    if let Some(credentials) = &joined
+        && !has_token(client, cluster, consume).await?
+    {
+        return Ok(credentials.clone());
     }
     // The key is kept before it is used: if the answer is lost, the token may be redeemed again with the same key.
     let credentials = match stored {
@@ -60,8 +61,19 @@ pub(super) async fn ensure(
             credentials
         }
     };
-    let token = token(client, cluster, peer, consume).await?;
-    let chain = redeem(cluster, peer, consume, &token, &credentials.key).await?;
+    let redeemed = async {
+        let token = token(client, cluster, peer, consume).await?;
+        redeem(cluster, peer, consume, &token, &credentials.key).await
+    };
+    let chain = match redeemed.await {
+        Ok(chain) => chain,
+        // The token was of no use, but there is a certificate that may be.
+        Err(JoinError::Refused(why)) if joined.as_ref().is_some_and(|joined| !joined.is_expired()) => {
+            warn!(peer = %peer.name_any(), %why, "join token refused; going on with the certificate there is");
+            return Ok(credentials);
+        }
+        Err(error) => return Err(error),
+    };
     let credentials = Credentials { chain: Some(chain), ..credentials };
     store(client, &cluster.namespace, peer, &credentials).await?;
     Ok(credentials)

@@ -1,6 +1,6 @@
 //! One task per provider: joins it, stays in touch, and leaves it.
 
-use super::credentials::Credentials;
+use super::credentials::{self, Credentials};
 use super::session::{LinkError, Said, ensure_virtual_node, next, not_after, open, renew};
 use super::{join, leave};
 use crate::cluster::Cluster;
@@ -108,6 +108,9 @@ impl Task {
         loop {
             let peer = self.peer.borrow_and_update().clone();
             known = peer.spec.consume.clone().or(known);
+            if known.is_none() {
+                known = self.way(&peer).await;
+            }
             let next = match &known {
                 Some(consume)
                     if peer.metadata.deletion_timestamp.is_none() && peer.spec.consume.is_some() =>
@@ -249,6 +252,17 @@ impl Task {
         }
     }
 
+    /// How the provider was reached before `spec.consume` was taken away, and this process began.
+    async fn way(&self, peer: &Peer) -> Option<ConsumeSpec> {
+        loop {
+            match credentials::way(&self.client, &self.cluster.namespace, peer).await {
+                Ok(way) => return way,
+                Err(error) => warn!(%error, "credentials not read; trying again"),
+            }
+            sleep(REPORT_RETRY).await;
+        }
+    }
+
     async fn leave(&mut self, peer: &Peer, consume: Option<&ConsumeSpec>) -> Next {
         if !holds(peer) {
             return Next::End;
@@ -278,6 +292,10 @@ impl Task {
                 format!("cannot leave: {error}; if it is gone for good, run `liquidctl unpeer --force`");
             warn!(%message);
             self.report(peer, None, vec![no("LinkUp", "CannotLeave", &message)]).await;
+            return Next::Pause;
+        }
+        if let Err(error) = credentials::discard(&self.client, &self.cluster.namespace, peer).await {
+            warn!(%error, "credentials not deleted; trying again");
             return Next::Pause;
         }
         // A peering that never came about has its token still.
