@@ -39,9 +39,74 @@ pub(crate) fn refusal_patch(uid: &str, refusal: Option<&Refusal>) -> Value {
     })
 }
 
+/// Keeps, in a patch made by [`patch`], the state at home of containers that have ended there and may not start again:
+/// the API server does not accept that they run once more, and all of the patch with it. The provider shows them so
+/// when it has had to make the pod anew. `pod` is the pod at home. Returns whether anything was kept.
+pub(crate) fn keep_ended(patch: &mut Value, pod: &Value) -> bool {
+    let policy = pod.pointer("/spec/restartPolicy").and_then(Value::as_str).unwrap_or("Always");
+    if policy == "Always" {
+        return false;
+    }
+    let mut kept = false;
+    for (containers, statuses) in
+        [("containers", "containerStatuses"), ("initContainers", "initContainerStatuses")]
+    {
+        // Sidecars have a policy of their own.
+        let restarts = |name: &Value| {
+            let mut containers = list(pod.pointer(&format!("/spec/{containers}")));
+            containers.any(|c| c["name"] == *name && c["restartPolicy"] == "Always")
+        };
+        let ended: Vec<Value> = list(pod.pointer(&format!("/status/{statuses}")))
+            .filter(|status| !restarts(&status["name"]))
+            .filter(|status| {
+                let code = status.pointer("/state/terminated").map(|ended| ended["exitCode"].as_i64());
+                code.is_some_and(|code| policy == "Never" || code == Some(0))
+            })
+            .cloned()
+            .collect();
+        let shown = patch.pointer_mut(&format!("/status/{statuses}")).and_then(Value::as_array_mut);
+        for status in shown.into_iter().flatten() {
+            let known = ended.iter().find(|known| known["name"] == status["name"]);
+            if let Some(known) = known
+                && status.pointer("/state/terminated").is_none()
+            {
+                *status = known.clone();
+                kept = true;
+            }
+        }
+    }
+    kept
+}
+
+fn list(value: Option<&Value>) -> impl Iterator<Item = &Value> {
+    value.and_then(Value::as_array).into_iter().flatten()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn containers_that_have_ended_for_good_do_not_come_back_to_life() {
+        let running = json!({"name": "c", "state": {"running": {}}});
+        let ended = |code| json!({"name": "c", "state": {"terminated": {"exitCode": code}}});
+        for (policy, code, expected) in [
+            ("Never", 1, true),
+            ("Never", 0, true),
+            ("OnFailure", 0, true),
+            ("OnFailure", 1, false),
+            ("Always", 0, false),
+        ] {
+            let pod = json!({
+                "spec": {"restartPolicy": policy, "containers": [{"name": "c"}]},
+                "status": {"containerStatuses": [ended(code)]},
+            });
+            let mut patch = patch("u1", &json!({"phase": "Running", "containerStatuses": [running]}), None);
+            assert_eq!(keep_ended(&mut patch, &pod), expected, "{policy} {code}");
+            let shown = &patch["status"]["containerStatuses"][0];
+            assert_eq!(*shown, if expected { ended(code) } else { running.clone() });
+        }
+    }
 
     #[test]
     fn addresses_of_the_provider_are_not_shown() {

@@ -1,6 +1,6 @@
 //! The task that owns the state machine of one provider.
 
-use super::home::Home;
+use super::home::{Finished, Home};
 use super::link::{Link, LinkEvent, Provider, keep};
 use crate::metrics::Metrics;
 use crate::translate;
@@ -198,7 +198,7 @@ impl Actor {
         mut queue: mpsc::Receiver<Command>,
         mut link: mpsc::Receiver<LinkEvent>,
         mut changed: mpsc::Receiver<PodChange>,
-        mut written: mpsc::UnboundedReceiver<Ref>,
+        mut written: mpsc::UnboundedReceiver<Finished>,
     ) {
         let mut report = tokio::time::interval(REPORT_INTERVAL);
         loop {
@@ -211,8 +211,8 @@ impl Actor {
                     }
                     None => return,
                 },
-                Some(target) = written.recv() => {
-                    self.home.finished(&target);
+                Some(finished) = written.recv() => {
+                    self.home.finished(finished);
                     None
                 }
                 Some(event) = link.recv() => {

@@ -1,10 +1,12 @@
-//! Writes to objects at home: one at a time per object, in order, the newest status winning, never giving up.
+//! Writes to objects at home: one at a time per object, in order, the newest status winning. What fails is tried again
+//! for ever, together with what has come in the meantime; what the API server does not accept is dropped.
 
-use crate::status::{patch, refusal_patch};
+use crate::request::within;
+use crate::status::{keep_ended, patch, refusal_patch};
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Api, Client};
 use liquid_reflection::frame::{Ref, Refusal};
@@ -15,20 +17,18 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::{debug, warn};
 
 /// Requests under way at once.
 const MAX_REQUESTS: usize = 32;
-/// No request may take longer.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// First and longest pause after a failed request.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_CAP: Duration = Duration::from_secs(30);
 
 /// What is to be written to one pod.
-#[derive(Debug, Default)]
-struct Work {
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Work {
     /// Status as it came from the provider.
     status: Option<Bytes>,
     /// Why it does not run, or (inner `None`) that this is over.
@@ -41,13 +41,38 @@ impl Work {
     fn is_empty(&self) -> bool {
         self.status.is_none() && self.refusal.is_none() && !self.finish
     }
+
+    /// What is to be done if `self` failed and `newer` came in the meantime.
+    fn followed_by(self, newer: Work) -> Work {
+        Work {
+            status: newer.status.or(self.status),
+            refusal: newer.refusal.or(self.refusal),
+            finish: newer.finish || self.finish,
+        }
+    }
 }
 
 /// Pods with work to do, and whether somebody is at it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Slot {
     work: Work,
     busy: bool,
+    backoff: Backoff,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self { work: Work::default(), busy: false, backoff: Backoff::new(RETRY_FIRST, RETRY_CAP) }
+    }
+}
+
+/// What goes back to [`Home::finished`].
+#[derive(Debug)]
+pub(super) enum Finished {
+    /// A round for this object is over; that is what failed.
+    Round(Ref, Work),
+    /// The pause after a failure is over.
+    Pause(Ref),
 }
 
 /// The writer.
@@ -57,16 +82,16 @@ pub(super) struct Home {
     node_address: watch::Receiver<Option<String>>,
     slots: BTreeMap<Ref, Slot>,
     requests: Arc<Semaphore>,
-    done: mpsc::UnboundedSender<Ref>,
+    done: mpsc::UnboundedSender<Finished>,
 }
 
 impl Home {
-    /// A writer; objects it has finished one round for come out of the receiver, for [`Home::finished`].
+    /// A writer; what comes out of the receiver is for [`Home::finished`].
     pub(super) fn new(
         client: Client,
         recorder: Recorder,
         node_address: watch::Receiver<Option<String>>,
-    ) -> (Self, mpsc::UnboundedReceiver<Ref>) {
+    ) -> (Self, mpsc::UnboundedReceiver<Finished>) {
         let (done, finished) = mpsc::unbounded_channel();
         let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
         (Self { client, recorder, node_address, slots: BTreeMap::new(), requests, done }, finished)
@@ -87,14 +112,33 @@ impl Home {
         self.add(target, |work| work.finish = true);
     }
 
-    /// A round for this object is over.
-    pub(super) fn finished(&mut self, target: &Ref) {
-        let Some(slot) = self.slots.get_mut(target) else { return };
+    /// Goes on with an object.
+    pub(super) fn finished(&mut self, what: Finished) {
+        let target = match what {
+            Finished::Round(target, left) => {
+                let Some(slot) = self.slots.get_mut(&target) else { return };
+                if !left.is_empty() {
+                    slot.work = left.followed_by(std::mem::take(&mut slot.work));
+                    let pause = slot.backoff.next(RandomState::new().build_hasher().finish());
+                    let done = self.done.clone();
+                    tokio::spawn(async move {
+                        sleep(pause).await;
+                        // The actor is gone only when the process ends.
+                        drop(done.send(Finished::Pause(target)));
+                    });
+                    return;
+                }
+                slot.backoff.reset();
+                target
+            }
+            Finished::Pause(target) => target,
+        };
+        let Some(slot) = self.slots.get_mut(&target) else { return };
         slot.busy = false;
         if slot.work.is_empty() {
-            self.slots.remove(target);
+            self.slots.remove(&target);
         } else {
-            self.begin(target);
+            self.begin(&target);
         }
     }
 
@@ -119,10 +163,10 @@ impl Home {
         let (requests, done, target) = (self.requests.clone(), self.done.clone(), target.clone());
         tokio::spawn(async move {
             let permit = requests.acquire_owned().await;
-            round.run(work).await;
+            let left = round.run(work).await;
             drop(permit);
             // The actor is gone only when the process ends.
-            drop(done.send(target));
+            drop(done.send(Finished::Round(target, left)));
         });
     }
 }
@@ -135,54 +179,84 @@ struct Round {
 }
 
 /// How a request ended.
+#[derive(Debug, PartialEq, Eq)]
 enum Ended {
     Done,
     /// The object is gone or another one by now: nothing more is to be done for this one.
     Moot,
+    /// The API server does not accept it, and would not the next time.
+    Rejected(String),
     /// Worth another try.
     Failed(String),
 }
 
 impl Round {
-    async fn run(&self, work: Work) {
-        let mut todo = Vec::new();
-        let uid = self.target.uid.as_str();
-        match work.status.as_deref().map(serde_json::from_slice::<Value>) {
-            Some(Ok(remote)) => todo.push(patch(uid, &remote, self.node_address.as_deref())),
-            Some(Err(error)) => {
-                warn!(pod = %self.target.key, %error, "status of the provider cannot be read")
+    /// Does what it can of `work`; returns what failed.
+    async fn run(&self, mut work: Work) -> Work {
+        if let Some(body) = &work.status {
+            match self.show(body).await {
+                Ended::Done => {}
+                Ended::Moot => return Work::default(),
+                Ended::Rejected(message) => self.rejected(&message).await,
+                Ended::Failed(error) => return self.failed(work, &error),
             }
-            None => {}
+            work.status = None;
         }
         if let Some(refusal) = &work.refusal {
-            todo.push(refusal_patch(uid, refusal.as_ref()));
+            match self.write(&refusal_patch(self.target.uid.as_str(), refusal.as_ref())).await {
+                Ended::Done => {}
+                Ended::Moot => return Work::default(),
+                Ended::Rejected(message) => warn!(pod = %self.target.key, %message, "reason not shown"),
+                Ended::Failed(error) => return self.failed(work, &error),
+            }
             if let Some(refusal) = refusal {
                 self.publish(refusal).await;
             }
-        }
-        for patch in todo {
-            if !self.until_done(|| self.write(&patch)).await {
-                return;
-            }
+            work.refusal = None;
         }
         if work.finish {
-            self.until_done(|| self.delete()).await;
+            match self.delete().await {
+                Ended::Done | Ended::Moot => {}
+                // There is no deletion that would do instead.
+                Ended::Rejected(error) | Ended::Failed(error) => return self.failed(work, &error),
+            }
+        }
+        Work::default()
+    }
+
+    fn failed(&self, work: Work, error: &str) -> Work {
+        debug!(pod = %self.target.key, %error, "not written; trying again");
+        work
+    }
+
+    /// Shows a status. If it is not accepted, it is tried once more without containers that come back to life.
+    async fn show(&self, body: &[u8]) -> Ended {
+        let remote = match serde_json::from_slice::<Value>(body) {
+            Ok(remote) => remote,
+            Err(error) => return Ended::Rejected(format!("it is not JSON: {error}")),
+        };
+        let mut patch = patch(self.target.uid.as_str(), &remote, self.node_address.as_deref());
+        let ended = self.write(&patch).await;
+        if !matches!(ended, Ended::Rejected(_)) {
+            return ended;
+        }
+        let resource = ApiResource::erase::<Pod>(&());
+        let pods: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), &self.target.key.namespace, &resource);
+        match within(pods.get_opt(&self.target.key.name)).await {
+            Ok(Some(pod)) if pod.metadata.uid.as_deref() == Some(self.target.uid.as_str()) => {
+                if keep_ended(&mut patch, &pod.data) { self.write(&patch).await } else { ended }
+            }
+            Ok(_) => Ended::Moot,
+            Err(error) => Ended::Failed(error.to_string()),
         }
     }
 
-    /// Repeats a request until it is done or moot; returns whether the object is still there.
-    async fn until_done<F: Future<Output = Ended>>(&self, request: impl Fn() -> F) -> bool {
-        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
-        loop {
-            match request().await {
-                Ended::Done => return true,
-                Ended::Moot => return false,
-                Ended::Failed(error) => {
-                    debug!(pod = %self.target.key, %error, "not written; trying again");
-                    sleep(backoff.next(RandomState::new().build_hasher().finish())).await;
-                }
-            }
-        }
+    /// Tells that a status of the provider is not shown. Repeated events become a series.
+    async fn rejected(&self, message: &str) {
+        warn!(pod = %self.target.key, %message, "status of the provider not accepted at home");
+        let message = format!("a status of the provider is not accepted here: {message}");
+        self.publish(&Refusal { reason: "StatusRejected".to_owned(), message }).await;
     }
 
     fn pods(&self) -> Api<Pod> {
@@ -192,7 +266,7 @@ impl Round {
     async fn write(&self, patch: &Value) -> Ended {
         let pods = self.pods();
         let params = PatchParams::default();
-        ended(pods.patch_status(&self.target.key.name, &params, &Patch::Strategic(patch))).await
+        ended(within(pods.patch_status(&self.target.key.name, &params, &Patch::Strategic(patch))).await)
     }
 
     async fn delete(&self) -> Ended {
@@ -205,7 +279,7 @@ impl Round {
             }),
             ..DeleteParams::default()
         };
-        ended(pods.delete(&self.target.key.name, &params)).await
+        ended(within(pods.delete(&self.target.key.name, &params)).await)
     }
 
     async fn publish(&self, refusal: &Refusal) {
@@ -224,17 +298,47 @@ impl Round {
             uid: Some(self.target.uid.to_string()),
             ..ObjectReference::default()
         };
-        if let Err(error) = self.recorder.publish(&event, &about).await {
+        if let Err(error) = within(self.recorder.publish(&event, &about)).await {
             debug!(pod = %self.target.key, %error, "event not written");
         }
     }
 }
 
-async fn ended<T>(request: impl Future<Output = kube::Result<T>>) -> Ended {
-    match timeout(REQUEST_TIMEOUT, request).await {
-        Ok(Ok(_)) => Ended::Done,
-        Ok(Err(kube::Error::Api(status))) if status.is_not_found() || status.is_conflict() => Ended::Moot,
-        Ok(Err(error)) => Ended::Failed(error.to_string()),
-        Err(_) => Ended::Failed("the API server did not answer in time".to_owned()),
+fn ended<T>(answer: kube::Result<T>) -> Ended {
+    match answer {
+        Ok(_) => Ended::Done,
+        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ended::Moot,
+        Err(kube::Error::Api(status)) if matches!(status.code, 400 | 422) => {
+            Ended::Rejected(status.message.clone())
+        }
+        Err(error) => Ended::Failed(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::core::Status;
+
+    #[test]
+    fn only_what_may_work_later_is_tried_again() {
+        let answer = |code| {
+            ended::<()>(Err(kube::Error::Api(Status::failure("because", "Reason").with_code(code).boxed())))
+        };
+        assert_eq!(answer(422), Ended::Rejected("because".to_owned()));
+        assert_eq!(answer(400), Ended::Rejected("because".to_owned()));
+        assert!(matches!(answer(500), Ended::Failed(_)) && matches!(answer(429), Ended::Failed(_)));
+        assert!(matches!(answer(403), Ended::Failed(_)));
+    }
+
+    #[test]
+    fn what_failed_goes_on_with_what_came_in_the_meantime() {
+        let status = |text: &'static str| Work { status: Some(Bytes::from(text)), ..Work::default() };
+        let finish = Work { finish: true, ..Work::default() };
+        assert_eq!(status("old").followed_by(status("new")), status("new"));
+        assert_eq!(
+            status("old").followed_by(finish),
+            Work { status: Some(Bytes::from("old")), refusal: None, finish: true }
+        );
     }
 }
