@@ -13,7 +13,7 @@ use kube::{Api, Client};
 use liquid_crds::vocabulary::{MANAGED_BY, MANAGED_BY_LIQUID};
 use liquid_crds::{ConsumeSpec, Peer, PeerSpec, VirtualNode, condition};
 use liquid_link::token::JoinToken;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -128,7 +128,28 @@ async fn remote_token(arguments: &Arguments, own: &liquid_crds::ClusterName) -> 
 /// What the command has made, to be taken back if the provider refuses.
 struct Made {
     name: String,
-    peer: bool,
+    before: Before,
+}
+
+/// What there was of the peer.
+enum Before {
+    Nothing,
+    /// It borrows from this cluster.
+    Lending,
+    /// This cluster borrows from it, and has to join again.
+    Borrowing(ConsumeSpec),
+}
+
+impl Before {
+    /// What `spec.consume` was; `None` if there was no Peer.
+    fn consume(&self) -> Option<Value> {
+        match self {
+            Before::Nothing => None,
+            Before::Lending => Some(Value::Null),
+            // Taking it away would end what runs there.
+            Before::Borrowing(consume) => Some(json!(consume)),
+        }
+    }
 }
 
 impl Made {
@@ -136,18 +157,24 @@ impl Made {
         let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
         drop(secrets.delete(&join_secret(&self.name), &DeleteParams::default()).await);
         let peers: Api<Peer> = Api::all(client.clone());
-        if self.peer {
+        let consume = self.before.consume();
+        if consume.is_none() {
             drop(peers.delete(&self.name, &DeleteParams::default()).await);
-        } else {
-            let patch = json!({ "spec": { "consume": null } });
+        }
+        if let Some(consume) = consume {
+            let patch = json!({ "spec": { "consume": consume } });
             drop(peers.patch(&self.name, &PatchParams::default(), &Patch::Merge(&patch)).await);
         }
-        let gone = until("removal of what was begun", Duration::from_secs(20), || async {
+        let gone = |peer: &Option<Peer>| match (&self.before, peer) {
+            (_, None) | (Before::Borrowing(_), _) => true,
+            (Before::Nothing, Some(_)) => false,
+            (Before::Lending, Some(peer)) => peer.spec.consume.is_none(),
+        };
+        let removed = until("removal of what was begun", Duration::from_secs(20), || async {
             let left = peers.get_opt(&self.name).await?;
-            let left = left.filter(|peer| self.peer || peer.spec.consume.is_some());
-            Ok(if left.is_none() { Look::Done(()) } else { Look::NotYet("Peer is still there".to_owned()) })
+            Ok(if gone(&left) { Look::Done(()) } else { Look::NotYet("Peer is still there".to_owned()) })
         });
-        if let Err(failure) = gone.await {
+        if let Err(failure) = removed.await {
             tell(&failure.to_string());
         }
     }
@@ -206,7 +233,7 @@ async fn make(
             let spec =
                 PeerSpec { cluster_id: token.cluster_id.to_string(), consume: Some(consume), lend: None };
             peers.create(&PostParams::default(), &Peer::new(&name, spec)).await?;
-            Ok(Made { name, peer: true })
+            Ok(Made { name, before: Before::Nothing })
         }
         Some(peer) => {
             let patch = json!({
@@ -214,7 +241,7 @@ async fn make(
                 "spec": { "consume": consume },
             });
             peers.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
-            Ok(Made { name, peer: false })
+            Ok(Made { name, before: peer.spec.consume.map_or(Before::Lending, Before::Borrowing) })
         }
     }
 }
@@ -277,4 +304,22 @@ async fn wait_ready(client: &Client, node: &str, timeout: Duration) -> Result<()
         Ok(Look::NotYet(why))
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_takes_nothing_away_that_was_there_before() {
+        let consume = ConsumeSpec {
+            endpoints: vec!["milan:7443".to_owned()],
+            ca_sha256: "ab".to_owned(),
+            join_secret: None,
+            create_virtual_node: true,
+        };
+        assert_eq!(Before::Borrowing(consume).consume().unwrap()["endpoints"], json!(["milan:7443"]));
+        assert_eq!(Before::Lending.consume(), Some(Value::Null));
+        assert_eq!(Before::Nothing.consume(), None, "the Peer is deleted");
+    }
 }
