@@ -177,8 +177,12 @@ impl Supervisor {
         let mut wanted: BTreeMap<String, Provider> =
             self.peers.values().filter_map(Provider::of).map(|p| (p.name.clone(), p)).collect();
         for node in self.virtual_nodes.values() {
-            let peer = &node.spec.peer;
-            wanted.entry(peer.clone()).or_insert_with(|| Provider::missing(peer));
+            let name = &node.spec.peer;
+            let left = || {
+                let last = self.mirrors.get(name).map(|mirror| mirror.provider());
+                Provider::left(name, self.peers.get(name), last.as_ref())
+            };
+            wanted.entry(name.clone()).or_insert_with(left);
         }
         self.mirrors.retain(|name, _| {
             let kept = wanted.contains_key(name);

@@ -121,6 +121,11 @@ impl Mirror {
         Self { commands, provider, link, namespaces: known, tasks }
     }
 
+    /// What is known of the provider.
+    pub(crate) fn provider(&self) -> Provider {
+        self.provider.borrow().clone()
+    }
+
     /// The `Peer` has changed.
     pub(crate) fn update(&self, provider: Provider) {
         self.provider.send_if_modified(|known| {

@@ -1,10 +1,11 @@
 //! The connection to one provider: dialled again whenever it is lost.
 
+use crate::request::within;
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
-use liquid_crds::vocabulary::{FORGET, credentials_secret};
-use liquid_crds::{Peer, condition, is_true};
+use liquid_crds::vocabulary::{FINALIZER_CONSUME, FORGET, credentials_secret};
+use liquid_crds::{ConsumeSpec, Peer, condition, is_true};
 use liquid_link::client::Dialer;
 use liquid_link::limits::MAX_MESSAGE;
 use liquid_link::proto;
@@ -27,6 +28,9 @@ const FRAME_QUEUE: usize = 64;
 /// Frames from the provider that wait for the actor.
 const EVENT_QUEUE: usize = 256;
 
+/// Field of the Secret with the credentials: the [`ConsumeSpec`] they were written for.
+const CONSUME: &str = "consume.json";
+
 /// What of a `Peer` matters for the connection to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Provider {
@@ -45,8 +49,8 @@ pub(crate) struct Provider {
 }
 
 impl Provider {
-    /// A provider whose `Peer` is gone: what is left of it at home can only be removed.
-    pub(crate) fn missing(name: &str) -> Self {
+    /// A provider that is gone: what is left of it at home can only be removed.
+    fn gone(name: &str) -> Self {
         Self {
             name: name.to_owned(),
             cluster_id: String::new(),
@@ -55,6 +59,38 @@ impl Provider {
             joined: false,
             gone: true,
         }
+    }
+
+    /// What there is to know of the provider `name`, of which virtual nodes are left. `last` is what was known before:
+    /// once borrowing has been taken out of the `Peer`, that does not tell any more how to reach it, and until it has
+    /// been given back (the finalizer says so) its pods run there and their deletion needs its word. After a restart the
+    /// Secret with the credentials knows the endpoints.
+    pub(crate) fn left(name: &str, peer: Option<&Peer>, last: Option<&Provider>) -> Self {
+        let Some(peer) = peer else { return Self::gone(name) };
+        if let Some(provider) = Self::of(peer) {
+            return provider;
+        }
+        let finalizers = peer.metadata.finalizers.as_ref();
+        let held = finalizers.is_some_and(|held| held.iter().any(|finalizer| finalizer == FINALIZER_CONSUME));
+        match last {
+            _ if !held || Self::is_over(peer) => Self::gone(name),
+            Some(last) => Self { gone: false, ..last.clone() },
+            None => Self {
+                cluster_id: peer.spec.cluster_id.clone(),
+                joined: true,
+                gone: false,
+                ..Self::gone(name)
+            },
+        }
+    }
+
+    /// The provider has ended the peering, or the user has given it up.
+    fn is_over(peer: &Peer) -> bool {
+        let conditions = peer.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        let ended = condition(conditions, "LinkUp").is_some_and(|c| c.reason == "EndedByProvider");
+        let annotations = peer.metadata.annotations.as_ref();
+        let forget = annotations.and_then(|annotations| annotations.get(FORGET));
+        ended || (forget.is_some() && forget == peer.metadata.uid.as_ref())
     }
 
     /// The borrowing half of `peer`, if it has one.
@@ -69,16 +105,13 @@ impl Provider {
                 endpoints.push(endpoint.clone());
             }
         }
-        let ended = condition(conditions, "LinkUp").is_some_and(|c| c.reason == "EndedByProvider");
-        let annotations = peer.metadata.annotations.as_ref();
-        let forget = annotations.and_then(|annotations| annotations.get(FORGET));
         Some(Self {
             name: peer.metadata.name.clone().unwrap_or_default(),
             cluster_id: peer.spec.cluster_id.clone(),
             endpoints,
             ca_sha256: consume.ca_sha256.clone(),
             joined: is_true(conditions, "Joined"),
-            gone: ended || (forget.is_some() && forget == peer.metadata.uid.as_ref()),
+            gone: Self::is_over(peer),
         })
     }
 }
@@ -112,6 +145,14 @@ pub(super) fn keep(
     let (state, watched) = watch::channel(Link::Down("not connected yet".to_owned()));
     let keeper = Keeper { client, namespace, provider, events, state };
     (receiver, watched, keeper.run())
+}
+
+/// What the Secret for a provider holds.
+struct Credentials {
+    chain: Bytes,
+    key: Bytes,
+    /// How the provider was reached when it was written.
+    way: Option<ConsumeSpec>,
 }
 
 struct Keeper {
@@ -180,12 +221,16 @@ impl Keeper {
         provider: &Provider,
     ) -> Result<(Channel, mpsc::Sender<proto::ConsumerFrame>, tonic::Streaming<proto::ProviderFrame>), String>
     {
-        let (chain, key) = self.credentials(&provider.name).await?;
+        let Credentials { chain, key, way } = self.credentials(&provider.name).await?;
         let credentials = ClientCredentials { chain_pem: &chain, key_pem: &key };
+        let (endpoints, ca_sha256) = match way {
+            Some(way) if provider.endpoints.is_empty() => (way.endpoints, way.ca_sha256),
+            _ => (provider.endpoints.clone(), provider.ca_sha256.clone()),
+        };
         let id = provider.cluster_id.parse().map_err(|error| format!("{error}"))?;
-        let (tls, name) = client_config(&id, &provider.ca_sha256, Some(credentials))
+        let (tls, name) = client_config(&id, &ca_sha256, Some(credentials))
             .map_err(|error| format!("the client certificate cannot be used: {error}"))?;
-        let dialer = Dialer::new(provider.endpoints.clone(), tls, name);
+        let dialer = Dialer::new(endpoints, tls, name);
         let channel = dialer.connect().await.map_err(|error| error.to_string())?;
         let (frames, mut queue) = mpsc::channel(FRAME_QUEUE);
         let outgoing = futures::stream::poll_fn(move |cx| queue.poll_recv(cx));
@@ -198,16 +243,19 @@ impl Keeper {
         Ok((channel, frames, answers.into_inner()))
     }
 
-    async fn credentials(&self, peer: &str) -> Result<(Bytes, Bytes), String> {
+    async fn credentials(&self, peer: &str) -> Result<Credentials, String> {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         let name = credentials_secret(peer);
-        let secret = secrets.get(&name).await.map_err(|error| format!("Secret {name}: {error}"))?;
+        let secret = within(secrets.get(&name)).await.map_err(|error| format!("Secret {name}: {error}"))?;
         let field = |key: &str| {
             let value = secret.data.as_ref().and_then(|data| data.get(key));
             value.filter(|value| !value.0.is_empty()).map(|value| Bytes::from(value.0.clone()))
         };
         match (field("tls.crt"), field("tls.key")) {
-            (Some(chain), Some(key)) => Ok((chain, key)),
+            (Some(chain), Some(key)) => {
+                let way = field(CONSUME).and_then(|text| serde_json::from_slice(&text).ok());
+                Ok(Credentials { chain, key, way })
+            }
             _ => Err(format!("Secret {name} holds no certificate yet")),
         }
     }
@@ -235,6 +283,41 @@ impl Keeper {
                 // A newer provider may say things this version does not know; they are not for us.
                 Err(error) => warn!(%error, "frame of the provider passed over"),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn peer(consume: bool, metadata: Value) -> Peer {
+        let consume = consume.then(|| json!({"endpoints": ["milan:1"], "caSHA256": "ab"}));
+        serde_json::from_value(json!({
+            "apiVersion": "liquid.mesh/v1alpha1", "kind": "Peer",
+            "metadata": metadata, "spec": {"clusterID": "id", "consume": consume},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_provider_from_which_nothing_more_is_borrowed_is_not_gone_until_all_is_given_back() {
+        let known = Provider::of(&peer(true, json!({"name": "milan"}))).unwrap();
+        let held = peer(false, json!({"name": "milan", "uid": "u", "finalizers": [FINALIZER_CONSUME]}));
+        assert_eq!(Provider::left("milan", Some(&held), Some(&known)), known);
+        let after_restart = Provider::left("milan", Some(&held), None);
+        assert!(!after_restart.gone && after_restart.joined && after_restart.cluster_id == "id");
+    }
+
+    #[test]
+    fn a_provider_is_gone_with_its_peer_or_when_it_is_given_back_or_forgotten() {
+        let known = Provider::of(&peer(true, json!({"name": "milan"}))).unwrap();
+        let forgotten = json!({
+            "name": "milan", "uid": "u", "finalizers": [FINALIZER_CONSUME], "annotations": {FORGET: "u"},
+        });
+        for peer in [None, Some(peer(false, json!({"name": "milan"}))), Some(peer(false, forgotten))] {
+            assert!(Provider::left("milan", peer.as_ref(), Some(&known)).gone, "{peer:?}");
         }
     }
 }
