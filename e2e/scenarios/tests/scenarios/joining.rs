@@ -1,10 +1,18 @@
 //! Joining, and being refused.
 
+use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams};
 use liquid_crds::Peer;
+use liquid_link::ca::certificate_request;
+use liquid_link::client::Dialer;
+use liquid_link::proto::enrollment_client::EnrollmentClient;
+use liquid_link::proto::{ClusterInfo, JoinRequest};
+use liquid_link::tls::client_config;
+use liquid_link::token::JoinToken;
 use liquid_scenarios::{Environment, Snapshot};
+use tonic::Code;
 
 /// Would catch: a provider that lets in who has no right to it, a refusal without a reason, and refusals that leave
 /// something behind.
@@ -78,5 +86,50 @@ async fn an_unreachable_provider_is_named_within_the_time_limit() -> anyhow::Res
     assert_eq!(Api::<Peer>::all(home.client.clone()).list(&ListParams::default()).await?.items.len(), 1);
     home.liquidctl.run(["unpeer", "provider"]).await?.ok()?;
     before.is_restored(&home.client).await?;
+    Ok(())
+}
+
+/// Would catch: a token that lets its holder continue in the place of a cluster that borrows already, and read and end
+/// what runs for it.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs two clusters"]
+async fn a_token_does_not_open_the_peering_of_another_cluster() -> anyhow::Result<()> {
+    let environment = Environment::open().await?.peered().await?;
+    let (home, provider) = (&environment.home, &environment.provider);
+    let peers: Api<Peer> = Api::all(provider.client.clone());
+    let victim = peers.get(&home.name).await?;
+    let tokens = ["delete", "secret", "-n", "liquid-system", "-l", "liquid.mesh/join-token"];
+    provider.kubectl.run(tokens).await?.ok()?;
+    let before = Snapshot::take(&provider.client).await?;
+    let text = provider.liquidctl.run(["invite"]).await?.ok()?;
+    let token = JoinToken::parse(text.trim(), 0)?;
+    let (_key, csr) = certificate_request()?;
+    let (tls, name) = client_config(&token.cluster_id, &token.ca_sha256, None)?;
+    let channel = Dialer::new(token.endpoints.clone(), tls, name).connect().await?;
+    let join = |csr: Vec<u8>| JoinRequest {
+        token_id: token.id.clone(),
+        secret: token.secret().to_vec().into(),
+        csr: csr.into(),
+        consumer: Some(ClusterInfo {
+            cluster_id: victim.spec.cluster_id.clone(),
+            name: "mallory".to_owned(),
+            ..ClusterInfo::default()
+        }),
+    };
+
+    let refused = EnrollmentClient::new(channel.clone()).join(join(csr)).await;
+
+    let refused = refused.err().context("a stranger was let in")?;
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("with another key"), "{refused}");
+    let damaged = EnrollmentClient::new(channel).join(join(b"no request".to_vec())).await;
+    assert_eq!(damaged.err().context("a damaged request was accepted")?.code(), Code::InvalidArgument);
+    provider
+        .kubectl
+        .run(["delete", "secret", "-n", "liquid-system", "-l", "liquid.mesh/join-token"])
+        .await?
+        .ok()?;
+    before.is_restored(&provider.client).await?;
+    assert_eq!(peers.get(&home.name).await?.metadata.uid, victim.metadata.uid);
     Ok(())
 }
