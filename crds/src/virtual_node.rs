@@ -34,9 +34,19 @@ pub struct VirtualNodeSpec {
     pub peer: String,
     /// Labels for the Node, on top of those of the offer; they win over them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend(
+        "maxProperties" = 64,
+        "additionalProperties" = {
+            "type": "string", "maxLength": 63, "pattern": r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$",
+        },
+    ))]
     pub labels: BTreeMap<String, String>,
-    /// Taints for the Node, on top of liquid.mesh/virtual-node.
+    /// Taints for the Node, on top of liquid.mesh/virtual-node; each key once for every effect.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 32),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["key", "effect"])
+    )]
     pub taints: Vec<NodeTaint>,
 }
 
@@ -45,10 +55,16 @@ pub struct VirtualNodeSpec {
 #[serde(rename_all = "camelCase")]
 pub struct NodeTaint {
     /// Key of the taint.
-    #[schemars(length(min = 1, max = 317))]
+    #[schemars(
+        length(min = 1, max = 317),
+        regex(
+            pattern = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?([A-Za-z0-9][-A-Za-z0-9_.]{0,61})?[A-Za-z0-9]$"
+        )
+    )]
     pub key: String,
     /// Value of the taint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63), regex(pattern = r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$"))]
     pub value: Option<String>,
     /// What happens to pods that do not tolerate it.
     pub effect: TaintEffect,
