@@ -29,6 +29,9 @@ pub const CLUSTER_ID: &str = "liquid.mesh/cluster-id";
 
 /// Taint of every virtual node; pods of offloaded namespaces tolerate it.
 pub const VIRTUAL_NODE_TAINT: &str = "liquid.mesh/virtual-node";
+/// Annotation on a virtual node: the taints Liquid has put there (KEY:EFFECT, separated by commas). All others are left
+/// as they are.
+pub const TAINTS: &str = "liquid.mesh/taints";
 
 /// On an offloaded namespace at home: the pod webhook looks at its pods.
 pub const OFFLOADING: &str = "liquid.mesh/offloading";

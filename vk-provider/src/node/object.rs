@@ -1,9 +1,11 @@
 //! What the Node object of a virtual node looks like. Pure.
 
+use k8s_openapi::api::core::v1::{Node, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt as _;
 use liquid_crds::quantity::{format, parse};
 use liquid_crds::vocabulary::{
-    CLUSTER_ID, MANAGED_BY, MANAGED_BY_LIQUID, PEER, TYPE, TYPE_VIRTUAL_NODE, VIRTUAL_NODE_TAINT,
+    CLUSTER_ID, MANAGED_BY, MANAGED_BY_LIQUID, PEER, TAINTS, TYPE, TYPE_VIRTUAL_NODE, VIRTUAL_NODE_TAINT,
 };
 use liquid_crds::{Offer, TaintEffect, VirtualNode};
 use serde_json::{Value, json};
@@ -54,35 +56,80 @@ impl Picture {
         labels
     }
 
-    /// Metadata and spec of the Node.
-    pub(crate) fn object(&self) -> Value {
-        let mut taints = vec![json!({
-            "key": VIRTUAL_NODE_TAINT, "value": self.node.spec.peer, "effect": "NoExecute",
-        })];
+    /// Our taints. Each key may be there once for every effect; ours wins over one of the user.
+    fn taints(&self) -> Vec<Taint> {
+        let mut taints = vec![Taint {
+            key: VIRTUAL_NODE_TAINT.to_owned(),
+            value: Some(self.node.spec.peer.clone()),
+            effect: "NoExecute".to_owned(),
+            time_added: None,
+        }];
         for taint in &self.node.spec.taints {
             let effect = match taint.effect {
                 TaintEffect::NoSchedule => "NoSchedule",
                 TaintEffect::PreferNoSchedule => "PreferNoSchedule",
                 TaintEffect::NoExecute => "NoExecute",
             };
-            taints.push(json!({ "key": taint.key, "value": taint.value, "effect": effect }));
+            if !taints.iter().any(|known| known.key == taint.key && known.effect == effect) {
+                let value = taint.value.clone();
+                let (key, effect) = (taint.key.clone(), effect.to_owned());
+                taints.push(Taint { key, value, effect, time_added: None });
+            }
         }
-        let cordoned = self.leaving || self.offer.as_ref().is_some_and(|offer| offer.cordoned);
+        taints
+    }
+
+    /// Metadata and spec of the Node, with our taints alone. Whether it takes pods is said only if it does not: else
+    /// that is left to others (`kubectl cordon`).
+    pub(crate) fn object(&self) -> Value {
+        let taints = self.taints();
+        let recorded: Vec<String> = taints.iter().map(taint_id).collect();
+        let mut spec = json!({ "taints": taints });
+        if self.leaving || self.offer.as_ref().is_some_and(|offer| offer.cordoned) {
+            spec["unschedulable"] = json!(true);
+        }
         json!({
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {
                 "name": self.node.metadata.name,
                 "labels": self.labels(),
-                "ownerReferences": [{
-                    "apiVersion": "liquid.mesh/v1alpha1",
-                    "kind": "VirtualNode",
-                    "name": self.node.metadata.name,
-                    "uid": self.node.metadata.uid,
-                }],
+                "annotations": { TAINTS: recorded.join(",") },
+                "ownerReferences": self.owner_references(),
             },
-            "spec": { "taints": taints, "unschedulable": cordoned },
+            "spec": spec,
         })
+    }
+
+    fn owner_references(&self) -> Value {
+        json!([{
+            "apiVersion": "liquid.mesh/v1alpha1",
+            "kind": "VirtualNode",
+            "name": self.node.metadata.name,
+            "uid": self.node.metadata.uid,
+        }])
+    }
+
+    /// The Node as it is created: only what makes it ours and keeps pods away. The rest is applied afterwards, so that
+    /// what is no longer wanted goes.
+    pub(crate) fn seed(&self) -> Value {
+        json!({
+            "metadata": {
+                "name": self.node.metadata.name,
+                "labels": { TYPE: TYPE_VIRTUAL_NODE, PEER: self.node.spec.peer },
+                "ownerReferences": self.owner_references(),
+            },
+            "spec": { "taints": self.taints() },
+        })
+    }
+
+    /// What is applied to the Node `found`: [`Picture::object`] with the taints of others, on the condition that nobody
+    /// has written it since.
+    pub(crate) fn applied(&self, found: &Node) -> Value {
+        let mut object = self.object();
+        object["metadata"]["resourceVersion"] = json!(found.metadata.resource_version);
+        object["spec"]["taints"] = json!(merged_taints(found, &self.taints()));
+        object
     }
 
     /// Status of the Node. `since` are the transition times of its conditions as they are now.
@@ -167,9 +214,112 @@ impl Picture {
     }
 }
 
+fn taint_id(taint: &Taint) -> String {
+    format!("{}:{}", taint.key, taint.effect)
+}
+
+/// The taints `node` shall have: those of others as they are (an admission plugin, the node controller and `kubectl
+/// taint` put them there), and `ours` in place of those we put there before.
+fn merged_taints(node: &Node, ours: &[Taint]) -> Vec<Taint> {
+    let recorded = node.annotations().get(TAINTS).map(String::as_str).unwrap_or_default();
+    let same = |a: &Taint, b: &Taint| a.key == b.key && a.effect == b.effect;
+    let empty = |taint: &Taint| taint.value.clone().unwrap_or_default();
+    let known = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let mut taints: Vec<Taint> = known
+        .filter(|taint| match ours.iter().find(|our| same(our, taint)) {
+            Some(our) => empty(our) == empty(taint),
+            None => !recorded.split(',').any(|id| id == taint_id(taint)),
+        })
+        .cloned()
+        .collect();
+    let missing: Vec<Taint> =
+        ours.iter().filter(|our| !taints.iter().any(|taint| same(our, taint))).cloned().collect();
+    taints.extend(missing);
+    taints
+}
+
+/// Whether somebody has changed what [`Picture::object`] (`object`) and [`Picture::status`] (`status`) put into a Node.
+pub(crate) fn drifted(node: &Node, object: &Value, status: &Value) -> bool {
+    let labels = object.pointer("/metadata/labels").and_then(Value::as_object).into_iter().flatten();
+    let relabelled =
+        labels.into_iter().any(|(key, value)| node.labels().get(key).map(String::as_str) != value.as_str());
+    let spec = node.spec.clone().unwrap_or_default();
+    let ours: Vec<Taint> = serde_json::from_value(object["spec"]["taints"].clone()).unwrap_or_default();
+    let retainted = merged_taints(node, &ours) != spec.taints.unwrap_or_default();
+    let uncordoned = object["spec"]["unschedulable"] == true && spec.unschedulable != Some(true);
+    let ready = status["status"]["conditions"][0]["status"].as_str();
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let said = conditions.into_iter().flatten().find(|c| c.type_ == "Ready").map(|c| c.status.as_str());
+    relabelled || retainted || uncordoned || said != ready
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn node(value: Value) -> Node {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn keys(taints: &Value) -> Vec<String> {
+        let taints: Vec<Taint> = serde_json::from_value(taints.clone()).unwrap();
+        taints.iter().map(taint_id).collect()
+    }
+
+    #[test]
+    fn taints_of_others_stay_and_ours_go_when_they_are_no_longer_wanted() {
+        let found = node(json!({
+            "metadata": {
+                "resourceVersion": "7",
+                "annotations": {TAINTS: "liquid.mesh/virtual-node:NoExecute,old:NoSchedule"},
+            },
+            "spec": {"taints": [
+                {"key": "old", "effect": "NoSchedule"},
+                {"key": "maintenance", "effect": "NoSchedule"},
+                {"key": "liquid.mesh/virtual-node", "effect": "NoExecute", "value": "else"},
+                {"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"},
+            ]},
+        }));
+        let applied = picture().applied(&found);
+        assert_eq!(applied["metadata"]["resourceVersion"], "7");
+        assert_eq!(
+            keys(&applied["spec"]["taints"]),
+            [
+                "maintenance:NoSchedule",
+                "node.kubernetes.io/unreachable:NoExecute",
+                "liquid.mesh/virtual-node:NoExecute",
+                "gpu:NoSchedule",
+            ]
+        );
+        assert_eq!(applied["spec"]["taints"][2]["value"], "milan");
+    }
+
+    #[test]
+    fn a_taint_of_the_user_with_our_key_and_effect_does_not_count() {
+        let mut picture = picture();
+        let key = VIRTUAL_NODE_TAINT.to_owned();
+        picture.node.spec.taints = vec![NodeTaint { key, value: None, effect: TaintEffect::NoExecute }];
+        assert_eq!(keys(&picture.object()["spec"]["taints"]), ["liquid.mesh/virtual-node:NoExecute"]);
+    }
+
+    #[test]
+    fn a_cordon_and_a_taint_of_others_are_no_drift_and_the_loss_of_ours_is() {
+        let picture = picture();
+        let (object, status) = (picture.object(), picture.status(&[], &at(1)));
+        let mut as_written = picture.applied(&Node::default());
+        as_written["status"] = status["status"].clone();
+        assert!(!drifted(&node(as_written.clone()), &object, &status));
+        let mut touched = as_written.clone();
+        touched["spec"]["unschedulable"] = json!(true);
+        let maintenance = json!({"key": "maintenance", "effect": "NoSchedule"});
+        touched["spec"]["taints"].as_array_mut().unwrap().push(maintenance);
+        assert!(!drifted(&node(touched), &object, &status));
+        let mut untainted = as_written.clone();
+        untainted["spec"]["taints"].as_array_mut().unwrap().pop();
+        assert!(drifted(&node(untainted), &object, &status));
+        let leaving = Picture { leaving: true, ..picture }.object();
+        assert!(drifted(&node(as_written), &leaving, &status));
+    }
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
     use k8s_openapi::jiff::Timestamp;
     use liquid_crds::{NodeTaint, VirtualNodeSpec};
@@ -243,7 +393,7 @@ mod tests {
 
     #[test]
     fn a_cordoned_offer_or_a_leaving_node_is_unschedulable() {
-        assert_eq!(picture().object()["spec"]["unschedulable"], false);
+        assert!(picture().object()["spec"].get("unschedulable").is_none());
         let leaving = Picture { leaving: true, ..picture() };
         assert_eq!(leaving.object()["spec"]["unschedulable"], true);
         let mut cordoned = picture();

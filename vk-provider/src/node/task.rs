@@ -3,7 +3,7 @@
 use super::certificate::{Serving, obtain};
 use super::drain::{delete_pods, remove_node};
 use super::lease::{RENEW_INTERVAL, renew};
-use super::object::Picture;
+use super::object::{Picture, drifted};
 use super::ownership::Ownership;
 use crate::kubelet::{Authenticator, KubeletApi, Listening, listen};
 use crate::mirror::{Link, Mirror};
@@ -218,7 +218,7 @@ impl Task {
                     // Somebody deleted the Node: it is made anew, for the VirtualNode is still wanted.
                     Change::Deleted(_) => self.start_over(),
                     Change::Applied(node) => {
-                        if self.node_uid != node.metadata.uid || drifted(&node, &self.written) {
+                        if self.node_uid != node.metadata.uid || self.has_drifted(&node) {
                             self.written = None;
                         }
                     }
@@ -228,6 +228,10 @@ impl Task {
                 () = sleep_until(again.unwrap_or(self.grace)), if again.is_some() => {}
             }
         }
+    }
+
+    fn has_drifted(&self, node: &Node) -> bool {
+        self.written.as_ref().is_some_and(|written| drifted(node, &written[0], &written[1]))
     }
 
     /// There is no Node any more.
@@ -310,11 +314,10 @@ impl Task {
         if *self.ownership.borrow() == Ownership::Foreign {
             return Ok(Wrote::Taken);
         }
-        let object = picture.object();
         let found = match found {
             Some(found) => found,
             None => {
-                let node: Node = serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
+                let node: Node = serde_json::from_value(picture.seed()).map_err(kube::Error::SerdeError)?;
                 match within(nodes.create(&PostParams::default(), &node)).await {
                     Err(kube::Error::Api(status)) if status.is_already_exists() => return Ok(Wrote::Raced),
                     created => created?,
@@ -331,7 +334,10 @@ impl Task {
             return Ok(Wrote::Spared);
         }
         let apply = PatchParams::apply("liquid-kubelet").force();
-        let applied = within(nodes.patch(name, &apply, &Patch::Apply(&object))).await;
+        let applied = within(nodes.patch(name, &apply, &Patch::Apply(&picture.applied(&found)))).await;
+        if matches!(&applied, Err(kube::Error::Api(status)) if status.is_conflict()) {
+            return Ok(Wrote::Raced);
+        }
         // Whether it is ready is told also when the rest is not accepted.
         let status = picture.status(&transitions(&found), &Time(Timestamp::now()));
         let status =
@@ -529,24 +535,6 @@ fn transitions(node: &Node) -> Vec<(String, String, Time)> {
             (c.type_.clone(), c.status.clone(), since)
         })
         .collect()
-}
-
-/// Whether somebody has changed what we wrote into the Node.
-fn drifted(node: &Node, written: &Option<Value>) -> bool {
-    let Some(fingerprint) = written else { return false };
-    let wanted = &fingerprint[0];
-    let labels = wanted.pointer("/metadata/labels").and_then(Value::as_object).into_iter().flatten();
-    let relabelled =
-        labels.into_iter().any(|(key, value)| node.labels().get(key).map(String::as_str) != value.as_str());
-    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
-    let ours = wanted.pointer("/spec/taints").and_then(Value::as_array).into_iter().flatten();
-    let untainted = ours.into_iter().any(|taint| {
-        !taints.into_iter().flatten().any(|known| Some(known.key.as_str()) == taint["key"].as_str())
-    });
-    let ready = fingerprint[1]["status"]["conditions"][0]["status"].as_str();
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    let said = conditions.into_iter().flatten().find(|c| c.type_ == "Ready").map(|c| c.status.as_str());
-    relabelled || untainted || said != ready
 }
 
 #[cfg(test)]
