@@ -29,6 +29,12 @@ pub(super) fn check(pod: &Value) -> Result<(), Refusal> {
     if items(spec, "resourceClaims").next().is_some() {
         return Err(refusal("resourceClaims: devices are claimed from nodes of this cluster"));
     }
+    if items(spec, "readinessGates").next().is_some() {
+        return Err(refusal(
+            "readinessGates: their conditions are set at home, where the provider does not see them, and the pod would \
+             never be ready",
+        ));
+    }
     Ok(())
 }
 
@@ -108,6 +114,7 @@ mod tests {
             ),
             (json!({"initContainers": [{"name": "i", "envFrom": [{"configMapRef": {}}]}]}), "container i"),
             (json!({"imagePullSecrets": [{"name": "x"}]}), "imagePullSecrets"),
+            (json!({"readinessGates": [{"conditionType": "example.org/gate"}]}), "readinessGates"),
         ] {
             let refused = check(&json!({ "spec": spec })).unwrap_err();
             assert!(refused.message.contains(expected), "{refused:?}");
