@@ -13,6 +13,7 @@ use crate::lend::peering_service::{Connections, PeeringService};
 use crate::lend::reconcile::{Lending, report_connections};
 use crate::lend::shadows::{Policy, Shadows};
 use crate::lend::sync_service::SyncService;
+use crate::lend::tokens;
 use crate::metrics::Metrics;
 use crate::peers;
 use crate::webhook::{self, Offloadings};
@@ -77,6 +78,7 @@ pub(crate) async fn lead(
     let labels = args.cluster_labels.iter().cloned().collect();
     run(drain, capacity::observe(client.clone(), labels, version.git_version, capacity_sender));
     run(drain, report_connections(client.clone(), consumers.clone(), connections.clone()));
+    run(drain, tokens::purge(client.clone(), args.namespace.clone()));
     run(drain, kubelet_certificates::approve(client.clone(), args.namespace.clone()));
     run(drain, offloadings.clone().follow(client.clone()));
     run(drain, webhook::tolerate(client.clone(), offloadings.clone()));

@@ -9,3 +9,4 @@ pub(crate) mod peering_service;
 pub(crate) mod reconcile;
 pub(crate) mod shadows;
 pub(crate) mod sync_service;
+pub(crate) mod tokens;
