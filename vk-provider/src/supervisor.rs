@@ -6,6 +6,7 @@ use crate::metrics::Metrics;
 use crate::mirror::{Mirror, Provider, RemoteState, WantedNamespace};
 use crate::node::{NodeHandle, Ownership, Picture, Shared};
 use crate::offloading::{NodeView, remote_name, report, selects, wanted};
+use crate::request::within;
 use futures::StreamExt as _;
 use futures::stream::select_all;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
@@ -30,11 +31,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 /// Pause after a failed request.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Longest time one namespace may hold up the others; what is left to do is done in the next round.
+const NAMESPACE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often the progress of namespaces that are being given up is looked at.
 const POLL: Duration = Duration::from_millis(250);
 
@@ -111,7 +114,7 @@ pub(crate) async fn supervise(client: Client, settings: Settings, metrics: Metri
 async fn own_name(client: &Client, namespace: &str) -> String {
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     loop {
-        match api.get_opt(CLUSTER_INFO).await {
+        match within(api.get_opt(CLUSTER_INFO)).await {
             Ok(Some(info)) => {
                 if let Some(name) = info.data.and_then(|mut data| data.remove("clusterName")) {
                     return name;
@@ -276,7 +279,8 @@ impl Supervisor {
         let offloadings: Vec<(String, NamespaceOffloading)> =
             self.offloadings.iter().map(|(name, offloading)| (name.clone(), offloading.clone())).collect();
         for (namespace, offloading) in &offloadings {
-            match self.keep_namespace(namespace, offloading, &views).await {
+            let kept = timeout(NAMESPACE_TIMEOUT, self.keep_namespace(namespace, offloading, &views)).await;
+            match kept.unwrap_or_else(|_| Err(kube::Error::Service("it takes too long".into()))) {
                 Ok(wanted) => {
                     for (peer, wanted) in wanted {
                         per_peer.entry(peer).or_default().insert(namespace.clone(), wanted);

@@ -3,6 +3,7 @@
 use super::home::{Finished, Home};
 use super::link::{Link, LinkEvent, Provider, keep};
 use crate::metrics::Metrics;
+use crate::request::within;
 use crate::translate;
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -22,12 +23,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 /// Commands that wait for the actor.
 const COMMAND_QUEUE: usize = 64;
 /// Changes of pods that wait for the actor; beyond that the watch waits, and the API server with it.
 const CHANGE_QUEUE: usize = 256;
+/// Pause after a pod could not be read. At most [`liquid_reflection::consumer::WINDOW`] of them wait for it.
+const READ_RETRY: Duration = Duration::from_millis(200);
 /// How often the numbers of objects are counted for the metrics.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -111,6 +115,7 @@ impl Mirror {
             provider: watched,
             metrics,
             held: BTreeMap::new(),
+            unread: None,
         };
         let keeper = async move {
             if sets_known.wait_for(|known| *known).await.is_ok() {
@@ -195,6 +200,8 @@ struct Actor {
     metrics: Metrics,
     /// Pods that cannot go to the provider as things are, by namespace: they are looked at again when that changes.
     held: BTreeMap<String, BTreeSet<(String, String)>>,
+    /// Pods whose body could not be read, and when they take their turn again.
+    unread: Option<(Instant, Vec<Ref>)>,
 }
 
 impl Actor {
@@ -207,6 +214,7 @@ impl Actor {
     ) {
         let mut report = tokio::time::interval(REPORT_INTERVAL);
         loop {
+            let again = self.unread.as_ref().map(|(at, _)| *at);
             let at_hand = tokio::select! {
                 biased;
                 command = queue.recv() => match command {
@@ -225,6 +233,12 @@ impl Actor {
                     None
                 }
                 Some((node, change)) = changed.recv(), if self.wanted.is_some() => self.pod_change(&node, change),
+                () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
+                    for target in self.unread.take().into_iter().flat_map(|(_, targets)| targets) {
+                        self.consumer.not_sent(&target);
+                    }
+                    None
+                }
                 _ = report.tick() => {
                     self.metrics.mirrored(&self.name, self.consumer.len(), self.consumer.unsettled().len());
                     None
@@ -329,6 +343,10 @@ impl Actor {
     }
 
     fn link_event(&mut self, event: LinkEvent) {
+        // With the stream goes what was under way in it.
+        if !matches!(event, LinkEvent::Frame(_)) {
+            self.unread = None;
+        }
         match event {
             LinkEvent::Up(frames) => {
                 self.frames = Some(frames);
@@ -490,9 +508,14 @@ impl Actor {
 
     /// Reads a pod anew to send it. The state machine counts it as under way until it is told something.
     async fn send_pod(&mut self, target: Ref, hash: Hash) {
+        // One read that fails is enough: the others wait with it, or each would take up to its deadline.
+        if let Some((_, waiting)) = &mut self.unread {
+            waiting.push(target);
+            return;
+        }
         let pods: Api<DynamicObject> =
             Api::namespaced_with(self.client.clone(), &target.key.namespace, &pod_resource());
-        match pods.get_opt(&target.key.name).await {
+        match within(pods.get_opt(&target.key.name)).await {
             Ok(Some(pod)) if pod.uid().as_deref() == Some(target.uid.as_str()) => {
                 let node = target.set.scope.to_string();
                 let read = self.pod_applied(&node, target.set.clone(), pod);
@@ -504,8 +527,7 @@ impl Actor {
             Ok(_) => self.consumer.removed(&target.set, &target.key, &target.uid, Some(0)),
             Err(error) => {
                 warn!(pod = %target.key, %error, "pod not read; trying again");
-                self.consumer.not_sent(&target);
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                self.unread = Some((Instant::now() + READ_RETRY, vec![target]));
             }
         }
     }

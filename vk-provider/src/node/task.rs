@@ -77,7 +77,7 @@ impl NodeHandle {
             node_uid: None,
             written: None,
             held_back: None,
-            grace: Instant::now() + START_GRACE,
+            grace: Instant::now(),
             pods_left: None,
         };
         let task = tokio::spawn(task.run().instrument(info_span!("node", %name)));
@@ -117,7 +117,7 @@ struct Task {
     written: Option<Value>,
     /// What could not be written, and is not tried again before this time.
     held_back: Option<(Value, Instant)>,
-    /// End of [`START_GRACE`].
+    /// End of [`START_GRACE`], which begins when the kubelet API listens.
     grace: Instant,
     /// Pods that are still there, as reported while the node is being removed.
     pods_left: Option<usize>,
