@@ -11,7 +11,8 @@ pub enum ConsumerFrame {
     /// The sets the consumer has; those not named are given up. First frame of a stream, and again whenever a
     /// set comes or goes.
     Sets(Vec<SetRef>),
-    /// Part of what a set holds. With `complete`, members no part has named are given up.
+    /// Part of what a set holds. With `complete`, members no part has named are given up. A part after that only says
+    /// which statuses its entries have by now.
     Inventory {
         /// Which set.
         set: SetRef,
