@@ -1,7 +1,9 @@
 //! The data path of `liquid-gateway`: WireGuard to all peers, stateless 1:1 prefix NAT, offloads on both ends.
 
+pub mod config;
 pub mod drops;
 pub mod gateway;
+pub mod io;
 pub mod nat;
 pub mod packet;
 pub mod peer;

@@ -12,6 +12,9 @@ use std::ops::Range;
 const MAX_PACKET: usize = 65_535;
 /// Most datagrams of a UDP super-packet: `UDP_MAX_SEGMENTS` before Linux 6.9.
 const MAX_DATAGRAMS: u16 = 64;
+/// Most packets of a run, each of which is a piece of the write: the kernel takes 1,024 (`IOV_MAX`), and 47 of
+/// 1,400 bytes fill a super-packet.
+pub const MAX_PIECES: u16 = 128;
 /// Runs that may still grow at a time. More flows than this in one batch cost speed, not order: the oldest run is
 /// closed.
 const MAX_OPEN: usize = 32;
@@ -222,6 +225,7 @@ impl Coalescer {
             && first.v4 == shape.v4
             && shape.size <= first.size
             && run.length + shape.size <= MAX_PACKET
+            && run.count < MAX_PIECES
             && same_headers(head, packet, &first, run.count)
             && match first.protocol {
                 Segmented::Tcp => sequence(packet, shape) == run.next_sequence,

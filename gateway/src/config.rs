@@ -1,0 +1,272 @@
+//! The configuration file of `liquid-gateway`.
+
+use crate::gateway::Config;
+use crate::nat::{Mismatch, Remap};
+use crate::peer::PeerConfig;
+use crate::wireguard::key::{NoKey, PresharedKey, PrivateKey};
+use ipnet::IpNet;
+use serde::Deserialize;
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// IPv6 needs 1,280; more than 65,535 - 80 cannot be sealed.
+const MTU_RANGE: std::ops::RangeInclusive<u16> = 1280..=65_000;
+
+/// The file. Times are in seconds.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct File {
+    /// File with the private key in base64; relative to this file.
+    pub private_key_file: PathBuf,
+    /// Address and port for peers.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    /// Name of the TUN device.
+    #[serde(default = "default_device")]
+    pub device: String,
+    /// Longest packet in the tunnel; 1,420 fits a path of 1,500 with IPv6 outside.
+    #[serde(default = "default_mtu")]
+    pub mtu: u16,
+    /// This cluster's prefixes: what peers may send to.
+    pub local: Vec<IpNet>,
+    /// The peers.
+    #[serde(default)]
+    pub peers: Vec<Peer>,
+}
+
+/// A peer in the file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Peer {
+    /// For logs and metrics; unique.
+    pub name: String,
+    /// Its public key in base64.
+    pub public_key: String,
+    /// File with a key both share, in base64; relative to this file.
+    pub preshared_key_file: Option<PathBuf>,
+    /// Address or DNS name, and port. Without it the peer has to call.
+    pub endpoint: Option<String>,
+    /// Seconds between packets that keep NATs open.
+    pub keepalive_seconds: Option<u16>,
+    /// Its prefixes.
+    pub prefixes: Vec<Prefix>,
+}
+
+/// A prefix of a peer.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Prefix {
+    /// As the peer has it.
+    pub real: IpNet,
+    /// As this cluster sees it, if that differs.
+    pub view: Option<IpNet>,
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from((IpAddr::from(Ipv6Addr::UNSPECIFIED), 51_820))
+}
+
+fn default_device() -> String {
+    "liquid-wg".to_owned()
+}
+
+fn default_mtu() -> u16 {
+    1420
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file does not follow the format.
+    #[error("{path}: {source}")]
+    Syntax {
+        /// Which.
+        path: PathBuf,
+        /// Where and what.
+        source: Box<serde_saphyr::Error>,
+    },
+    /// A key is none.
+    #[error("{what}: {source}")]
+    Key {
+        /// Which key.
+        what: String,
+        /// How keys look.
+        source: NoKey,
+    },
+    /// A prefix cannot stand for another.
+    #[error("peer {peer}: {source}")]
+    Prefix {
+        /// Whose.
+        peer: String,
+        /// Which, and why not.
+        source: Mismatch,
+    },
+    /// Two peers would get the same packets, or cannot be told apart.
+    #[error("peers {first} and {second} have the same {what}")]
+    Ambiguous {
+        /// One.
+        first: String,
+        /// The other.
+        second: String,
+        /// What they share.
+        what: String,
+    },
+    /// The MTU is out of bounds.
+    #[error("mtu {0} is not within {start}..={end}", start = MTU_RANGE.start(), end = MTU_RANGE.end())]
+    Mtu(u16),
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
+}
+
+impl File {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// If it cannot be read or does not follow the format.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let mut file: Self = serde_saphyr::from_str(&read(path)?)
+            .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
+        let directory = path.parent().unwrap_or(Path::new("."));
+        file.private_key_file = directory.join(&file.private_key_file);
+        for peer in &mut file.peers {
+            peer.preshared_key_file = peer.preshared_key_file.take().map(|key| directory.join(key));
+        }
+        Ok(file)
+    }
+
+    /// The configuration of the data path, with the endpoints of the peers as `resolved` by their text.
+    ///
+    /// # Errors
+    /// If a key file cannot be read, or the file contradicts itself.
+    pub fn config(&self, resolved: &HashMap<String, SocketAddr>) -> Result<Config, ConfigError> {
+        if !MTU_RANGE.contains(&self.mtu) {
+            return Err(ConfigError::Mtu(self.mtu));
+        }
+        let key_of = |what: String| move |source| ConfigError::Key { what, source };
+        let path = &self.private_key_file;
+        let private_key: PrivateKey = read(path)?.parse().map_err(key_of(path.display().to_string()))?;
+        let mut peers = Vec::with_capacity(self.peers.len());
+        for peer in &self.peers {
+            let preshared_key = match &peer.preshared_key_file {
+                Some(path) => {
+                    let key: PresharedKey =
+                        read(path)?.parse().map_err(key_of(path.display().to_string()))?;
+                    Some(key)
+                }
+                None => None,
+            };
+            let remaps = peer.prefixes.iter().map(|prefix| match prefix.view {
+                Some(view) => Remap::new(view, prefix.real),
+                None => Ok(Remap::identity(prefix.real)),
+            });
+            let remaps = remaps.collect::<Result<Vec<_>, _>>();
+            peers.push(PeerConfig {
+                name: peer.name.clone(),
+                public_key: peer
+                    .public_key
+                    .parse()
+                    .map_err(key_of(format!("public key of peer {}", peer.name)))?,
+                preshared_key,
+                endpoint: peer.endpoint.as_ref().and_then(|text| resolved.get(text)).copied(),
+                keepalive: peer
+                    .keepalive_seconds
+                    .filter(|seconds| *seconds > 0)
+                    .map(|s| Duration::from_secs(s.into())),
+                remaps: remaps.map_err(|source| ConfigError::Prefix { peer: peer.name.clone(), source })?,
+                mtu: self.mtu,
+            });
+        }
+        check_unambiguous(&peers)?;
+        Ok(Config { private_key, local: self.local.clone(), peers })
+    }
+
+    /// The endpoints to resolve.
+    pub fn endpoints(&self) -> HashSet<&str> {
+        self.peers.iter().filter_map(|peer| peer.endpoint.as_deref()).collect()
+    }
+}
+
+fn check_unambiguous(peers: &[PeerConfig]) -> Result<(), ConfigError> {
+    let mut seen: HashMap<String, &str> = HashMap::new();
+    for peer in peers {
+        let views = peer.remaps.iter().map(|remap| format!("view {}", remap.view()));
+        let properties = [format!("name {}", peer.name), format!("public key {}", peer.public_key)];
+        for what in properties.into_iter().chain(views) {
+            if let Some(first) = seen.insert(what.clone(), &peer.name) {
+                return Err(ConfigError::Ambiguous {
+                    first: first.to_owned(),
+                    second: peer.name.clone(),
+                    what,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("key"), format!("{KEY}\n")).unwrap();
+        let path = directory.path().join("gateway.yaml");
+        std::fs::write(&path, text).unwrap();
+        let resolved = HashMap::from([("b.example:51820".to_owned(), "192.0.2.2:51820".parse().unwrap())]);
+        File::load(&path)?.config(&resolved)
+    }
+
+    fn with_peers(peers: &str) -> Result<Config, ConfigError> {
+        load(&format!("privateKeyFile: key\nlocal: [10.244.0.0/16]\npeers:\n{peers}"))
+    }
+
+    #[test]
+    fn a_whole_file_is_understood() {
+        let config = with_peers(&format!(
+            "- name: b\n  publicKey: {KEY}\n  presharedKeyFile: key\n  endpoint: b.example:51820\n  keepaliveSeconds: 25\n  \
+             prefixes: [{{real: 10.244.0.0/16, view: 10.71.0.0/16}}, {{real: fd00::/64}}]\n"
+        ))
+        .unwrap();
+        let peer = &config.peers[0];
+        assert_eq!(peer.endpoint, Some("192.0.2.2:51820".parse().unwrap()));
+        assert_eq!((peer.keepalive, peer.mtu, peer.remaps.len()), (Some(Duration::from_secs(25)), 1420, 2));
+        assert!(peer.preshared_key.is_some());
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let peer = |name: &str, prefixes: &str| {
+            format!("- {{name: {name}, publicKey: {KEY}, prefixes: [{prefixes}]}}\n")
+        };
+        let message = |text: &str| with_peers(text).unwrap_err().to_string();
+        assert_eq!(
+            message(&peer("b", "{real: 10.0.0.0/16, view: 10.1.0.0/17}")),
+            "peer b: 10.1.0.0/17 cannot stand for 10.0.0.0/16: both must be IPv4 or IPv6 prefixes of equal length"
+        );
+        assert!(
+            message(&(peer("b", "") + &peer("c", ""))).starts_with("peers b and c have the same public key")
+        );
+        assert!(
+            message("- {name: b, publicKey: short, prefixes: []}\n")
+                .contains("public key of peer b: a key is 32 bytes")
+        );
+        assert!(load("privateKeyFile: key\nlocal: []\nmtu: 900\n").unwrap_err().to_string().contains("1280"));
+        assert!(load("privateKeyFile: key\nlocal: []\ntypo: 1\n").unwrap_err().to_string().contains("typo"));
+        assert!(load("privateKeyFile: none\nlocal: []\n").unwrap_err().to_string().contains("cannot read"));
+    }
+}
