@@ -1,6 +1,7 @@
 //! Stopping a lab: everything it made goes, whatever state it was in; nothing else is touched.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::bail;
 
@@ -8,12 +9,17 @@ use super::in_parallel;
 use super::state::{Lock, State};
 use crate::build::cache::remove_all;
 use crate::host::cgroup::Group;
-use crate::host::host_check;
+use crate::host::{host_check, wait};
 use crate::machine::Machine;
 use crate::network::topology;
 use crate::plan::layout::{Layout, host_interface};
 use crate::plan::spec::LabName;
 use crate::progress::Progress;
+
+/// How long what could not be removed is tried again.
+const REMOVED_WITHIN: Duration = Duration::from_secs(20);
+/// Pause between two tries.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Stops a lab and removes all of it; returns whether there was anything to remove.
 ///
@@ -58,7 +64,19 @@ pub fn leftovers(name: &LabName) -> Vec<String> {
 }
 
 /// Removes everything a lab may have made. The lock of the lab must be held.
+///
+/// A machine that a start had begun when it was killed may come to life only now: it is removed in the next round.
 pub(crate) fn remove(layout: &Layout) -> anyhow::Result<()> {
+    let mut result = Ok(());
+    let tried = wait::until("removal", REMOVED_WITHIN, PAUSE, || {
+        result = remove_once(layout);
+        Ok(result.is_ok().then_some(()))
+    });
+    // What was left by the last try says more than that time is up.
+    result.and(tried)
+}
+
+fn remove_once(layout: &Layout) -> anyhow::Result<()> {
     let lab = layout.name().as_str();
     // A state that cannot be read must not keep the rest from being removed; the wire to the host then goes with the
     // router's end of it.

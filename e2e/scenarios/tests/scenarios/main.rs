@@ -6,5 +6,6 @@ mod joining;
 mod kubelet_api;
 mod leaving;
 mod manifests;
+mod nodes;
 mod pods;
 mod resilience;

@@ -6,6 +6,7 @@ use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt as _};
 use liquid_crds::ShadowPod;
 use liquid_scenarios::{Environment, Look};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -25,8 +26,7 @@ async fn a_deployment_with_node_affinity_runs_in_the_provider() -> anyhow::Resul
         assert_eq!(pod.spec.as_ref().unwrap().node_name.as_deref(), Some("liquid-provider"));
     }
     let remote = provider.wait_for_pods("pods-home", "app=web", 2, SOON).await?;
-    let names =
-        |pods: &[Pod]| pods.iter().map(|pod| pod.name_any()).collect::<std::collections::BTreeSet<_>>();
+    let names = |pods: &[Pod]| pods.iter().map(|pod| pod.name_any()).collect::<BTreeSet<_>>();
     assert_eq!(names(&pods), names(&remote));
     for pod in &remote {
         let status = pod.status.as_ref().unwrap();
@@ -168,4 +168,26 @@ async fn pods_of_other_namespaces_stay_away_from_virtual_nodes() -> anyhow::Resu
     })
     .await?;
     drop_namespace(home, "other").await
+}
+
+/// Would catch: pods that have to be made anew because their namespace was offloaded after them.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs two clusters"]
+async fn pods_may_be_there_before_their_namespace_is_offloaded() -> anyhow::Result<()> {
+    let environment = Environment::open().await?.peered().await?;
+    let home = &environment.home;
+    home.delete_namespace("early").await?;
+    home.create_namespace("early").await?;
+    home.apply("early", &deployment("web", 2, FOREVER)).await?;
+    let before = home
+        .wait("two pods wait for a node", SOON, || async {
+            let pods = home.pods("early", "app=web").await?;
+            Ok(if pods.len() == 2 { Look::Done(pods) } else { Look::NotYet(format!("{} pods", pods.len())) })
+        })
+        .await?;
+    home.liquidctl.run(["offload", "namespace", "early"]).await?.ok()?;
+    let after = home.wait_for_pods("early", "app=web", 2, SOON).await?;
+    let uids = |pods: &[Pod]| pods.iter().filter_map(|pod| pod.uid()).collect::<BTreeSet<_>>();
+    assert_eq!(uids(&before), uids(&after), "the same pods");
+    drop_namespace(home, "early").await
 }

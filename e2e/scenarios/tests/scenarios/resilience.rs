@@ -115,7 +115,8 @@ async fn a_partition_is_noticed_survived_and_healed() -> anyhow::Result<()> {
     drop_namespace(home, "cut").await
 }
 
-/// Would catch: a Node or a shadow that stays away when somebody deletes it.
+/// Would catch: a Node or a shadow that stays away when somebody deletes it, and a pod that ends at home because the
+/// provider drains a node.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs two clusters"]
 async fn what_others_delete_comes_back() -> anyhow::Result<()> {
@@ -134,7 +135,19 @@ async fn what_others_delete_comes_back() -> anyhow::Result<()> {
         })
         .await?;
     provider.wait_for_pods("back-home", "app=web", 1, SOON).await?;
-    home.wait_for_pods("back", "app=web", 1, SOON).await?;
+    let before = home.wait_for_pods("back", "app=web", 1, SOON).await?[0].uid();
+
+    let remote: Api<Pod> = Api::namespaced(provider.client.clone(), "back-home");
+    let first = remote.get(&pod).await?.uid();
+    remote.delete(&pod, &DeleteParams::default()).await?;
+    provider
+        .wait("another Pod takes its place", SOON, || async {
+            let now = remote.get_opt(&pod).await?.and_then(|pod| pod.uid());
+            Ok(if now.is_some() && now != first { Look::Done(()) } else { Look::NotYet(format!("{now:?}")) })
+        })
+        .await?;
+    let after = home.wait_for_pods("back", "app=web", 1, SOON).await?[0].uid();
+    assert_eq!(before, after, "at home it is the same pod");
     drop_namespace(home, "back").await?;
 
     home.kubectl.run(["delete", "node", "liquid-provider", "--wait=false"]).await?.ok()?;
