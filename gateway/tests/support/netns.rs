@@ -308,7 +308,8 @@ impl Site {
             Other::WireguardGo => command.args(["-f", &self.device]),
             Other::BoringtunCli => command.args(["--foreground", "--disable-drop-privileges", &self.device]),
         };
-        let process = Process::start(command.stderr(log.try_clone().unwrap()).stdout(log));
+        let mut process = Process::start(command.stderr(log.try_clone().unwrap()).stdout(log));
+        process.leaves = Some(socket.clone());
         let hex = |key: &[u8]| key.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let request = format!(
             "set=1\nprivate_key={}\nlisten_port=51820\nreplace_peers=true\npublic_key={}\npreshared_key={}\nendpoint={}\n\
@@ -384,11 +385,13 @@ pub(crate) fn gateway_binary() -> PathBuf {
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
+    /// What it does not remove itself when it is killed.
+    leaves: Option<PathBuf>,
 }
 
 impl Process {
     fn start(command: &mut Command) -> Self {
-        Self { child: command.stdin(Stdio::null()).spawn().unwrap() }
+        Self { child: command.stdin(Stdio::null()).spawn().unwrap(), leaves: None }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -415,6 +418,9 @@ impl Process {
     fn end(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
+        if let Some(path) = self.leaves.take() {
+            drop(fs::remove_file(path));
+        }
     }
 }
 
