@@ -1,6 +1,7 @@
 //! `Peer`: one foreign cluster, what we borrow from it and what we lend to it.
 
-use crate::Offer;
+use crate::vocabulary::{ENDED_BY_PROVIDER, FORGET};
+use crate::{Offer, condition};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -41,6 +42,35 @@ pub struct PeerSpec {
     /// Present if this cluster lends to the peer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lend: Option<LendSpec>,
+}
+
+impl Peer {
+    /// Where the peer may be reached: as configured, then as it has announced itself.
+    #[must_use]
+    pub fn endpoints(&self, consume: &ConsumeSpec) -> Vec<String> {
+        let mut endpoints = consume.endpoints.clone();
+        let announced = self.status.as_ref().and_then(|status| status.consume.as_ref());
+        for endpoint in announced.iter().flat_map(|consume| &consume.endpoints) {
+            if !endpoints.contains(endpoint) {
+                endpoints.push(endpoint.clone());
+            }
+        }
+        endpoints
+    }
+
+    /// The user has given it up: its word is not waited for any more.
+    #[must_use]
+    pub fn is_forgotten(&self) -> bool {
+        let forget = self.metadata.annotations.as_ref().and_then(|annotations| annotations.get(FORGET));
+        forget.is_some() && forget == self.metadata.uid.as_ref()
+    }
+
+    /// As a provider, it has ended the peering on purpose.
+    #[must_use]
+    pub fn ended_by_provider(&self) -> bool {
+        let conditions = self.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        condition(conditions, "LinkUp").is_some_and(|link| link.reason == ENDED_BY_PROVIDER)
+    }
 }
 
 /// How this cluster reaches the peer it borrows from.

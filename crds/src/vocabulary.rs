@@ -44,6 +44,12 @@ pub const OFFLOADING_BINDING: &str = "binding";
 /// provider's.
 pub const HOME_KEYS: &str = "liquid.mesh/home-keys";
 
+/// Reason of the condition `LinkUp` of a `Peer` whose provider has ended the peering on purpose.
+pub const ENDED_BY_PROVIDER: &str = "EndedByProvider";
+
+/// Field of the Secret with the credentials for a provider: the `ConsumeSpec` they were written for.
+pub const CREDENTIALS_CONSUME: &str = "consume.json";
+
 /// On a `Peer` that borrows: SHA-256 of the public keys its certificates were last issued for, comma-separated.
 pub const CONSUMER_KEYS: &str = "liquid.mesh/consumer-keys";
 

@@ -13,6 +13,7 @@ pub mod server;
 pub mod tls;
 pub mod token;
 pub mod token_secret;
+pub mod upgrade;
 
 /// Messages and services, generated from `proto/link.proto`.
 #[allow(clippy::all, unreachable_pub, unused_qualifications, reason = "generated")]

@@ -1,5 +1,6 @@
 //! One of the two clusters.
 
+use crate::environment::NAMESPACE;
 use crate::program::Program;
 use crate::wait::{Look, wait};
 use anyhow::{Context as _, bail};
@@ -7,6 +8,7 @@ use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod};
 use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, ResourceExt as _};
+use liquid_crds::vocabulary::JOIN_TOKEN;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -110,6 +112,16 @@ impl Cluster {
             Ok(Look::NotYet(why.collect::<Vec<_>>().join("; ")))
         })
         .await
+    }
+
+    /// Deletes all join tokens: they are the provider's to keep until they expire, and no part of a peering.
+    ///
+    /// # Errors
+    /// If kubectl fails.
+    pub async fn drop_tokens(&self) -> anyhow::Result<()> {
+        let tokens = ["delete", "secret", "-n", NAMESPACE, "-l", JOIN_TOKEN];
+        self.kubectl.run(tokens).await?.ok()?;
+        Ok(())
     }
 
     /// Pods of a namespace with a label selector.

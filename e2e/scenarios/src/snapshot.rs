@@ -2,7 +2,7 @@
 
 use crate::{Look, wait};
 use kube::api::{DynamicObject, ListParams};
-use kube::core::discovery::{ApiCapabilities, verbs};
+use kube::core::discovery::verbs;
 use kube::discovery::Discovery;
 use kube::{Api, Client};
 use std::collections::BTreeSet;
@@ -25,7 +25,6 @@ impl Snapshot {
         let discovery = Discovery::new(client.clone()).run().await?;
         for group in discovery.groups() {
             for (resource, capabilities) in group.recommended_resources() {
-                let ApiCapabilities { .. } = &capabilities;
                 if !capabilities.supports_operation(verbs::LIST) || RESTLESS.contains(&resource.kind.as_str())
                 {
                     continue;
@@ -68,17 +67,5 @@ impl Snapshot {
         let appeared = later.0.difference(&self.0).map(|object| format!("+ {object}"));
         let vanished = self.0.difference(&later.0).map(|object| format!("- {object}"));
         appeared.chain(vanished).collect()
-    }
-
-    /// Number of objects.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }

@@ -5,14 +5,11 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, Resource as _, ResourceExt as _};
-use liquid_crds::vocabulary::{MANAGED_BY, MANAGED_BY_LIQUID, credentials_secret};
+use liquid_crds::vocabulary::{CREDENTIALS_CONSUME, MANAGED_BY, MANAGED_BY_LIQUID, credentials_secret};
 use liquid_crds::{ConsumeSpec, Peer};
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
-
-/// Field of the Secret with the [`ConsumeSpec`].
-const CONSUME: &str = "consume.json";
 
 /// A key, and its certificate once there is one. PEM.
 #[derive(Clone, PartialEq, Eq)]
@@ -60,7 +57,7 @@ pub(super) async fn way(
 ) -> Result<Option<ConsumeSpec>, kube::Error> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let secret = secrets.get_opt(&credentials_secret(&peer.name_any())).await?;
-    let text = secret.and_then(|secret| secret.data?.remove(CONSUME));
+    let text = secret.and_then(|secret| secret.data?.remove(CREDENTIALS_CONSUME));
     Ok(text.and_then(|text| serde_json::from_slice(&text.0).ok()).flatten())
 }
 
@@ -101,7 +98,10 @@ pub(super) async fn store(
         data: Some(BTreeMap::from([
             ("tls.key".to_owned(), bytes(&credentials.key)),
             ("tls.crt".to_owned(), bytes(credentials.chain.as_deref().unwrap_or_default())),
-            (CONSUME.to_owned(), bytes(&serde_json::to_string(&peer.spec.consume).unwrap_or_default())),
+            (
+                CREDENTIALS_CONSUME.to_owned(),
+                bytes(&serde_json::to_string(&peer.spec.consume).unwrap_or_default()),
+            ),
         ])),
         ..Secret::default()
     };

@@ -15,7 +15,7 @@ use rcgen::{CertificateParams, KeyPair};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 use tonic::{Code, Request};
-use tracing::warn;
+use tracing::{debug, warn};
 
 /// Time for the provider to answer.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -46,9 +46,8 @@ pub(super) async fn ensure(
 ) -> Result<Credentials, JoinError> {
     let stored = load(client, &cluster.namespace, peer).await?;
     let joined = stored.clone().filter(|credentials| credentials.chain.is_some());
-    if let Some(credentials) = &joined
-        && !has_token(client, cluster, consume).await?
-    {
+    let kept = kept_token(client, cluster, consume).await?;
+    if let (Some(credentials), None) = (&joined, &kept) {
         return Ok(credentials.clone());
     }
     // The key is kept before it is used: if the answer is lost, the token may be redeemed again with the same key.
@@ -62,20 +61,25 @@ pub(super) async fn ensure(
         }
     };
     let redeemed = async {
-        let token = token(client, cluster, peer, consume).await?;
+        let token = token(kept, cluster, peer, consume)?;
         redeem(cluster, peer, consume, &token, &credentials.key).await
     };
-    let chain = match redeemed.await {
-        Ok(chain) => chain,
+    let credentials = match redeemed.await {
+        Ok(chain) => {
+            let credentials = Credentials { chain: Some(chain), ..credentials };
+            store(client, &cluster.namespace, peer, &credentials).await?;
+            credentials
+        }
         // The token was of no use, but there is a certificate that may be.
         Err(JoinError::Refused(why)) if joined.as_ref().is_some_and(|joined| !joined.is_expired()) => {
             warn!(peer = %peer.name_any(), %why, "join token refused; going on with the certificate there is");
-            return Ok(credentials);
+            credentials
         }
         Err(error) => return Err(error),
     };
-    let credentials = Credentials { chain: Some(chain), ..credentials };
-    store(client, &cluster.namespace, peer, &credentials).await?;
+    if let Err(error) = discard_token(client, cluster, consume).await {
+        debug!(%error, "redeemed token not deleted; it is of no use to anyone");
+    }
     Ok(credentials)
 }
 
@@ -94,14 +98,18 @@ pub(super) async fn discard_token(
     }
 }
 
-async fn has_token(client: &Client, cluster: &Cluster, consume: &ConsumeSpec) -> Result<bool, kube::Error> {
-    let Some(name) = &consume.join_secret else { return Ok(false) };
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), &cluster.namespace);
-    Ok(secrets.get_metadata_opt(name).await?.is_some())
+/// The Secret of the join token, if it is there.
+async fn kept_token(
+    client: &Client,
+    cluster: &Cluster,
+    consume: &ConsumeSpec,
+) -> Result<Option<Secret>, kube::Error> {
+    let Some(name) = &consume.join_secret else { return Ok(None) };
+    Api::<Secret>::namespaced(client.clone(), &cluster.namespace).get_opt(name).await
 }
 
-async fn token(
-    client: &Client,
+fn token(
+    secret: Option<Secret>,
     cluster: &Cluster,
     peer: &Peer,
     consume: &ConsumeSpec,
@@ -112,8 +120,6 @@ async fn token(
                 .to_owned(),
         ));
     };
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), &cluster.namespace);
-    let secret = secrets.get_opt(name).await?;
     let text = secret.and_then(|secret| {
         let value = secret.data?.remove("token")?;
         String::from_utf8(value.0).ok()

@@ -111,19 +111,7 @@ pub(super) async fn dial(
     }
     let with = ClientCredentials { chain_pem: chain.as_bytes(), key_pem: credentials.key.as_bytes() };
     let (tls, name) = client_config(&provider, &consume.ca_sha256, Some(with)).map_err(|e| invalid(&e))?;
-    Ok(PeeringClient::new(Dialer::new(endpoints(peer, consume), tls, name).connect().await?))
-}
-
-/// Where the provider may be reached: as configured, then as it announced itself.
-fn endpoints(peer: &Peer, consume: &ConsumeSpec) -> Vec<String> {
-    let mut endpoints = consume.endpoints.clone();
-    let announced = peer.status.as_ref().and_then(|status| status.consume.as_ref());
-    for endpoint in announced.iter().flat_map(|consume| &consume.endpoints) {
-        if !endpoints.contains(endpoint) {
-            endpoints.push(endpoint.clone());
-        }
-    }
-    endpoints
+    Ok(PeeringClient::new(Dialer::new(peer.endpoints(consume), tls, name).connect().await?))
 }
 
 /// Opens the stream of offers.

@@ -8,8 +8,8 @@ use crate::finalizers;
 use crate::metrics::Metrics;
 use crate::status::{Report, report};
 use kube::{Api, Client, ResourceExt as _};
-use liquid_crds::vocabulary::{FINALIZER_CONSUME, FORGET, credentials_secret};
-use liquid_crds::{ConditionUpdate, ConsumeSpec, ConsumeStatus, Peer, condition};
+use liquid_crds::vocabulary::{ENDED_BY_PROVIDER, FINALIZER_CONSUME, credentials_secret};
+use liquid_crds::{ConditionUpdate, ConsumeSpec, ConsumeStatus, Peer};
 use liquid_runtime::backoff::Backoff;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
-use tracing::{Instrument as _, debug, info, info_span, warn};
+use tracing::{Instrument as _, info, info_span, warn};
 
 /// First and longest pause between two tries to reach a provider: it is back in the picture 3 s after it is back.
 const DIAL_FIRST: Duration = Duration::from_millis(250);
@@ -168,9 +168,6 @@ impl Task {
                 return next;
             }
         };
-        if let Err(error) = join::discard_token(&self.client, &self.cluster, consume).await {
-            debug!(%error, "redeemed token not deleted; it is of no use to anyone");
-        }
         let error = self.stay(peer, consume, credentials, backoff).await;
         match error {
             Stayed::Lost(error) => {
@@ -186,7 +183,7 @@ impl Task {
             Stayed::Ended(reason) => {
                 warn!(%reason, "the provider has ended the peering");
                 let message = format!("{reason}; run `liquidctl unpeer` to remove what is left of it here");
-                self.report(peer, None, vec![no("LinkUp", "EndedByProvider", &message)]).await;
+                self.report(peer, None, vec![no("LinkUp", ENDED_BY_PROVIDER, &message)]).await;
                 // Its pods are gone or on their way out: their owners shall replace them.
                 if let Err(error) = leave::remove_virtual_nodes(&self.client, peer).await {
                     warn!(%error, "virtual nodes not removed; trying again");
@@ -271,11 +268,9 @@ impl Task {
             warn!(%error, "virtual nodes not removed; trying again");
             return Next::Pause;
         }
-        let forget = peer.annotations().get(FORGET) == peer.metadata.uid.as_ref();
-        let ended = peer.status.as_ref().and_then(|status| condition(&status.conditions, "LinkUp"));
-        let ended = ended.is_some_and(|condition| condition.reason == "EndedByProvider");
+        let (forget, ended) = (peer.is_forgotten(), peer.ended_by_provider());
         let mut changes = self.peer.clone();
-        let forgotten = changes.wait_for(|now| now.annotations().get(FORGET) == now.metadata.uid.as_ref());
+        let forgotten = changes.wait_for(Peer::is_forgotten);
         let left = async {
             match consume.filter(|_| !forget && !ended) {
                 Some(consume) => leave::leave(&self.client, &self.cluster, peer, consume).await,

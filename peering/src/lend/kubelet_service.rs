@@ -2,7 +2,7 @@
 //! API server. What is inside the streams (SPDY, WebSocket) is passed on unread.
 
 use super::consumers::Consumers;
-use super::kubelet_target::{UPGRADE_HEADERS, target};
+use super::kubelet_target::{belongs_to_upgrade, target};
 use super::shadows::Shadows;
 use bytes::Bytes;
 use futures::Stream;
@@ -199,7 +199,7 @@ fn passed_on(headers: &HeaderMap, upgraded: bool) -> Vec<Header> {
         .iter()
         .filter(|(name, _)| {
             let name = name.as_str();
-            if upgraded { UPGRADE_HEADERS.contains(&name) } else { plain.contains(&name) }
+            if upgraded { belongs_to_upgrade(name) } else { plain.contains(&name) }
         })
         .map(|(name, value)| Header {
             name: name.as_str().to_owned(),

@@ -6,6 +6,7 @@
 use form_urlencoded::Serializer;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use liquid_link::proto::{Header, Operation};
+use liquid_link::upgrade::UPGRADE_HEADERS;
 use thiserror::Error;
 
 /// Longest query: `kubectl exec` passes the whole command in it, and API servers take about 1 MiB of headers.
@@ -117,22 +118,15 @@ fn boolean<'a>(name: &str, value: &'a str) -> &'a str {
     }
 }
 
-/// Headers that belong to the upgrade; credentials and all others stay behind.
-pub(crate) const UPGRADE_HEADERS: [&str; 8] = [
-    "connection",
-    "upgrade",
-    "x-stream-protocol-version",
-    "sec-websocket-key",
-    "sec-websocket-version",
-    "sec-websocket-protocol",
-    "sec-websocket-extensions",
-    "sec-websocket-accept",
-];
+/// Whether a header (in lower case) belongs to the upgrade, in a request or an answer.
+pub(crate) fn belongs_to_upgrade(name: &str) -> bool {
+    UPGRADE_HEADERS.contains(&name) || name == "sec-websocket-accept"
+}
 
 fn upgrade_headers(headers: &[Header]) -> Result<HeaderMap, BadRequest> {
     let mut passed = HeaderMap::new();
     for Header { name, value } in headers {
-        if UPGRADE_HEADERS.contains(&name.to_ascii_lowercase().as_str()) {
+        if belongs_to_upgrade(&name.to_ascii_lowercase()) {
             let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| BadRequest::Header)?;
             let value = HeaderValue::from_bytes(value).map_err(|_| BadRequest::Header)?;
             passed.append(name, value);

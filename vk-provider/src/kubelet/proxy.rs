@@ -14,6 +14,7 @@ use liquid_link::proto::kubelet_client::KubeletClient;
 use liquid_link::proto::kubelet_request::Part as RequestPart;
 use liquid_link::proto::kubelet_response::Part as ResponsePart;
 use liquid_link::proto::{self, Header, KubeletRequest, KubeletResponse, Operation, RequestHead};
+use liquid_link::upgrade::UPGRADE_HEADERS;
 use liquid_reflection::Key;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -27,17 +28,6 @@ use tracing::debug;
 const CHUNK_QUEUE: usize = 4;
 /// Time for the provider to answer with its headers; it grants its API server 30 s.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(40);
-
-/// Headers that belong to the upgrade, and what they belong to.
-const UPGRADE_HEADERS: [&str; 7] = [
-    "connection",
-    "upgrade",
-    "x-stream-protocol-version",
-    "sec-websocket-key",
-    "sec-websocket-version",
-    "sec-websocket-protocol",
-    "sec-websocket-extensions",
-];
 
 /// What is asked of which container.
 pub(super) struct Call {

@@ -4,8 +4,8 @@ use crate::request::within;
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
-use liquid_crds::vocabulary::{FINALIZER_CONSUME, FORGET, credentials_secret};
-use liquid_crds::{ConsumeSpec, Peer, condition, is_true};
+use liquid_crds::vocabulary::{CREDENTIALS_CONSUME, FINALIZER_CONSUME, credentials_secret};
+use liquid_crds::{ConsumeSpec, Peer, is_true};
 use liquid_link::client::Dialer;
 use liquid_link::limits::MAX_MESSAGE;
 use liquid_link::proto;
@@ -27,9 +27,6 @@ const DIAL_CAP: Duration = Duration::from_secs(3);
 const FRAME_QUEUE: usize = 64;
 /// Frames from the provider that wait for the actor.
 const EVENT_QUEUE: usize = 256;
-
-/// Field of the Secret with the credentials: the [`ConsumeSpec`] they were written for.
-const CONSUME: &str = "consume.json";
 
 /// What of a `Peer` matters for the connection to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +70,7 @@ impl Provider {
         let finalizers = peer.metadata.finalizers.as_ref();
         let held = finalizers.is_some_and(|held| held.iter().any(|finalizer| finalizer == FINALIZER_CONSUME));
         match last {
-            _ if !held || Self::is_over(peer) => Self::gone(name),
+            _ if !held || is_over(peer) => Self::gone(name),
             Some(last) => Self { gone: false, ..last.clone() },
             None => Self {
                 cluster_id: peer.spec.cluster_id.clone(),
@@ -84,36 +81,24 @@ impl Provider {
         }
     }
 
-    /// The provider has ended the peering, or the user has given it up.
-    fn is_over(peer: &Peer) -> bool {
-        let conditions = peer.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        let ended = condition(conditions, "LinkUp").is_some_and(|c| c.reason == "EndedByProvider");
-        let annotations = peer.metadata.annotations.as_ref();
-        let forget = annotations.and_then(|annotations| annotations.get(FORGET));
-        ended || (forget.is_some() && forget == peer.metadata.uid.as_ref())
-    }
-
     /// The borrowing half of `peer`, if it has one.
     pub(crate) fn of(peer: &Peer) -> Option<Self> {
         let consume = peer.spec.consume.as_ref()?;
-        let status = peer.status.as_ref();
-        let conditions = status.map(|status| status.conditions.as_slice()).unwrap_or_default();
-        let mut endpoints = consume.endpoints.clone();
-        let announced = status.and_then(|status| status.consume.as_ref());
-        for endpoint in announced.iter().flat_map(|consume| &consume.endpoints) {
-            if !endpoints.contains(endpoint) {
-                endpoints.push(endpoint.clone());
-            }
-        }
+        let conditions = peer.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
         Some(Self {
             name: peer.metadata.name.clone().unwrap_or_default(),
             cluster_id: peer.spec.cluster_id.clone(),
-            endpoints,
+            endpoints: peer.endpoints(consume),
             ca_sha256: consume.ca_sha256.clone(),
             joined: is_true(conditions, "Joined"),
-            gone: Self::is_over(peer),
+            gone: is_over(peer),
         })
     }
+}
+
+/// Nothing of the peering is left to wait for at the provider.
+fn is_over(peer: &Peer) -> bool {
+    peer.ended_by_provider() || peer.is_forgotten()
 }
 
 /// State of the connection.
@@ -253,7 +238,7 @@ impl Keeper {
         };
         match (field("tls.crt"), field("tls.key")) {
             (Some(chain), Some(key)) => {
-                let way = field(CONSUME).and_then(|text| serde_json::from_slice(&text).ok());
+                let way = field(CREDENTIALS_CONSUME).and_then(|text| serde_json::from_slice(&text).ok());
                 Ok(Credentials { chain, key, way })
             }
             _ => Err(format!("Secret {name} holds no certificate yet")),
@@ -290,6 +275,7 @@ impl Keeper {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use liquid_crds::vocabulary::FORGET;
     use serde_json::{Value, json};
 
     fn peer(consume: bool, metadata: Value) -> Peer {

@@ -98,8 +98,7 @@ async fn a_token_does_not_open_the_peering_of_another_cluster() -> anyhow::Resul
     let (home, provider) = (&environment.home, &environment.provider);
     let peers: Api<Peer> = Api::all(provider.client.clone());
     let victim = peers.get(&home.name).await?;
-    let tokens = ["delete", "secret", "-n", "liquid-system", "-l", "liquid.mesh/join-token"];
-    provider.kubectl.run(tokens).await?.ok()?;
+    provider.drop_tokens().await?;
     let before = Snapshot::take(&provider.client).await?;
     let text = provider.liquidctl.run(["invite"]).await?.ok()?;
     let token = JoinToken::parse(text.trim(), 0)?;
@@ -124,11 +123,7 @@ async fn a_token_does_not_open_the_peering_of_another_cluster() -> anyhow::Resul
     assert!(refused.message().contains("with another key"), "{refused}");
     let damaged = EnrollmentClient::new(channel).join(join(b"no request".to_vec())).await;
     assert_eq!(damaged.err().context("a damaged request was accepted")?.code(), Code::InvalidArgument);
-    provider
-        .kubectl
-        .run(["delete", "secret", "-n", "liquid-system", "-l", "liquid.mesh/join-token"])
-        .await?
-        .ok()?;
+    provider.drop_tokens().await?;
     before.is_restored(&provider.client).await?;
     assert_eq!(peers.get(&home.name).await?.metadata.uid, victim.metadata.uid);
     Ok(())

@@ -15,15 +15,7 @@ async fn five_peerings_leave_nothing_behind() -> anyhow::Result<()> {
     let environment = Environment::open().await?.unpeered().await?;
     let (home, provider) = (&environment.home, &environment.provider);
     home.delete_namespace("again").await?;
-    let tokens = || async {
-        // Tokens are the provider's to keep until they expire; they are not part of a peering.
-        provider
-            .kubectl
-            .run(["delete", "secret", "-n", "liquid-system", "-l", "liquid.mesh/join-token"])
-            .await?
-            .ok()
-    };
-    tokens().await?;
+    provider.drop_tokens().await?;
     let before = [Snapshot::take(&home.client).await?, Snapshot::take(&provider.client).await?];
     for round in 1..=5 {
         let started = Instant::now();
@@ -39,7 +31,7 @@ async fn five_peerings_leave_nothing_behind() -> anyhow::Result<()> {
         // Not even unoffloaded first: the pods are still there when the peering ends.
         home.liquidctl.run(["unpeer", "provider"]).await?.ok()?;
         home.delete_namespace("again").await?;
-        tokens().await?;
+        provider.drop_tokens().await?;
     }
     for (before, cluster) in before.iter().zip([home, provider]) {
         before.is_restored(&cluster.client).await.with_context(|| format!("cluster {}", cluster.name))?;
