@@ -23,8 +23,9 @@ pub use conditions::{ConditionUpdate, condition, is_true, set_condition};
 pub use manifests::{Manifest, manifests};
 pub use names::{ClusterId, ClusterName, InvalidName, MAX_CLUSTER_NAME};
 pub use namespace_offloading::{
-    NamespaceOffloading, NamespaceOffloadingSpec, NamespaceOffloadingStatus, PodPlacement, RemoteNamespace,
-    RemoteNamespaceSpec, RemoteNamespaceStrategy,
+    ConfigurationReflection, NamespaceOffloading, NamespaceOffloadingSpec, NamespaceOffloadingStatus,
+    PodPlacement, Reflection, RemoteNamespace, RemoteNamespaceSpec, RemoteNamespaceStrategy,
+    ServiceReflection,
 };
 pub use offer::Offer;
 pub use peer::{ConsumeSpec, ConsumeStatus, LendSpec, LendState, LendStatus, Peer, PeerSpec, PeerStatus};

@@ -37,6 +37,9 @@ pub struct NamespaceOffloadingSpec {
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("the remote namespace cannot be renamed: unoffload the namespace first"))]
     pub remote_namespace: RemoteNamespaceSpec,
+    /// What else of the namespace exists in the peers. When that changes, so does what is there.
+    #[serde(default)]
+    pub reflection: Reflection,
 }
 
 impl NamespaceOffloadingSpec {
@@ -61,6 +64,40 @@ pub enum PodPlacement {
     /// On either, as the scheduler decides.
     #[default]
     LocalAndRemote,
+}
+
+/// What of a namespace, beside its pods, exists in the peers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Reflection {
+    /// Which ConfigMaps. kube-root-ca.crt is never among them: every cluster has its own.
+    pub config_maps: ConfigurationReflection,
+    /// Which Secrets. Tokens of service accounts are never among them.
+    pub secrets: ConfigurationReflection,
+    /// Which Services.
+    pub services: ServiceReflection,
+}
+
+/// Which ConfigMaps or Secrets of a namespace exist in the peers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ConfigurationReflection {
+    /// In each peer those that pods there refer to.
+    #[default]
+    Referenced,
+    /// All of them.
+    All,
+    /// None: pods find what somebody else has put into the namespace in the peer.
+    None,
+}
+
+/// Which Services of a namespace exist in the peers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ServiceReflection {
+    /// All of them; the ways in from outside the cluster (node ports, load balancers, external addresses) stay at home.
+    #[default]
+    All,
+    /// None.
+    None,
 }
 
 /// How the namespace is called in the peers.

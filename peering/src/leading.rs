@@ -16,6 +16,7 @@ use crate::lend::sync_service::SyncService;
 use crate::lend::tokens;
 use crate::metrics::Metrics;
 use crate::peers;
+use crate::readers;
 use crate::webhook::{self, Offloadings};
 use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::Pod;
@@ -81,6 +82,7 @@ pub(crate) async fn lead(
     run(drain, tokens::purge(client.clone(), args.namespace.clone()));
     run(drain, kubelet_certificates::approve(client.clone(), args.namespace.clone()));
     run(drain, offloadings.clone().follow(client.clone()));
+    run(drain, readers::bind(client.clone(), args.namespace.clone()));
     run(drain, webhook::tolerate(client.clone(), offloadings.clone()));
     run(drain, webhook::keep_authority(client.clone(), cluster.clone()));
     webhook::serve(cluster.clone(), args.webhook_listen, offloadings, drain.clone())

@@ -10,6 +10,7 @@ mod leading;
 mod lend;
 mod metrics;
 mod peers;
+mod readers;
 mod status;
 mod webhook;
 

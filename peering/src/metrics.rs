@@ -60,6 +60,7 @@ impl Metrics {
         };
         set("pod", summary.pods);
         set("namespace", summary.namespaces);
+        set("companion", summary.companions);
     }
 
     pub(crate) fn steps_failed(&self, reason: &str) {
@@ -72,7 +73,7 @@ impl Metrics {
 
     pub(crate) fn forget_peer(&self, peer: &str) {
         self.link_up.remove(&PeerLabel { peer: peer.to_owned() });
-        for kind in ["pod", "namespace"] {
+        for kind in ["pod", "namespace", "companion"] {
             self.shadow_objects.remove(&Shadow { peer: peer.to_owned(), kind });
         }
     }

@@ -3,27 +3,47 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// Kinds that are reflected.
+/// Kinds that are reflected, in the order in which they are sent: pods last, for they need the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// A namespace of the provider that stands for one at home.
     Namespace,
+    /// A ConfigMap that pods refer to.
+    ConfigMap,
+    /// A Secret that pods refer to.
+    Secret,
+    /// A Service.
+    Service,
     /// A pod: a stored ShadowPod and the Pod it keeps running.
     Pod,
 }
 
 impl Kind {
+    /// Kinds of objects that are reflected because pods need them beside them.
+    pub const COMPANIONS: [Self; 3] = [Self::ConfigMap, Self::Secret, Self::Service];
+
     /// Whether an object of this kind is only a record of something that runs beside it.
     pub fn has_instance(self) -> bool {
         match self {
             Kind::Pod => true,
-            Kind::Namespace => false,
+            Kind::Namespace | Kind::ConfigMap | Kind::Secret | Kind::Service => false,
+        }
+    }
+
+    /// Name of the kind in Kubernetes.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Namespace => "Namespace",
+            Kind::Pod => "Pod",
+            Kind::ConfigMap => "ConfigMap",
+            Kind::Secret => "Secret",
+            Kind::Service => "Service",
         }
     }
 }
 
-/// A set of desired objects: those of one kind in one scope. Pods are scoped by their virtual node, namespaces
-/// have one set per peer with an empty scope.
+/// A set of desired objects: those of one kind in one scope. Pods are scoped by their virtual node, companions of pods
+/// by their namespace; namespaces have one set per peer, with an empty scope.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SetRef {
     /// Kind of the members.
@@ -36,6 +56,11 @@ impl SetRef {
     /// The set of namespaces.
     pub fn namespaces() -> Self {
         Self { kind: Kind::Namespace, scope: Arc::from("") }
+    }
+
+    /// The set of companions of one kind in a namespace at home.
+    pub fn companions(kind: Kind, namespace: &str) -> Self {
+        Self { kind, scope: Arc::from(namespace) }
     }
 
     /// The set of pods on a virtual node.

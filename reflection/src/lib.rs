@@ -11,6 +11,7 @@
 //! - an object at home is finished off only when the provider said that nothing of it exists any more;
 //! - when everything has calmed down, the provider holds exactly what the consumer wants.
 
+pub mod companion;
 pub mod consumer;
 pub mod digest;
 pub mod frame;

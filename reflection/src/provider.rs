@@ -28,8 +28,8 @@ const RETRY_CAP: Duration = Duration::from_secs(60);
 /// 600 bytes each this bounds what a consumer can make the provider remember to 120 MB.
 pub const MAX_OBJECTS: usize = 200_000;
 
-/// Sets of one consumer: its virtual nodes, and a few more.
-pub const MAX_SETS: usize = 1000;
+/// Sets of one consumer: its virtual nodes, and a few per offloaded namespace. At about 40 bytes each they fit a frame.
+pub const MAX_SETS: usize = 20_000;
 
 /// The provider half for one consumer.
 #[derive(Debug, Default)]

@@ -28,6 +28,9 @@ fn kind_to_wire(kind: Kind) -> proto::Kind {
     match kind {
         Kind::Namespace => proto::Kind::Namespace,
         Kind::Pod => proto::Kind::Pod,
+        Kind::ConfigMap => proto::Kind::ConfigMap,
+        Kind::Secret => proto::Kind::Secret,
+        Kind::Service => proto::Kind::Service,
     }
 }
 
@@ -35,6 +38,9 @@ fn kind_from_wire(kind: i32) -> Result<Kind, WireError> {
     match proto::Kind::try_from(kind) {
         Ok(proto::Kind::Namespace) => Ok(Kind::Namespace),
         Ok(proto::Kind::Pod) => Ok(Kind::Pod),
+        Ok(proto::Kind::ConfigMap) => Ok(Kind::ConfigMap),
+        Ok(proto::Kind::Secret) => Ok(Kind::Secret),
+        Ok(proto::Kind::Service) => Ok(Kind::Service),
         Ok(proto::Kind::Unspecified) | Err(_) => Err(WireError::Invalid("kind", kind.to_string())),
     }
 }
@@ -46,8 +52,10 @@ fn set_to_wire(set: &SetRef) -> proto::SetRef {
 fn set_from_wire(set: Option<proto::SetRef>) -> Result<SetRef, WireError> {
     let set = set.ok_or(WireError::Missing("set"))?;
     let kind = kind_from_wire(set.kind)?;
-    if kind == Kind::Pod || !set.scope.is_empty() {
-        name("scope", &set.scope)?;
+    match kind {
+        Kind::Namespace if set.scope.is_empty() => {}
+        Kind::Namespace => return Err(WireError::Invalid("scope", set.scope)),
+        Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service => name("scope", &set.scope)?,
     }
     Ok(SetRef { kind, scope: Arc::from(set.scope) })
 }
@@ -66,7 +74,7 @@ pub fn key_from_wire(kind: Kind, key: Option<proto::Key>) -> Result<Key, WireErr
     match kind {
         Kind::Namespace if key.namespace.is_empty() => {}
         Kind::Namespace => return Err(WireError::Invalid("namespace", key.namespace)),
-        Kind::Pod => name("namespace", &key.namespace)?,
+        Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service => name("namespace", &key.namespace)?,
     }
     Ok(Key { namespace: Arc::from(key.namespace), name: Arc::from(key.name) })
 }
@@ -105,8 +113,17 @@ fn ref_from_wire(target: Option<proto::Ref>) -> Result<Ref, WireError> {
 
 fn parts(set: Option<proto::SetRef>, key: Option<proto::Key>, id: &str) -> Result<Ref, WireError> {
     let set = set_from_wire(set)?;
-    let key = key_from_wire(set.kind, key)?;
+    let key = member_from_wire(&set, key)?;
     Ok(Ref { set, key, uid: uid(id)? })
+}
+
+/// Reads the key of a member of `set`.
+fn member_from_wire(set: &SetRef, key: Option<proto::Key>) -> Result<Key, WireError> {
+    let key = key_from_wire(set.kind, key)?;
+    if Kind::COMPANIONS.contains(&set.kind) && key.namespace != set.scope {
+        return Err(WireError::Invalid("namespace", key.namespace.to_string()));
+    }
+    Ok(key)
 }
 
 fn hash_to_wire(hash: Hash) -> bytes::Bytes {
@@ -169,7 +186,7 @@ impl TryFrom<proto::ConsumerFrame> for ConsumerFrame {
             }
             Frame::Inventory(inventory) => {
                 let set = set_from_wire(inventory.set)?;
-                let entries = inventory.entries.into_iter().map(|entry| entry_from_wire(set.kind, entry));
+                let entries = inventory.entries.into_iter().map(|entry| entry_from_wire(&set, entry));
                 let entries = entries.collect::<Result<_, _>>()?;
                 Ok(Self::Inventory { set, entries, complete: inventory.complete })
             }
@@ -186,13 +203,13 @@ impl TryFrom<proto::ConsumerFrame> for ConsumerFrame {
     }
 }
 
-fn entry_from_wire(kind: Kind, entry: proto::Entry) -> Result<Entry, WireError> {
+fn entry_from_wire(set: &SetRef, entry: proto::Entry) -> Result<Entry, WireError> {
     let wanted = match entry.deletion {
         Some(deletion) => Wanted::Deleting { grace: deletion.grace_seconds },
         None => Wanted::Present(hash(&entry.hash)?),
     };
     let status = if entry.status_hash.is_empty() { None } else { Some(hash(&entry.status_hash)?) };
-    Ok(Entry { key: key_from_wire(kind, entry.key)?, uid: uid(&entry.uid)?, wanted, status })
+    Ok(Entry { key: member_from_wire(set, entry.key)?, uid: uid(&entry.uid)?, wanted, status })
 }
 
 impl From<ProviderFrame> for proto::ProviderFrame {
@@ -310,6 +327,16 @@ mod tests {
             let key = proto::Key { namespace: bad.to_owned(), name: "web".to_owned() };
             assert!(key_from_wire(Kind::Pod, Some(key)).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_companion_belongs_to_the_namespace_of_its_set() {
+        let frame = |set: SetRef| ConsumerFrame::Delete { target: Ref { set, ..target() }, grace: None };
+        let trip = |set| ConsumerFrame::try_from(proto::ConsumerFrame::from(frame(set)));
+        let there = SetRef::companions(Kind::Secret, "shop");
+        assert_eq!(trip(there.clone()), Ok(frame(there)));
+        assert!(trip(SetRef::companions(Kind::Secret, "other")).is_err());
+        assert!(trip(SetRef { kind: Kind::Namespace, scope: Arc::from("shop") }).is_err());
     }
 
     #[test]

@@ -59,6 +59,7 @@ pub(crate) fn wanted(
     (selected || in_use).then(|| WantedNamespace {
         uid: offloading.uid().unwrap_or_default(),
         remote,
+        reflection: spec.reflection,
         leaving: (deleting || !selected) && !in_use,
     })
 }
@@ -98,6 +99,7 @@ mod tests {
             pod_placement: Default::default(),
             virtual_node_selector: LabelSelector { match_labels: labels, ..LabelSelector::default() },
             remote_namespace: RemoteNamespaceSpec::default(),
+            reflection: Default::default(),
         };
         let mut offloading = NamespaceOffloading::new("offloading", spec);
         offloading.metadata.namespace = Some("shop".to_owned());

@@ -343,7 +343,8 @@ impl Supervisor {
                 let remote =
                     remote_name(namespace, &self.own_name, &offloading.spec.remote_namespace).ok()?;
                 let uid = offloading.uid().unwrap_or_default();
-                has_it.then_some(WantedNamespace { uid, remote, leaving: true })
+                let reflection = offloading.spec.reflection;
+                has_it.then_some(WantedNamespace { uid, remote, reflection, leaving: true })
             });
             if let Some(wanted) = known {
                 self.unfinished |= in_use || wanted.leaving;

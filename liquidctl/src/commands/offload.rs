@@ -12,8 +12,8 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use liquid_crds::vocabulary::OFFLOADING_NAME;
 use liquid_crds::{
-    NamespaceOffloading, NamespaceOffloadingSpec, PodPlacement, RemoteNamespaceSpec, RemoteNamespaceStrategy,
-    condition,
+    ConfigurationReflection, NamespaceOffloading, NamespaceOffloadingSpec, PodPlacement, Reflection,
+    RemoteNamespaceSpec, RemoteNamespaceStrategy, ServiceReflection, condition,
 };
 use std::time::Duration;
 
@@ -41,6 +41,15 @@ pub(crate) struct Arguments {
     /// Name of the namespace in the providers
     #[arg(long, conflicts_with = "remote_name_strategy")]
     remote_name: Option<String>,
+    /// Which ConfigMaps exist in the providers
+    #[arg(long, value_enum, default_value_t = Configuration::Referenced)]
+    config_maps: Configuration,
+    /// Which Secrets exist in the providers
+    #[arg(long, value_enum, default_value_t = Configuration::Referenced)]
+    secrets: Configuration,
+    /// Which Services exist in the providers
+    #[arg(long, value_enum, default_value_t = Services::All)]
+    services: Services,
     /// Longest wait until the providers have the namespace
     #[arg(long, default_value = "1m", value_parser = duration)]
     timeout: Duration,
@@ -62,6 +71,34 @@ enum Strategy {
     Default,
     /// As at home
     SameName,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Configuration {
+    /// In each provider those that pods there refer to
+    Referenced,
+    /// All of the namespace
+    All,
+    /// None: pods find what somebody else has put there
+    None,
+}
+
+impl From<Configuration> for ConfigurationReflection {
+    fn from(which: Configuration) -> Self {
+        match which {
+            Configuration::Referenced => Self::Referenced,
+            Configuration::All => Self::All,
+            Configuration::None => Self::None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Services {
+    /// All of the namespace
+    All,
+    /// None
+    None,
 }
 
 /// Reads a label selector in the notation of kubectl.
@@ -128,6 +165,14 @@ fn spec(arguments: &Arguments) -> NamespaceOffloadingSpec {
         },
         virtual_node_selector: arguments.selector.clone().unwrap_or_default(),
         remote_namespace: RemoteNamespaceSpec { strategy, name: arguments.remote_name.clone() },
+        reflection: Reflection {
+            config_maps: arguments.config_maps.into(),
+            secrets: arguments.secrets.into(),
+            services: match arguments.services {
+                Services::All => ServiceReflection::All,
+                Services::None => ServiceReflection::None,
+            },
+        },
     }
 }
 

@@ -23,6 +23,19 @@ pub(crate) struct Consumer {
     pub(crate) ending: bool,
 }
 
+#[cfg(test)]
+impl Consumer {
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            id: "3f2c0a44-8c1e-4a8e-9d55-0123456789ab".parse().unwrap(),
+            name: "milan".to_owned(),
+            peering: "p".to_owned(),
+            lend: LendSpec::default(),
+            ending: false,
+        }
+    }
+}
+
 /// The consumers, as a snapshot that can be waited on.
 #[derive(Debug)]
 pub(crate) struct Consumers {

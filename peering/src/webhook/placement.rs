@@ -121,6 +121,7 @@ mod tests {
             pod_placement: placement,
             virtual_node_selector: LabelSelector { match_labels: labels, ..LabelSelector::default() },
             remote_namespace: Default::default(),
+            reflection: Default::default(),
         }
     }
 

@@ -24,22 +24,30 @@ impl World {
 
     pub(super) fn user_step(&mut self) {
         let name = format!("n{}", self.below(NAMES));
-        let at = if self.chance(1, 6) {
-            (Kind::Namespace, Key::new("", &name))
-        } else {
-            (Kind::Pod, Key::new("shop", &name))
+        let at = match self.below(6) {
+            0 => (Kind::Namespace, Key::new("", &name)),
+            1 => (Kind::ConfigMap, Key::new("shop", &name)),
+            _ => (Kind::Pod, Key::new("shop", &name)),
         };
         let Some(object) = self.home.get(&at).cloned() else {
             self.create_at_home(at);
             return;
         };
+        if at.0 == Kind::ConfigMap && self.chance(1, 2) {
+            // Its last user goes, or another one comes.
+            let object = self.home.get_mut(&at).unwrap();
+            object.unwanted = !object.unwanted;
+            self.released.insert(object.uid.clone());
+            self.home_events.push_back(HomeEvent::Changed(at.1));
+            return;
+        }
         match self.below(6) {
             0..3 if object.deleting.is_none() => {
                 let hash = self.fresh_hash();
                 self.home.get_mut(&at).unwrap().hash = hash;
                 self.home_events.push_back(HomeEvent::Changed(at.1));
             }
-            3 | 4 => {
+            3 | 4 if at.0 != Kind::ConfigMap => {
                 let grace = match self.below(3) {
                     0 => None,
                     1 => Some(5),
@@ -59,6 +67,7 @@ impl World {
     pub(super) fn create_at_home(&mut self, at: (Kind, Key)) {
         let set = match at.0 {
             Kind::Namespace => SetRef::namespaces(),
+            Kind::ConfigMap | Kind::Secret | Kind::Service => SetRef::companions(at.0, &at.1.namespace),
             Kind::Pod => SetRef::pods(NODES[self.index(NODES.len())]),
         };
         let uid = self.fresh_uid("home-");
@@ -67,7 +76,8 @@ impl World {
         if self.records.contains_key(&at) {
             self.counts.reused_names += 1;
         }
-        self.home.insert(at.clone(), HomeObject { set, uid, hash, deleting: None, status: None });
+        self.home
+            .insert(at.clone(), HomeObject { set, uid, hash, deleting: None, status: None, unwanted: false });
         self.home_events.push_back(HomeEvent::Changed(at.1));
     }
 
@@ -91,7 +101,7 @@ impl World {
             }
             // The newest state stands for all changes that led to it, as a watch cache may do.
             Some(HomeEvent::Changed(key)) => {
-                for kind in [Kind::Namespace, Kind::Pod] {
+                for kind in [Kind::Namespace, Kind::ConfigMap, Kind::Pod] {
                     if let Some(object) = self.home.get(&(kind, key.clone())) {
                         observe(&mut self.consumer, &key, object);
                     }
@@ -101,7 +111,7 @@ impl World {
     }
 
     pub(super) fn sets() -> Vec<SetRef> {
-        let mut sets = vec![SetRef::namespaces()];
+        let mut sets = vec![SetRef::namespaces(), SetRef::companions(Kind::ConfigMap, "shop")];
         sets.extend(NODES.map(SetRef::pods));
         sets
     }
@@ -185,6 +195,10 @@ impl World {
 }
 
 pub(super) fn observe(consumer: &mut Consumer, key: &Key, object: &HomeObject) {
+    if object.unwanted {
+        consumer.removed(&object.set, key, &object.uid, None);
+        return;
+    }
     let target = Ref { set: object.set.clone(), key: key.clone(), uid: object.uid.clone() };
     let wanted = match object.deleting {
         None => Wanted::Present(object.hash),

@@ -74,6 +74,8 @@ struct HomeObject {
     hash: Hash,
     deleting: Option<Option<u32>>,
     status: Option<Hash>,
+    /// No pod refers to it.
+    unwanted: bool,
 }
 
 #[derive(Debug, Clone)]

@@ -1,5 +1,6 @@
 //! The task that owns the state machine of one provider.
 
+use super::companions::{self, Companions, Effect};
 use super::home::{Finished, Home};
 use super::link::{Link, LinkEvent, Provider, keep};
 use crate::metrics::Metrics;
@@ -12,6 +13,7 @@ use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::events::Recorder;
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
+use liquid_crds::Reflection;
 use liquid_link::digest::Hash;
 use liquid_link::proto;
 use liquid_reflection::consumer::Action;
@@ -42,6 +44,8 @@ pub(crate) struct WantedNamespace {
     pub(crate) uid: String,
     /// Its name in the provider.
     pub(crate) remote: String,
+    /// What else of it the provider shall have.
+    pub(crate) reflection: Reflection,
     /// It is to be given up, as soon as no pod of it is left.
     pub(crate) leaving: bool,
 }
@@ -100,6 +104,7 @@ impl Mirror {
         let (namespaces, known) = watch::channel(RemoteNamespaces::new());
         let (home, written) = Home::new(client.clone(), recorder, node_address);
         let (changes, changed) = mpsc::channel(CHANGE_QUEUE);
+        let (companions, learned) = Companions::new(client.clone());
         let mut consumer = Consumer::default();
         consumer.add_set(SetRef::namespaces());
         let actor = Actor {
@@ -107,7 +112,9 @@ impl Mirror {
             client,
             consumer,
             home,
+            companions,
             frames: None,
+            nodes: BTreeMap::new(),
             watches: BTreeMap::new(),
             changes,
             wanted: None,
@@ -122,7 +129,10 @@ impl Mirror {
                 keeper.await;
             }
         };
-        let tasks = vec![tokio::spawn(keeper), tokio::spawn(actor.run(queue, link_events, changed, written))];
+        let tasks = vec![
+            tokio::spawn(keeper),
+            tokio::spawn(actor.run(queue, link_events, changed, learned, written)),
+        ];
         Self { commands, provider, link, namespaces: known, tasks }
     }
 
@@ -189,7 +199,10 @@ struct Actor {
     client: Client,
     consumer: Consumer,
     home: Home,
+    companions: Companions,
     frames: Option<mpsc::Sender<proto::ConsumerFrame>>,
+    /// Virtual nodes, and whether all pods on them are known.
+    nodes: BTreeMap<String, bool>,
     /// Watches of pods, by node.
     watches: BTreeMap<String, JoinHandle<()>>,
     changes: mpsc::Sender<PodChange>,
@@ -210,6 +223,7 @@ impl Actor {
         mut queue: mpsc::Receiver<Command>,
         mut link: mpsc::Receiver<LinkEvent>,
         mut changed: mpsc::Receiver<PodChange>,
+        mut learned: mpsc::Receiver<companions::News>,
         mut written: mpsc::UnboundedReceiver<Finished>,
     ) {
         let mut report = tokio::time::interval(REPORT_INTERVAL);
@@ -233,6 +247,20 @@ impl Actor {
                     None
                 }
                 Some((node, change)) = changed.recv(), if self.wanted.is_some() => self.pod_change(&node, change),
+                Some(news) = learned.recv() => match self.companions.learn(news, &mut self.consumer) {
+                    None => None,
+                    Some(Effect::AtHand(target, body, owed)) => {
+                        if owed {
+                            let (target, hash, body) = (target.clone(), Hash::of(&body), body.clone());
+                            self.send(ConsumerFrame::Upsert { target, hash, body }).await;
+                        }
+                        Some((target, body))
+                    }
+                    Some(Effect::Refused(target, refusal)) => {
+                        self.home.refusal(target, Some(refusal));
+                        None
+                    }
+                },
                 () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
                     for target in self.unread.take().into_iter().flat_map(|(_, targets)| targets) {
                         self.consumer.not_sent(&target);
@@ -259,20 +287,31 @@ impl Actor {
         match command {
             Command::AddNode(node) => {
                 self.consumer.add_set(SetRef::pods(&node));
+                self.nodes.entry(node).or_default();
             }
             Command::FollowPods(node) => {
                 let (client, changes) = (self.client.clone(), self.changes.clone());
                 let watch = || tokio::spawn(watch_pods(client, node.clone(), changes));
                 self.watches.entry(node.clone()).or_insert_with(watch);
             }
-            Command::IgnorePods(node) => self.unwatch(&node),
+            Command::IgnorePods(node) => {
+                self.unwatch(&node);
+                self.nodes.insert(node, true);
+            }
             Command::RemoveNode(node, done) => {
                 self.unwatch(&node);
+                self.nodes.remove(&node);
                 self.consumer.remove_set(&SetRef::pods(&node));
                 let _ = done.send(());
             }
             Command::Namespaces(wanted) => self.want_namespaces(wanted),
         }
+        self.report_pods_known();
+    }
+
+    fn report_pods_known(&mut self) {
+        let known = self.wanted.is_some() && self.nodes.values().all(|known| *known);
+        self.companions.pods_known(known, &mut self.consumer);
     }
 
     /// Ends the watch; what it has put into the queue is passed over.
@@ -283,6 +322,7 @@ impl Actor {
         for held in self.held.values_mut() {
             held.retain(|(on, _)| on != node);
         }
+        self.companions.retain_pods(node, |_| false, &mut self.consumer);
     }
 
     fn want_namespaces(&mut self, wanted: BTreeMap<String, WantedNamespace>) {
@@ -315,6 +355,7 @@ impl Actor {
             self.namespaces.send_if_modified(|known| known.remove(name).is_some());
         }
         let fresh: Vec<_> = wanted.keys().filter(|name| !self.offloaded(name)).cloned().collect();
+        self.companions.keep(&wanted, &mut self.consumer);
         self.wanted = Some(wanted);
         self.consumer.synced(&set);
         // Pods that waited for their namespace are read again.
@@ -346,6 +387,7 @@ impl Actor {
         // With the stream goes what was under way in it.
         if !matches!(event, LinkEvent::Frame(_)) {
             self.unread = None;
+            self.companions.disconnected();
         }
         match event {
             LinkEvent::Up(frames) => {
@@ -373,13 +415,18 @@ impl Actor {
                 if let Some(held) = self.held.get_mut(&*target.key.namespace) {
                     held.remove(&(node.to_owned(), target.key.name.to_string()));
                 }
+                self.companions.pod(node, &target.key, BTreeSet::new(), &mut self.consumer);
                 let grace = grace(&pod);
                 self.consumer.removed(&target.set, &target.key, &target.uid, grace);
                 None
             }
             Change::Listed(seen) => {
-                let seen = seen.iter().map(|(namespace, name)| Key::new(namespace, name)).collect();
+                let seen: BTreeSet<Key> =
+                    seen.iter().map(|(namespace, name)| Key::new(namespace, name)).collect();
+                self.companions.retain_pods(node, |pod| seen.contains(pod), &mut self.consumer);
                 self.consumer.resynced(&set, &seen);
+                self.nodes.insert(node.to_owned(), true);
+                self.report_pods_known();
                 None
             }
         }
@@ -404,6 +451,8 @@ impl Actor {
             self.hold(node, &target, refusal("NamespaceNotOffloaded", message));
             return None;
         }
+        let spec = pod.data.get("spec").unwrap_or(&Value::Null);
+        self.companions.pod(node, &target.key, translate::references(spec), &mut self.consumer);
         let body = match body_of(pod) {
             Ok(body) => body,
             Err(refusal) => {
@@ -431,6 +480,8 @@ impl Actor {
                 match target.set.kind {
                     Kind::Pod => self.home.finish(target),
                     Kind::Namespace => self.namespace_gone(&target.key.name),
+                    // Nothing at home waits for them.
+                    Kind::ConfigMap | Kind::Secret | Kind::Service => {}
                 }
             }
         }
@@ -447,24 +498,28 @@ impl Actor {
         while let Some(action) = self.consumer.poll_action() {
             match action {
                 Action::Send(frame) => self.send(frame).await,
-                Action::SendBody { target, hash } => match target.set.kind {
-                    Kind::Namespace => self.send_namespace(target, hash).await,
-                    Kind::Pod => match &at_hand {
-                        Some((known, body)) if *known == target && Hash::of(body) == hash => {
-                            self.send(ConsumerFrame::Upsert { target, hash, body: body.clone() }).await;
-                        }
-                        _ => self.send_pod(target, hash).await,
+                Action::SendBody { target, hash } => match &at_hand {
+                    Some((known, body)) if *known == target && Hash::of(body) == hash => {
+                        self.send(ConsumerFrame::Upsert { target, hash, body: body.clone() }).await;
+                    }
+                    _ => match target.set.kind {
+                        Kind::Namespace => self.send_namespace(target, hash).await,
+                        Kind::Pod => self.send_pod(target, hash).await,
+                        Kind::ConfigMap | Kind::Secret | Kind::Service => self.companions.owe(target, hash),
                     },
                 },
                 Action::ApplyStatus { target, body, .. } => self.home.status(target, body),
                 Action::FinishDeletion(target) => match target.set.kind {
                     Kind::Pod => self.home.finish(target),
                     Kind::Namespace => self.namespace_gone(&target.key.name),
+                    Kind::ConfigMap | Kind::Secret | Kind::Service => {}
                 },
                 Action::Refused { target, refusal } => {
                     debug!(key = %target.key, reason = %refusal.reason, message = %refusal.message, "refused by the provider");
                     match target.set.kind {
-                        Kind::Pod => self.home.refusal(target, Some(refusal)),
+                        Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service => {
+                            self.home.refusal(target, Some(refusal));
+                        }
                         Kind::Namespace => {
                             let state = RemoteState::Refused(refusal.message);
                             self.namespaces.send_modify(|known| {

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Api, Client};
+use liquid_reflection::Kind;
 use liquid_reflection::frame::{Ref, Refusal};
 use liquid_runtime::backoff::Backoff;
 use serde_json::Value;
@@ -26,7 +27,7 @@ const MAX_REQUESTS: usize = 32;
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_CAP: Duration = Duration::from_secs(30);
 
-/// What is to be written to one pod.
+/// What is to be written to one pod; to other objects only Events are.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Work {
     /// Status as it came from the provider.
@@ -203,7 +204,11 @@ impl Round {
             work.status = None;
         }
         if let Some(refusal) = &work.refusal {
-            match self.write(&refusal_patch(self.target.uid.as_str(), refusal.as_ref())).await {
+            let written = match self.target.set.kind {
+                Kind::Pod => self.write(&refusal_patch(self.target.uid.as_str(), refusal.as_ref())).await,
+                Kind::Namespace | Kind::ConfigMap | Kind::Secret | Kind::Service => Ended::Done,
+            };
+            match written {
                 Ended::Done => {}
                 Ended::Moot => return Work::default(),
                 Ended::Rejected(message) => warn!(pod = %self.target.key, %message, "reason not shown"),
@@ -292,7 +297,7 @@ impl Round {
         };
         let about = ObjectReference {
             api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
+            kind: Some(self.target.set.kind.as_str().to_owned()),
             namespace: Some(self.target.key.namespace.to_string()),
             name: Some(self.target.key.name.to_string()),
             uid: Some(self.target.uid.to_string()),

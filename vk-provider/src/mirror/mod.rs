@@ -1,9 +1,10 @@
 //! What shall exist in one provider, and how far it is: the shell around [`liquid_reflection::Consumer`].
 //!
 //! [`actor`] owns the state machine; [`link`] keeps the connection to the provider, [`home`] writes to the API server of
-//! home, one object at a time in order.
+//! home, one object at a time in order, and [`companions`] knows what pods need beside them.
 
 mod actor;
+mod companions;
 mod home;
 mod link;
 

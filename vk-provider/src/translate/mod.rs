@@ -3,7 +3,10 @@
 //! Every change is one of the rules below, with its reason. What cannot work in another cluster is refused, and the
 //! user is told; nothing that matters is dropped silently.
 
+mod references;
 mod refuse;
+
+pub(crate) use references::{Reference, references};
 
 use liquid_crds::vocabulary::VIRTUAL_NODE_TAINT;
 use liquid_reflection::frame::Refusal;

@@ -5,9 +5,7 @@ use liquid_reflection::frame::Refusal;
 use serde_json::Value;
 
 /// Sources of volumes that refer to something at home.
-const HOME_VOLUMES: [(&str, &str); 4] = [
-    ("configMap", "ConfigMaps are not reflected yet"),
-    ("secret", "Secrets are not reflected yet"),
+const HOME_VOLUMES: [(&str, &str); 2] = [
     ("persistentVolumeClaim", "PersistentVolumeClaims are not reflected yet"),
     ("hostPath", "files of nodes at home are not in the provider"),
 ];
@@ -17,14 +15,6 @@ pub(super) fn check(pod: &Value) -> Result<(), Refusal> {
     let spec = &pod["spec"];
     for volume in items(spec, "volumes").filter(|volume| !name_of(volume).starts_with(TOKEN_VOLUME)) {
         check_volume(volume)?;
-    }
-    for list in ["containers", "initContainers"] {
-        for container in items(spec, list) {
-            check_environment(container)?;
-        }
-    }
-    if items(spec, "imagePullSecrets").next().is_some() {
-        return Err(refusal("imagePullSecrets: Secrets are not reflected yet"));
     }
     if items(spec, "resourceClaims").next().is_some() {
         return Err(refusal("resourceClaims: devices are claimed from nodes of this cluster"));
@@ -46,37 +36,8 @@ fn check_volume(volume: &Value) -> Result<(), Refusal> {
         }
     }
     for source in volume.pointer("/projected/sources").and_then(Value::as_array).into_iter().flatten() {
-        for (kind, reason) in [
-            ("configMap", "ConfigMaps are not reflected yet"),
-            ("secret", "Secrets are not reflected yet"),
-            ("serviceAccountToken", "tokens of this cluster are of no use there"),
-        ] {
-            if source.get(kind).is_some() {
-                return Err(refusal(&format!("volume {name}: {reason}")));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn check_environment(container: &Value) -> Result<(), Refusal> {
-    let name = name_of(container);
-    let from_home = |reference: &Value| {
-        ["configMapKeyRef", "secretKeyRef", "configMapRef", "secretRef"]
-            .into_iter()
-            .find(|kind| reference.get(kind).is_some())
-    };
-    for variable in items(container, "env") {
-        if let Some(kind) = variable.get("valueFrom").and_then(from_home) {
-            let variable = name_of(variable);
-            return Err(refusal(&format!(
-                "container {name}, variable {variable}: {kind} is not reflected yet"
-            )));
-        }
-    }
-    for source in items(container, "envFrom") {
-        if let Some(kind) = from_home(source) {
-            return Err(refusal(&format!("container {name}: {kind} is not reflected yet")));
+        if source.get("serviceAccountToken").is_some() {
+            return Err(refusal(&format!("volume {name}: tokens of this cluster are of no use there")));
         }
     }
     Ok(())
@@ -98,22 +59,15 @@ mod tests {
     #[test]
     fn what_refers_to_home_is_refused_by_name() {
         for (spec, expected) in [
-            (json!({"volumes": [{"name": "cfg", "configMap": {"name": "x"}}]}), "volume cfg"),
             (
                 json!({"volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "x"}}]}),
                 "volume data",
             ),
             (json!({"volumes": [{"name": "h", "hostPath": {"path": "/"}}]}), "files of nodes"),
             (
-                json!({"volumes": [{"name": "p", "projected": {"sources": [{"secret": {"name": "x"}}]}}]}),
+                json!({"volumes": [{"name": "p", "projected": {"sources": [{"serviceAccountToken": {}}]}}]}),
                 "volume p",
             ),
-            (
-                json!({"containers": [{"name": "c", "env": [{"name": "V", "valueFrom": {"secretKeyRef": {}}}]}]}),
-                "container c, variable V",
-            ),
-            (json!({"initContainers": [{"name": "i", "envFrom": [{"configMapRef": {}}]}]}), "container i"),
-            (json!({"imagePullSecrets": [{"name": "x"}]}), "imagePullSecrets"),
             (json!({"readinessGates": [{"conditionType": "example.org/gate"}]}), "readinessGates"),
         ] {
             let refused = check(&json!({ "spec": spec })).unwrap_err();
@@ -124,9 +78,9 @@ mod tests {
     #[test]
     fn self_contained_pods_pass() {
         let spec = json!({
-            "volumes": [{"name": "tmp", "emptyDir": {}}, {"name": "info", "projected": {"sources": [{"downwardAPI": {}}]}}],
+            "volumes": [{"name": "tmp", "emptyDir": {}}, {"name": "cfg", "configMap": {"name": "x"}}, {"name": "info", "projected": {"sources": [{"downwardAPI": {}}]}}],
             "containers": [{"name": "c", "env": [
-                {"name": "A", "value": "b"}, {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                {"name": "A", "value": "b"}, {"name": "S", "valueFrom": {"secretKeyRef": {"name": "x", "key": "y"}}}, {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             ]}],
         });
         assert_eq!(check(&json!({ "spec": spec })), Ok(()));

@@ -47,6 +47,8 @@ pub(crate) struct Summary {
     pub(crate) pods: usize,
     /// Namespaces.
     pub(crate) namespaces: usize,
+    /// ConfigMaps, Secrets and Services.
+    pub(crate) companions: usize,
     /// Nothing is known of it, so nothing exists.
     pub(crate) empty: bool,
 }
@@ -98,7 +100,7 @@ impl Shadows {
             lent: BTreeMap::new(),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             answers,
-            unlisted: BTreeSet::from([Source::Namespaces, Source::Shadows, Source::Pods]),
+            unlisted: Source::all(),
             ready,
         };
         (Self { commands }, actor.run(queue, answered))
@@ -269,11 +271,11 @@ impl Actor {
                     }
                     lent.provider.record_changed(&owned.set, &owned.key, owned.what);
                     if usable {
-                        lent.provider.wake(|set, key| set.kind == Kind::Pod && key.namespace == home);
+                        lent.provider.wake(|set, key| set.kind != Kind::Namespace && key.namespace == home);
                     }
                 });
             }
-            News::Shadow(owned) => {
+            News::Record(owned) => {
                 self.with(&owned.cluster, |lent| {
                     lent.provider.record_changed(&owned.set, &owned.key, owned.what);
                 });
@@ -313,7 +315,9 @@ impl Actor {
             let listed = |set: &SetRef, key: &Key| {
                 let here = match set.kind {
                     Kind::Namespace => names.get(&key.name).map(|name| (String::new(), name.to_string())),
-                    Kind::Pod => names.get(&key.namespace).map(|ns| (ns.to_string(), key.name.to_string())),
+                    Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service => {
+                        names.get(&key.namespace).map(|ns| (ns.to_string(), key.name.to_string()))
+                    }
                 };
                 here.is_some_and(|here| seen.contains(&here))
             };
@@ -325,6 +329,7 @@ impl Actor {
                         Source::Namespaces => set.kind == Kind::Namespace && record.is_some(),
                         Source::Shadows => set.kind == Kind::Pod && record.is_some(),
                         Source::Pods => instance.is_some(),
+                        Source::Companions(kind) => set.kind == kind && record.is_some(),
                     };
                     known && !listed(set, key)
                 })
@@ -493,6 +498,7 @@ fn summary(lent: &Lent) -> Summary {
         match set.kind {
             Kind::Namespace => summary.namespaces += exists,
             Kind::Pod => summary.pods += exists,
+            Kind::ConfigMap | Kind::Secret | Kind::Service => summary.companions += exists,
         }
     }
     summary

@@ -1,10 +1,11 @@
 //! What consumers want to exist here, kept so: the shell around [`liquid_reflection::Provider`].
 //!
 //! [`actor`] owns the state machines of all consumers and is the only one to touch them; [`watches`] tells it what
-//! the API server has, [`steps`] carries out what it decides, [`objects`] says what shadows look like, and [`outbox`]
-//! takes its frames to the peer link.
+//! the API server has, [`steps`] carries out what it decides, [`objects`] and [`companions`] say what shadows look like, and
+//! [`outbox`] takes its frames to the peer link.
 
 mod actor;
+mod companions;
 mod objects;
 mod outbox;
 mod steps;

@@ -68,11 +68,11 @@ pub(crate) fn origin(meta: &ObjectMeta) -> Option<ClusterId> {
     label(meta, ORIGIN_CLUSTER)?.parse().ok()
 }
 
-fn label<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+pub(super) fn label<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     meta.labels.as_ref()?.get(key).map(String::as_str)
 }
 
-fn annotation<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+pub(super) fn annotation<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     meta.annotations.as_ref()?.get(key).map(String::as_str)
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn object_uid(meta: &ObjectMeta) -> Uid {
     Uid::from(meta.uid.as_deref().unwrap_or_default())
 }
 
-fn hash_of(text: &str) -> Hash {
+pub(super) fn hash_of(text: &str) -> Hash {
     // A hash that cannot be read equals no other, so the object is written anew.
     Hash::from_hex(text).unwrap_or_else(|| Hash::of(text.as_bytes()))
 }
@@ -185,7 +185,7 @@ pub(crate) fn interim_status(status: &Value) -> Value {
 }
 
 /// Labels of every shadow of `consumer`.
-fn owner_labels(consumer: &Consumer) -> BTreeMap<String, String> {
+pub(super) fn owner_labels(consumer: &Consumer) -> BTreeMap<String, String> {
     BTreeMap::from([
         (MANAGED_BY.to_owned(), MANAGED_BY_LIQUID.to_owned()),
         (ORIGIN_CLUSTER.to_owned(), consumer.id.to_string()),
@@ -354,7 +354,7 @@ pub(crate) fn adjustment(running: &Value, wanted: &Value) -> json_patch::Patch {
     json_patch::diff(running, &target)
 }
 
-fn strings(value: Option<&Value>) -> BTreeMap<String, String> {
+pub(super) fn strings(value: Option<&Value>) -> BTreeMap<String, String> {
     let fields = value.and_then(Value::as_object).into_iter().flatten();
     fields
         // Ours are set by us alone.
@@ -380,24 +380,13 @@ pub(crate) type NamespaceNames = BTreeMap<Arc<str>, Arc<str>>;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use liquid_crds::LendSpec;
-
-    fn consumer() -> Consumer {
-        Consumer {
-            id: "3f2c0a44-8c1e-4a8e-9d55-0123456789ab".parse().unwrap(),
-            name: "milan".to_owned(),
-            peering: "p".to_owned(),
-            lend: LendSpec::default(),
-            ending: false,
-        }
-    }
 
     fn target() -> Ref {
         Ref { set: SetRef::pods("liquid-turin"), key: Key::new("shop", "web-0"), uid: Uid::from("u1") }
     }
 
     fn made(body: Value) -> (ShadowPod, Value) {
-        let mut shadow = shadow(&consumer(), &target(), Hash::of(b"x"), body);
+        let mut shadow = shadow(&Consumer::for_tests(), &target(), Hash::of(b"x"), body);
         shadow.metadata.uid = Some("s1".to_owned());
         shadow.metadata.resource_version = Some("7".to_owned());
         let mut pod = pod(&shadow);
@@ -411,7 +400,10 @@ mod tests {
         let (shadow, pod) = made(json!({"spec": {"containers": []}}));
         let view: ShadowView = serde_json::from_value(serde_json::to_value(&shadow).unwrap()).unwrap();
         let record = read_shadow(&view).unwrap();
-        assert_eq!((record.cluster, record.set, record.key), (consumer().id, target().set, target().key));
+        assert_eq!(
+            (record.cluster, record.set, record.key),
+            (Consumer::for_tests().id, target().set, target().key)
+        );
         assert_eq!((record.what.home, record.what.hash), (target().uid, Hash::of(b"x")));
         let view: PodView = serde_json::from_value(pod).unwrap();
         let instance = read_pod(&view).unwrap();
@@ -486,7 +478,10 @@ mod tests {
             },
         }));
         assert_eq!(pod["metadata"]["labels"]["app"], "web");
-        assert_eq!(pod["metadata"]["labels"]["liquid.mesh/origin-cluster"], consumer().id.as_str());
+        assert_eq!(
+            pod["metadata"]["labels"]["liquid.mesh/origin-cluster"],
+            Consumer::for_tests().id.as_str()
+        );
         assert_eq!(pod["metadata"]["annotations"]["liquid.mesh/hash"], Hash::of(b"x").to_string());
         let spec = &pod["spec"];
         for field in ["nodeName", "serviceAccountName", "priorityClassName"] {

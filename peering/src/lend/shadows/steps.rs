@@ -63,6 +63,7 @@ impl Job {
         let result = match self.target.set.kind {
             Kind::Namespace => self.run_namespace().await,
             Kind::Pod => self.run_pod().await,
+            Kind::ConfigMap | Kind::Secret | Kind::Service => self.run_companion().await,
         };
         result.unwrap_or_else(Outcome::Failed)
     }
@@ -135,19 +136,21 @@ impl Job {
         }
     }
 
+    /// What a step comes to while the consumer does not have the namespace: nothing in it can exist.
+    pub(super) fn without_namespace(&self) -> Result<Outcome, Refusal> {
+        match self.step {
+            Step::Look => Ok(Outcome::Found { record: None, instance: None }),
+            Step::Store { .. } | Step::Start => {
+                let message =
+                    format!("namespace {} is not offloaded to this provider", self.target.key.namespace);
+                Err(refusal("NamespaceNotOffloaded", message))
+            }
+            Step::Adjust(_) | Step::Stop { .. } | Step::Finish | Step::Erase(_) => Ok(Outcome::Done),
+        }
+    }
+
     async fn run_pod(&self) -> Result<Outcome, Refusal> {
-        let Some(namespace) = self.namespace.as_deref() else {
-            return match self.step {
-                // Without its namespace nothing of the pod can exist.
-                Step::Look => Ok(Outcome::Found { record: None, instance: None }),
-                Step::Store { .. } | Step::Start => {
-                    let message =
-                        format!("namespace {} is not offloaded to this provider", self.target.key.namespace);
-                    Err(refusal("NamespaceNotOffloaded", message))
-                }
-                Step::Adjust(_) | Step::Stop { .. } | Step::Finish | Step::Erase(_) => Ok(Outcome::Done),
-            };
-        };
+        let Some(namespace) = self.namespace.as_deref() else { return self.without_namespace() };
         let shadows: Api<ShadowPod> = Api::namespaced(self.client.clone(), namespace);
         let pods: Api<PodView> = Api::namespaced_with(self.client.clone(), namespace, &pod_resource());
         let name = self.target.key.name.as_ref();
@@ -185,7 +188,7 @@ impl Job {
     }
 
     /// What was found, if it belongs to the consumer and set of the target.
-    fn ours<T>(&self, owned: Owned<T>) -> Option<T> {
+    pub(super) fn ours<T>(&self, owned: Owned<T>) -> Option<T> {
         (owned.cluster == self.consumer.id && owned.set == self.target.set).then_some(owned.what)
     }
 
@@ -364,7 +367,7 @@ fn record(shadow: &ShadowPod) -> Result<Record, Refusal> {
         .ok_or_else(|| refusal("PodConflict", "the ShadowPod in the provider lost its labels".to_owned()))
 }
 
-fn only(object: &Uid, grace: Option<u32>) -> DeleteParams {
+pub(super) fn only(object: &Uid, grace: Option<u32>) -> DeleteParams {
     DeleteParams {
         grace_period_seconds: grace,
         preconditions: Some(Preconditions { uid: Some(object.to_string()), resource_version: None }),
@@ -372,21 +375,21 @@ fn only(object: &Uid, grace: Option<u32>) -> DeleteParams {
     }
 }
 
-fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Refusal> {
+pub(super) fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Refusal> {
     serde_json::from_value(value).map_err(|error| refusal("InvalidObject", error.to_string()))
 }
 
-fn refusal(reason: &str, message: String) -> Refusal {
+pub(super) fn refusal(reason: &str, message: String) -> Refusal {
     Refusal { reason: reason.to_owned(), message }
 }
 
-enum RequestError {
+pub(super) enum RequestError {
     Api(Box<Status>),
     Other(String),
 }
 
 impl RequestError {
-    fn refusal(self) -> Refusal {
+    pub(super) fn refusal(self) -> Refusal {
         match self {
             RequestError::Api(status) => {
                 let reason = if status.reason.is_empty() { "ApiError" } else { &status.reason };
@@ -397,7 +400,7 @@ impl RequestError {
     }
 }
 
-async fn request<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, RequestError> {
+pub(super) async fn request<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, RequestError> {
     match timeout(REQUEST_TIMEOUT, request).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(kube::Error::Api(status))) => Err(RequestError::Api(status)),
@@ -406,12 +409,12 @@ async fn request<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T,
     }
 }
 
-async fn call<T>(inner: impl Future<Output = kube::Result<T>>) -> Result<T, Refusal> {
+pub(super) async fn call<T>(inner: impl Future<Output = kube::Result<T>>) -> Result<T, Refusal> {
     request(inner).await.map_err(RequestError::refusal)
 }
 
 /// A deletion; an object that is gone or another one by now needs none.
-async fn delete<T>(inner: impl Future<Output = kube::Result<T>>) -> Result<(), Refusal> {
+pub(super) async fn delete<T>(inner: impl Future<Output = kube::Result<T>>) -> Result<(), Refusal> {
     match request(inner).await {
         Ok(_) => Ok(()),
         Err(RequestError::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),

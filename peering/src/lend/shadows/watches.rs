@@ -1,15 +1,17 @@
-//! What the API server has of all consumers: three watches, whatever their number.
+//! What the API server has of all consumers: a few watches, whatever their number.
 
+use super::companions;
 use super::objects::{
     Owned, PodView, ShadowView, read_namespace, read_pod, read_shadow, shadow_resource, version,
 };
 use futures::Stream;
 use futures::stream::{StreamExt as _, select_all};
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::ApiResource;
+use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use liquid_crds::vocabulary::ORIGIN_CLUSTER;
+use liquid_reflection::Kind;
 use liquid_reflection::provider::{Deleted, Instance, Record};
 use liquid_runtime::watch::{Change, ObjectName, changes, changes_of};
 use serde_json::Value;
@@ -22,6 +24,15 @@ pub(super) enum Source {
     Namespaces,
     Shadows,
     Pods,
+    Companions(Kind),
+}
+
+impl Source {
+    /// Every watch there is.
+    pub(super) fn all() -> BTreeSet<Self> {
+        let companions = Kind::COMPANIONS.map(Self::Companions);
+        [Self::Namespaces, Self::Shadows, Self::Pods].into_iter().chain(companions).collect()
+    }
 }
 
 /// News of one watch.
@@ -29,15 +40,15 @@ pub(super) enum Source {
 pub(super) enum News {
     /// A namespace: its record, and its name here.
     Namespace(Owned<Result<Record, Deleted>>, Arc<str>),
-    /// A ShadowPod.
-    Shadow(Owned<Result<Record, Deleted>>),
+    /// A ShadowPod or a companion of pods.
+    Record(Owned<Result<Record, Deleted>>),
     /// A pod, with its status as the API server has it.
     Pod(Owned<Result<Instance, Deleted>>, Option<Value>),
     /// A list was read to its end; these objects (by namespace and name here) exist.
     Listed(Source, BTreeSet<ObjectName>),
 }
 
-/// The three watches as one stream.
+/// All watches as one stream.
 pub(super) fn watch(client: &Client) -> impl Stream<Item = News> + Send + Unpin + use<> {
     let config = || watcher::Config::default().labels(ORIGIN_CLUSTER);
     let namespaces = changes(Api::<Namespace>::all(client.clone()), config()).filter_map(|change| {
@@ -59,10 +70,10 @@ pub(super) fn watch(client: &Client) -> impl Stream<Item = News> + Send + Unpin 
     let shadows: Api<ShadowView> = Api::all_with(client.clone(), &shadow_resource());
     let shadows = changes_of(shadows, "ShadowPod", config()).filter_map(|change| {
         std::future::ready(match change {
-            Change::Applied(shadow) => read_shadow(&shadow).map(|owned| News::Shadow(owned.map(Ok))),
+            Change::Applied(shadow) => read_shadow(&shadow).map(|owned| News::Record(owned.map(Ok))),
             Change::Deleted(shadow) => read_shadow(&shadow).map(|owned| {
                 let gone = Deleted { object: owned.what.object.clone(), version: version(&shadow.metadata) };
-                News::Shadow(owned.map(|_| Err(gone)))
+                News::Record(owned.map(|_| Err(gone)))
             }),
             Change::Listed(seen) => Some(News::Listed(Source::Shadows, seen)),
         })
@@ -81,7 +92,30 @@ pub(super) fn watch(client: &Client) -> impl Stream<Item = News> + Send + Unpin 
             Change::Listed(seen) => Some(News::Listed(Source::Pods, seen)),
         })
     });
-    select_all([namespaces.boxed(), shadows.boxed(), pods.boxed()])
+    let companions = Kind::COMPANIONS.map(|kind| companions(client, kind, config()).boxed());
+    select_all([namespaces.boxed(), shadows.boxed(), pods.boxed()].into_iter().chain(companions))
+}
+
+/// The watch of a kind of companions. What they hold is of no interest here.
+fn companions(
+    client: &Client,
+    kind: Kind,
+    config: watcher::Config,
+) -> impl Stream<Item = News> + Send + use<> {
+    let objects: Api<PartialObjectMeta<DynamicObject>> =
+        Api::all_with(client.clone(), &companions::resource(kind));
+    changes_of(objects, kind.as_str(), config).filter_map(move |change| {
+        std::future::ready(match change {
+            Change::Applied(object) => {
+                companions::read(kind, &object.metadata).map(|owned| News::Record(owned.map(Ok)))
+            }
+            Change::Deleted(object) => companions::read(kind, &object.metadata).map(|owned| {
+                let gone = Deleted { object: owned.what.object.clone(), version: owned.what.version };
+                News::Record(owned.map(|_| Err(gone)))
+            }),
+            Change::Listed(seen) => Some(News::Listed(Source::Companions(kind), seen)),
+        })
+    })
 }
 
 /// How the API server calls pods.

@@ -1,0 +1,85 @@
+//! Which ConfigMaps and Secrets a pod refers to.
+
+use super::{TOKEN_VOLUME, name_of};
+use liquid_reflection::Kind;
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+/// A ConfigMap or Secret, by kind and name.
+pub(crate) type Reference = (Kind, String);
+
+/// What the pod with this spec refers to.
+pub(crate) fn references(spec: &Value) -> BTreeSet<Reference> {
+    let mut found = BTreeSet::new();
+    let mut note = |kind: Kind, holder: Option<&Value>, field: &str| {
+        let name = holder.and_then(|holder| holder.get(field)).and_then(Value::as_str);
+        found.extend(name.filter(|name| !name.is_empty()).map(|name| (kind, name.to_owned())));
+    };
+    for volume in items(spec, "volumes").filter(|volume| !name_of(volume).starts_with(TOKEN_VOLUME)) {
+        note(Kind::ConfigMap, volume.get("configMap"), "name");
+        note(Kind::Secret, volume.get("secret"), "secretName");
+        note(Kind::Secret, volume.get("azureFile"), "secretName");
+        note(Kind::Secret, volume.pointer("/csi/nodePublishSecretRef"), "name");
+        for source in volume.as_object().into_iter().flat_map(|volume| volume.values()) {
+            note(Kind::Secret, source.get("secretRef"), "name");
+        }
+        for source in volume.get("projected").into_iter().flat_map(|projected| items(projected, "sources")) {
+            note(Kind::ConfigMap, source.get("configMap"), "name");
+            note(Kind::Secret, source.get("secret"), "name");
+        }
+    }
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
+        for container in items(spec, list) {
+            for variable in items(container, "env").filter_map(|variable| variable.get("valueFrom")) {
+                note(Kind::ConfigMap, variable.get("configMapKeyRef"), "name");
+                note(Kind::Secret, variable.get("secretKeyRef"), "name");
+            }
+            for source in items(container, "envFrom") {
+                note(Kind::ConfigMap, source.get("configMapRef"), "name");
+                note(Kind::Secret, source.get("secretRef"), "name");
+            }
+        }
+    }
+    for secret in items(spec, "imagePullSecrets") {
+        note(Kind::Secret, Some(secret), "name");
+    }
+    found
+}
+
+fn items<'a>(value: &'a Value, list: &str) -> impl Iterator<Item = &'a Value> {
+    value.get(list).and_then(Value::as_array).into_iter().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn every_way_to_refer_is_found() {
+        let spec = json!({
+            "volumes": [
+                {"name": "a", "configMap": {"name": "c1"}},
+                {"name": "b", "secret": {"secretName": "s1"}},
+                {"name": "c", "projected": {"sources": [{"configMap": {"name": "c2"}}, {"secret": {"name": "s2"}}]}},
+                {"name": "d", "csi": {"driver": "x", "nodePublishSecretRef": {"name": "s3"}}},
+                {"name": "e", "rbd": {"secretRef": {"name": "s4"}}},
+                {"name": "f", "emptyDir": {}},
+                {"name": "kube-api-access-x", "projected": {"sources": [{"configMap": {"name": "kube-root-ca.crt"}}]}},
+            ],
+            "containers": [{
+                "env": [
+                    {"name": "A", "value": "b"},
+                    {"name": "B", "valueFrom": {"configMapKeyRef": {"name": "c3", "key": "k"}}},
+                    {"name": "C", "valueFrom": {"secretKeyRef": {"name": "s5", "key": "k"}}},
+                ],
+                "envFrom": [{"configMapRef": {"name": "c4"}}, {"secretRef": {"name": "s6", "optional": true}}],
+            }],
+            "initContainers": [{"envFrom": [{"configMapRef": {"name": "c5"}}]}],
+            "imagePullSecrets": [{"name": "s7"}, {}],
+        });
+        let names: Vec<String> = references(&spec).into_iter().map(|(_, name)| name).collect();
+        assert_eq!(names, ["c1", "c2", "c3", "c4", "c5", "s1", "s2", "s3", "s4", "s5", "s6", "s7"]);
+        assert!(references(&json!({})).is_empty());
+    }
+}
