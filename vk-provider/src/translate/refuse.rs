@@ -12,6 +12,33 @@ const HOME_VOLUMES: [(&str, &str); 4] = [
     ("hostPath", "files of nodes at home are not in the provider"),
 ];
 
+/// Sources of volumes that a driver of the node at home provides, with an account or a claim of home.
+const DRIVER_VOLUMES: [&str; 21] = [
+    "awsElasticBlockStore",
+    "azureDisk",
+    "azureFile",
+    "cephfs",
+    "cinder",
+    "csi",
+    "ephemeral",
+    "fc",
+    "flexVolume",
+    "flocker",
+    "gcePersistentDisk",
+    "gitRepo",
+    "glusterfs",
+    "iscsi",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "quobyte",
+    "rbd",
+    "scaleIO",
+    "storageos",
+    "vsphereVolume",
+];
+
+const DEVICES: &str = "resourceClaims: devices are claimed from nodes of this cluster";
+
 /// Refuses a pod that cannot work in the provider.
 pub(super) fn check(pod: &Value) -> Result<(), Refusal> {
     let spec = &pod["spec"];
@@ -21,18 +48,23 @@ pub(super) fn check(pod: &Value) -> Result<(), Refusal> {
     for list in ["containers", "initContainers"] {
         for container in items(spec, list) {
             check_environment(container)?;
+            if items(&container["resources"], "claims").next().is_some() {
+                return Err(refusal(DEVICES));
+            }
         }
     }
     if items(spec, "imagePullSecrets").next().is_some() {
         return Err(refusal("imagePullSecrets: Secrets are not reflected yet"));
     }
     if items(spec, "resourceClaims").next().is_some() {
-        return Err(refusal("resourceClaims: devices are claimed from nodes of this cluster"));
+        return Err(refusal(DEVICES));
     }
-    if items(spec, "readinessGates").next().is_some() {
+    if items(&spec["resources"], "claims").next().is_some() {
+        return Err(refusal(DEVICES));
+    }
+    if spec["setHostnameAsFQDN"] == true {
         return Err(refusal(
-            "readinessGates: their conditions are set at home, where the provider does not see them, and the pod would \
-             never be ready",
+            "setHostnameAsFQDN: the name would be another one, made of the namespace and the cluster domain of the provider",
         ));
     }
     Ok(())
@@ -45,11 +77,17 @@ fn check_volume(volume: &Value) -> Result<(), Refusal> {
             return Err(refusal(&format!("volume {name}: {reason}")));
         }
     }
+    if let Some(source) = DRIVER_VOLUMES.iter().find(|source| volume.get(**source).is_some()) {
+        let message = format!("volume {name}: {source} needs a driver or a claim of this cluster");
+        return Err(refusal(&message));
+    }
     for source in volume.pointer("/projected/sources").and_then(Value::as_array).into_iter().flatten() {
         for (kind, reason) in [
             ("configMap", "ConfigMaps are not reflected yet"),
             ("secret", "Secrets are not reflected yet"),
             ("serviceAccountToken", "tokens of this cluster are of no use there"),
+            ("clusterTrustBundle", "trust bundles of this cluster are not in the provider"),
+            ("podCertificate", "signers of this cluster are not in the provider"),
         ] {
             if source.get(kind).is_some() {
                 return Err(refusal(&format!("volume {name}: {reason}")));
@@ -114,7 +152,10 @@ mod tests {
             ),
             (json!({"initContainers": [{"name": "i", "envFrom": [{"configMapRef": {}}]}]}), "container i"),
             (json!({"imagePullSecrets": [{"name": "x"}]}), "imagePullSecrets"),
-            (json!({"readinessGates": [{"conditionType": "example.org/gate"}]}), "readinessGates"),
+            (json!({"resourceClaims": [{"name": "gpu"}]}), "resourceClaims"),
+            (json!({"containers": [{"resources": {"claims": [{"name": "gpu"}]}}]}), "resourceClaims"),
+            (json!({"setHostnameAsFQDN": true}), "setHostnameAsFQDN"),
+            (json!({"volumes": [{"name": "v", "csi": {"driver": "x"}}]}), "volume v: csi"),
         ] {
             let refused = check(&json!({ "spec": spec })).unwrap_err();
             assert!(refused.message.contains(expected), "{refused:?}");
@@ -124,6 +165,7 @@ mod tests {
     #[test]
     fn self_contained_pods_pass() {
         let spec = json!({
+            "setHostnameAsFQDN": false, "resources": {"limits": {"cpu": "1"}},
             "volumes": [{"name": "tmp", "emptyDir": {}}, {"name": "info", "projected": {"sources": [{"downwardAPI": {}}]}}],
             "containers": [{"name": "c", "env": [
                 {"name": "A", "value": "b"}, {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
