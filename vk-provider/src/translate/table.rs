@@ -4,6 +4,8 @@
 use super::pod;
 use crate::status;
 use k8s_openapi::api::core::v1::Pod;
+use kube::api::DynamicObject;
+use liquid_crds::vocabulary::RESTARTS_BEFORE;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -343,6 +345,48 @@ fn each_field_of_a_status_fares_as_its_row_says() {
             Verdict::Left => assert_eq!(shown, None, "{path}"),
             Verdict::Rewritten => assert!(shown.is_some() && shown != Some(&there), "{path}: {shown:?}"),
             Verdict::Refused | Verdict::Beside => panic!("{path}: {row:?}"),
+        }
+    }
+}
+
+/// Values of other kinds than a field has, in its place and in that of everything above it.
+#[test]
+fn a_pod_that_is_not_as_the_schema_says_does_no_harm() {
+    let odd = [
+        json!(null),
+        json!("text"),
+        json!(7),
+        json!([]),
+        json!({}),
+        json!([null]),
+        json!([[7]]),
+        json!([{}]),
+    ];
+    let fields = fields();
+    let places: BTreeSet<&str> = fields
+        .keys()
+        .flat_map(|field| {
+            field.match_indices(['.', '[']).map(|(end, _)| &field[..end]).chain([field.as_str()])
+        })
+        .collect();
+    for place in places {
+        for value in &odd {
+            let odd_pod = with(place, value);
+            // Whether it is refused does not matter here.
+            drop(pod(&odd_pod));
+            let object = |status: &Value| -> DynamicObject {
+                let gates = json!({"readinessGates": [{"conditionType": "x"}]});
+                let restarts = json!({"annotations": {RESTARTS_BEFORE: r#"{"text": 1}"#}});
+                serde_json::from_value(json!({"metadata": restarts, "spec": gates, "status": status}))
+                    .unwrap()
+            };
+            let status = &odd_pod["status"];
+            let home = object(status);
+            let _ = status::digest(&home);
+            let mut patch = status::patch("u1", status, None);
+            status::fit(&mut patch, &home);
+            status::fit(&mut patch, &object(&json!({"startTime": "another"})));
+            status::keep_ended(&mut patch, &json!({"spec": {"restartPolicy": "Never"}, "status": status}));
         }
     }
 }
