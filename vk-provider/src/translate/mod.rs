@@ -4,6 +4,8 @@
 //! cannot work in another cluster is refused, and the user is told; nothing that matters is dropped silently.
 
 mod downward;
+#[cfg(test)]
+mod newest;
 mod placement;
 mod refuse;
 #[cfg(test)]
