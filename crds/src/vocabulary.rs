@@ -27,6 +27,9 @@ pub const PEER: &str = "liquid.mesh/peer";
 /// On a virtual node: identity of the cluster behind it.
 pub const CLUSTER_ID: &str = "liquid.mesh/cluster-id";
 
+/// Labels every kubelet sets on its Node, meaning the same in every cluster: the kind of machine, and no machine.
+pub const MACHINE_KIND: [&str; 2] = ["kubernetes.io/arch", "kubernetes.io/os"];
+
 /// Taint of every virtual node; pods of offloaded namespaces tolerate it.
 pub const VIRTUAL_NODE_TAINT: &str = "liquid.mesh/virtual-node";
 /// Annotation on a virtual node: the taints Liquid has put there (KEY:EFFECT, separated by commas). All others are left

@@ -2,10 +2,9 @@
 //! it goes with the pod.
 
 use super::list_mut;
+use liquid_crds::vocabulary::MACHINE_KIND;
 use serde_json::{Map, Value, json};
 
-/// Labels every kubelet sets, meaning the same in every cluster.
-const EVERYWHERE: [&str; 2] = ["kubernetes.io/arch", "kubernetes.io/os"];
 /// The machine: the one topology every cluster has.
 const MACHINE: &str = "kubernetes.io/hostname";
 /// Topologies that clusters may have. A provider without them must not keep the pod waiting for ever.
@@ -17,7 +16,7 @@ const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
 /// Takes out of `spec` what only nodes at home can fulfil. `labels` are those of the pod.
 pub(super) fn keep_portable(spec: &mut Map<String, Value>, labels: Option<&Value>) {
     if let Some(selector) = spec.get_mut("nodeSelector").and_then(Value::as_object_mut) {
-        selector.retain(|key, _| EVERYWHERE.contains(&key.as_str()));
+        selector.retain(|key, _| MACHINE_KIND.contains(&key.as_str()));
     }
     if let Some(affinity) = spec.get_mut("affinity") {
         node_affinity(affinity);
@@ -48,7 +47,7 @@ fn node_affinity(affinity: &mut Value) {
             fields.remove("matchFields");
         }
         if let Some(expressions) = term.get_mut("matchExpressions").and_then(Value::as_array_mut) {
-            let portable = |key: &Value| key.as_str().is_some_and(|key| EVERYWHERE.contains(&key));
+            let portable = |key: &Value| key.as_str().is_some_and(|key| MACHINE_KIND.contains(&key));
             expressions.retain(|expression| portable(&expression["key"]));
         }
         unconditional |= term.get("matchExpressions").is_none_or(is_empty);
@@ -202,7 +201,7 @@ mod tests {
             (strict.clone(), json!([strict])),
             (with(strict.clone(), "minDomains", json!(3)), json!([strict])),
             (
-                with(strict.clone(), "matchLabelKeys", keys.clone()),
+                with(strict, "matchLabelKeys", keys.clone()),
                 json!([constraint(MACHINE, "DoNotSchedule", merged.clone())]),
             ),
             (

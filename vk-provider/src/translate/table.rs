@@ -57,7 +57,7 @@ fn rows() -> BTreeMap<String, Row> {
             "beside" => Verdict::Beside,
             other => panic!("{other:?} in {line}"),
         };
-        for path in names.split('`').skip(1).step_by(2).flat_map(|path| expand(path)) {
+        for path in names.split('`').skip(1).step_by(2).flat_map(expand) {
             // Containers of all kinds fare alike; both are lists of one type.
             let init =
                 path.strip_prefix("spec.containers[]").map(|rest| format!("spec.initContainers[]{rest}"));
@@ -179,7 +179,7 @@ fn examples() -> Vec<(&'static str, Value, Value)> {
         json!({"spec": {"affinity": {"podAffinity": both, "podAntiAffinity": both}}})
     };
     let (zone, machine) = (terms("topology.kubernetes.io/zone", "a"), terms("kubernetes.io/hostname", "b"));
-    let mut apart = affinity(&[machine.clone()]);
+    let mut apart = affinity(std::slice::from_ref(&machine));
     for kind in ["podAffinity", "podAntiAffinity"] {
         apart["spec"]["affinity"][kind]["preferredDuringSchedulingIgnoredDuringExecution"][0]["weight"] =
             json!(3);
