@@ -27,6 +27,9 @@ pub const PEER: &str = "liquid.mesh/peer";
 /// On a virtual node: identity of the cluster behind it.
 pub const CLUSTER_ID: &str = "liquid.mesh/cluster-id";
 
+/// Labels every kubelet sets on its Node, meaning the same in every cluster: the kind of machine, and no machine.
+pub const MACHINE_KIND: [&str; 2] = ["kubernetes.io/arch", "kubernetes.io/os"];
+
 /// Taint of every virtual node; pods of offloaded namespaces tolerate it.
 pub const VIRTUAL_NODE_TAINT: &str = "liquid.mesh/virtual-node";
 /// Annotation on a virtual node: the taints Liquid has put there (KEY:EFFECT, separated by commas). All others are left
@@ -39,6 +42,17 @@ pub const OFFLOADING: &str = "liquid.mesh/offloading";
 pub const OFFLOADING_ENABLED: &str = "enabled";
 /// Value of [`OFFLOADING`]: pods must be bound to certain nodes, so the webhook has to look at every one.
 pub const OFFLOADING_BINDING: &str = "binding";
+
+/// Prefix of annotations on shadows: values that a pod reads of itself and that differ in the provider.
+pub const HOME_VALUE: &str = "home.liquid.mesh/";
+
+/// Annotation on a pod at home whose instance in the provider was replaced: restarts of each container before that, as
+/// JSON. They are part of the restart counts at home.
+pub const RESTARTS_BEFORE: &str = "liquid.mesh/restarts-before";
+/// Condition of a pod at home: it does not run, and this is why. Taken away when it runs.
+pub const CONDITION_REFUSED: &str = "liquid.mesh/Refused";
+/// Condition of a pod at home that has readiness gates: what the provider says of its readiness.
+pub const CONDITION_READY_THERE: &str = "liquid.mesh/ReadyInProvider";
 
 /// On pods in the provider: the keys of their labels and annotations that come from home, as JSON. The others are the
 /// provider's.

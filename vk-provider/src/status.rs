@@ -1,6 +1,12 @@
 //! The status a pod gets at home: what the provider's kubelet reports, seen from here.
 
-use liquid_reflection::digest::shared_pod_status;
+mod readiness;
+mod restarts;
+
+use kube::api::DynamicObject;
+use liquid_crds::vocabulary::{CONDITION_REFUSED, RESTARTS_BEFORE};
+use liquid_link::digest::Hash;
+use liquid_reflection::digest::{pod_status, shared_pod_status};
 use liquid_reflection::frame::Refusal;
 use serde_json::{Map, Value, json};
 
@@ -21,6 +27,14 @@ pub(crate) fn patch(uid: &str, remote: &Value, node_address: Option<&str>) -> Va
     for field in CLEARED {
         status.entry(field).or_insert(Value::Null);
     }
+    if let Some(conditions) = status.get_mut("conditions").and_then(Value::as_array_mut) {
+        for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
+            for field in ["reason", "message"] {
+                condition.entry(field).or_insert(Value::Null);
+            }
+        }
+        conditions.push(json!({ "type": CONDITION_REFUSED, "$patch": "delete" }));
+    }
     if let Some(address) = node_address {
         status.insert("hostIP".to_owned(), json!(address));
         status.insert("hostIPs".to_owned(), json!([{ "ip": address }, { "$patch": "replace" }]));
@@ -28,11 +42,71 @@ pub(crate) fn patch(uid: &str, remote: &Value, node_address: Option<&str>) -> Va
     json!({ "metadata": { "uid": uid }, "status": status })
 }
 
+/// What of a pod at home decides whether it has to be read before a status is shown on it: most statuses are written
+/// unread, which is one request instead of two.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// Start time of the instance that is shown.
+    started: Option<Box<str>>,
+    /// It has readiness gates, or restarts of earlier instances.
+    fitted: bool,
+}
+
+impl Seen {
+    /// What there is to know of `pod`, as the API server of home has it.
+    pub(crate) fn of(pod: &DynamicObject) -> Self {
+        let started = pod.data.pointer("/status/startTime").and_then(Value::as_str);
+        let fitted = annotation(pod).is_some() || readiness::gated(&pod.data);
+        Self { started: started.map(Box::from), fitted }
+    }
+
+    /// Whether a patch that shows `remote` needs [`fit`].
+    pub(crate) fn needs_fit(&self, remote: &Value) -> bool {
+        self.fitted
+            || restarts::replaced(
+                self.started.as_ref().map(|at| json!({ "startTime": at })).as_ref(),
+                Some(remote),
+            )
+    }
+}
+
+/// Fits a patch made by [`patch`] to the pod it is for: its readiness gates, and the restarts of earlier instances.
+pub(crate) fn fit(patch: &mut Value, pod: &DynamicObject) {
+    restarts::add(patch, pod.data.get("status"), restarts::before(annotation(pod)));
+    readiness::decide(patch, &pod.data);
+}
+
+/// Digest of the status of a pod at home: that of the status the provider has sent, if it is shown as it should be.
+pub(crate) fn digest(pod: &DynamicObject) -> Option<Hash> {
+    let status = pod.data.get("status")?;
+    let before = restarts::before(annotation(pod));
+    if before.is_empty() && !readiness::gated(&pod.data) {
+        return pod_status(status);
+    }
+    let mut status = status.clone();
+    restarts::take_off(&mut status, &before);
+    readiness::restore(&mut status, &pod.data);
+    pod_status(&status)
+}
+
+fn annotation(pod: &DynamicObject) -> Option<&str> {
+    pod.metadata.annotations.as_ref()?.get(RESTARTS_BEFORE).map(String::as_str)
+}
+
 /// The patch that tells why a pod does not run; `None` takes that back.
+///
+/// The condition has no time: a refusal that is repeated is no change of the pod, and the Event has it.
 pub(crate) fn refusal_patch(uid: &str, refusal: Option<&Refusal>) -> Value {
+    let condition = match refusal {
+        Some(refusal) => json!({
+            "type": CONDITION_REFUSED, "status": "True", "reason": refusal.reason, "message": refusal.message,
+        }),
+        None => json!({ "type": CONDITION_REFUSED, "$patch": "delete" }),
+    };
     json!({
         "metadata": { "uid": uid },
         "status": {
+            "conditions": [condition],
             "reason": refusal.map(|refusal| &refusal.reason),
             "message": refusal.map(|refusal| &refusal.message),
         },
@@ -121,7 +195,81 @@ mod tests {
         assert!(status.get("podIP").is_none() && status.get("podIPs").is_none());
         assert_eq!(status["hostIP"], "10.244.0.9");
         assert_eq!(status["containerStatuses"][0]["restartCount"], 2);
-        assert_eq!(status["conditions"], json!([{"type": "Ready", "status": "True"}]));
+        let ready = json!({"type": "Ready", "status": "True", "reason": null, "message": null});
+        let refused = json!({"type": "liquid.mesh/Refused", "$patch": "delete"});
+        assert_eq!(status["conditions"], json!([ready, refused]));
+    }
+
+    #[test]
+    fn a_condition_that_holds_again_loses_the_reason_why_it_did_not() {
+        let conditions =
+            |fields: Value| patch("u1", &json!({"phase": "Running", "conditions": [fields]}), None);
+        let unready =
+            json!({"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "x"});
+        assert_eq!(conditions(unready.clone())["status"]["conditions"][0], unready);
+        let ready = conditions(json!({"type": "Ready", "status": "True"}));
+        assert!(ready["status"]["conditions"][0].get("reason").is_some_and(Value::is_null));
+    }
+
+    #[test]
+    fn a_refusal_is_a_condition_until_the_pod_runs() {
+        let refusal = Refusal { reason: "R".to_owned(), message: "m".to_owned() };
+        let refused = &refusal_patch("u1", Some(&refusal))["status"];
+        assert_eq!((&refused["reason"], &refused["message"]), (&json!("R"), &json!("m")));
+        let condition = json!({"type": CONDITION_REFUSED, "status": "True", "reason": "R", "message": "m"});
+        assert_eq!(refused["conditions"], json!([condition]));
+        for over in [refusal_patch("u1", None), patch("u1", &json!({"phase": "Running"}), None)] {
+            let removal = json!({"type": CONDITION_REFUSED, "$patch": "delete"});
+            assert_eq!(over["status"]["conditions"], json!([removal]));
+            assert!(over["status"]["reason"].is_null());
+        }
+    }
+
+    fn home(spec: Value, annotations: Value, status: Value) -> DynamicObject {
+        serde_json::from_value(json!({
+            "metadata": {"name": "web-0", "annotations": annotations}, "spec": spec, "status": status,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn pods_are_read_only_if_a_status_has_to_be_fitted_to_them() {
+        let status =
+            |second: u32| json!({"phase": "Running", "startTime": format!("2026-01-01T00:00:0{second}Z")});
+        let plain = Seen::of(&home(json!({}), json!({}), status(1)));
+        assert!(!plain.needs_fit(&status(1)));
+        assert!(plain.needs_fit(&status(2)), "another instance");
+        assert!(!plain.needs_fit(&json!({"phase": "Pending"})));
+        assert!(!Seen::of(&home(json!({}), json!({}), json!({}))).needs_fit(&status(1)));
+        let gated = home(json!({"readinessGates": [{"conditionType": "x"}]}), json!({}), status(1));
+        assert!(Seen::of(&gated).needs_fit(&status(1)));
+        let counted = home(json!({}), json!({RESTARTS_BEFORE: r#"{"c":1}"#}), status(1));
+        assert!(Seen::of(&counted).needs_fit(&status(1)));
+    }
+
+    #[test]
+    fn a_status_that_was_fitted_is_known_as_the_one_that_was_sent() {
+        let sent = |second: u32, count: u32| {
+            json!({
+                "phase": "Running", "startTime": format!("2026-01-01T00:00:0{second}Z"),
+                "conditions": [{"type": "Ready", "status": "True"}],
+                "containerStatuses": [{"name": "c", "restartCount": count, "containerID": "x"}],
+            })
+        };
+        let gates = json!({"readinessGates": [{"conditionType": "example.org/gate"}]});
+        let earlier = home(gates.clone(), json!({}), sent(1, 4));
+        let mut patch = patch("u1", &sent(2, 1), None);
+        fit(&mut patch, &earlier);
+        let mut shown = patch["status"].clone();
+        shown["conditions"].as_array_mut().unwrap().retain(|condition| condition.get("$patch").is_none());
+        for condition in shown["conditions"].as_array_mut().unwrap() {
+            condition.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        }
+        shown.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        assert_eq!(shown["containerStatuses"][0]["restartCount"], 6);
+        assert_ne!(pod_status(&shown), pod_status(&sent(2, 1)));
+        let after = home(gates, patch["metadata"]["annotations"].clone(), shown);
+        assert_eq!(digest(&after), pod_status(&sent(2, 1)));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::home::{Finished, Home};
 use super::link::{Link, LinkEvent, Provider, keep};
 use crate::metrics::Metrics;
 use crate::request::within;
+use crate::status::{self, Seen};
 use crate::translate;
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -18,7 +19,7 @@ use liquid_link::digest::Hash;
 use liquid_link::proto;
 use liquid_reflection::consumer::Action;
 use liquid_reflection::frame::{ConsumerFrame, Ref, Refusal, Wanted};
-use liquid_reflection::{Consumer, Key, Kind, SetRef, Uid, digest};
+use liquid_reflection::{Consumer, Key, Kind, SetRef, Uid};
 use liquid_runtime::watch::{Change, changes_of};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,6 +123,7 @@ impl Mirror {
             provider: watched,
             metrics,
             held: BTreeMap::new(),
+            seen: BTreeMap::new(),
             unread: None,
         };
         let keeper = async move {
@@ -213,6 +215,8 @@ struct Actor {
     metrics: Metrics,
     /// Pods that cannot go to the provider as things are, by namespace: they are looked at again when that changes.
     held: BTreeMap<String, BTreeSet<(String, String)>>,
+    /// What there is to know of the pods at home before a status is shown on them.
+    seen: BTreeMap<SetRef, BTreeMap<Key, Seen>>,
     /// Pods whose body could not be read, and when they take their turn again.
     unread: Option<(Instant, Vec<Ref>)>,
 }
@@ -323,6 +327,7 @@ impl Actor {
             held.retain(|(on, _)| on != node);
         }
         self.companions.retain_pods(node, |_| false, &mut self.consumer);
+        self.seen.remove(&SetRef::pods(node));
     }
 
     fn want_namespaces(&mut self, wanted: BTreeMap<String, WantedNamespace>) {
@@ -416,6 +421,9 @@ impl Actor {
                     held.remove(&(node.to_owned(), target.key.name.to_string()));
                 }
                 self.companions.pod(node, &target.key, BTreeSet::new(), &mut self.consumer);
+                if let Some(seen) = self.seen.get_mut(&target.set) {
+                    seen.remove(&target.key);
+                }
                 let grace = grace(&pod);
                 self.consumer.removed(&target.set, &target.key, &target.uid, grace);
                 None
@@ -423,6 +431,9 @@ impl Actor {
             Change::Listed(seen) => {
                 let seen: BTreeSet<Key> =
                     seen.iter().map(|(namespace, name)| Key::new(namespace, name)).collect();
+                if let Some(known) = self.seen.get_mut(&set) {
+                    known.retain(|key, _| seen.contains(key));
+                }
                 self.companions.retain_pods(node, |pod| seen.contains(pod), &mut self.consumer);
                 self.consumer.resynced(&set, &seen);
                 self.nodes.insert(node.to_owned(), true);
@@ -436,7 +447,8 @@ impl Actor {
         let target = target(set, &pod);
         let deleting = pod.metadata.deletion_timestamp.is_some();
         let grace = grace(&pod);
-        let status = pod.data.get("status").and_then(digest::pod_status);
+        let status = status::digest(&pod);
+        self.seen.entry(target.set.clone()).or_default().insert(target.key.clone(), Seen::of(&pod));
         if deleting {
             self.consumer.observe(target.clone(), Wanted::Deleting { grace }, status);
             if self.provider.borrow().gone {
@@ -508,7 +520,11 @@ impl Actor {
                         Kind::ConfigMap | Kind::Secret | Kind::Service => self.companions.owe(target, hash),
                     },
                 },
-                Action::ApplyStatus { target, body, .. } => self.home.status(target, body),
+                Action::ApplyStatus { target, body, .. } => {
+                    let seen = self.seen.get(&target.set).and_then(|pods| pods.get(&target.key));
+                    let seen = seen.cloned().unwrap_or_default();
+                    self.home.status(target, body, seen);
+                }
                 Action::FinishDeletion(target) => match target.set.kind {
                     Kind::Pod => self.home.finish(target),
                     Kind::Namespace => self.namespace_gone(&target.key.name),
@@ -617,7 +633,10 @@ fn body_of(pod: DynamicObject) -> Result<Bytes, Refusal> {
     let DynamicObject { metadata, mut data, .. } = pod;
     let spec = data.get_mut("spec").map(Value::take).unwrap_or_default();
     let whole = json!({
-        "metadata": { "labels": metadata.labels, "annotations": metadata.annotations },
+        "metadata": {
+            "name": metadata.name, "namespace": metadata.namespace, "uid": metadata.uid,
+            "labels": metadata.labels, "annotations": metadata.annotations,
+        },
         "spec": spec,
     });
     Ok(Bytes::from(translate::pod(&whole)?.to_string()))

@@ -2,7 +2,7 @@
 //! for ever, together with what has come in the meantime; what the API server does not accept is dropped.
 
 use crate::request::within;
-use crate::status::{keep_ended, patch, refusal_patch};
+use crate::status::{Seen, fit, keep_ended, patch, refusal_patch};
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::core::v1::Pod;
@@ -30,8 +30,8 @@ const RETRY_CAP: Duration = Duration::from_secs(30);
 /// What is to be written to one pod; to other objects only Events are.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Work {
-    /// Status as it came from the provider.
-    status: Option<Bytes>,
+    /// Status as it came from the provider, and what was known of the pod at home then.
+    status: Option<(Bytes, Seen)>,
     /// Why it does not run, or (inner `None`) that this is over.
     refusal: Option<Option<Refusal>>,
     /// Nothing of it exists any more: delete it for good.
@@ -98,9 +98,9 @@ impl Home {
         (Self { client, recorder, node_address, slots: BTreeMap::new(), requests, done }, finished)
     }
 
-    /// Shows a status.
-    pub(super) fn status(&mut self, target: Ref, body: Bytes) {
-        self.add(target, |work| work.status = Some(body));
+    /// Shows a status on a pod of which this is known.
+    pub(super) fn status(&mut self, target: Ref, body: Bytes, seen: Seen) {
+        self.add(target, |work| work.status = Some((body, seen)));
     }
 
     /// Tells why a pod does not run, or that it does again.
@@ -194,8 +194,8 @@ enum Ended {
 impl Round {
     /// Does what it can of `work`; returns what failed.
     async fn run(&self, mut work: Work) -> Work {
-        if let Some(body) = &work.status {
-            match self.show(body).await {
+        if let Some((body, seen)) = &work.status {
+            match self.show(body, seen).await {
                 Ended::Done => {}
                 Ended::Moot => return Work::default(),
                 Ended::Rejected(message) => self.rejected(&message).await,
@@ -235,25 +235,38 @@ impl Round {
     }
 
     /// Shows a status. If it is not accepted, it is tried once more without containers that come back to life.
-    async fn show(&self, body: &[u8]) -> Ended {
+    async fn show(&self, body: &[u8], seen: &Seen) -> Ended {
         let remote = match serde_json::from_slice::<Value>(body) {
             Ok(remote) => remote,
             Err(error) => return Ended::Rejected(format!("it is not JSON: {error}")),
         };
         let mut patch = patch(self.target.uid.as_str(), &remote, self.node_address.as_deref());
+        if seen.needs_fit(&remote) {
+            match self.read().await {
+                Ok(pod) => fit(&mut patch, &pod),
+                Err(ended) => return ended,
+            }
+        }
         let ended = self.write(&patch).await;
         if !matches!(ended, Ended::Rejected(_)) {
             return ended;
         }
+        match self.read().await {
+            Ok(pod) if keep_ended(&mut patch, &pod.data) => self.write(&patch).await,
+            Ok(_) => ended,
+            Err(ended) => ended,
+        }
+    }
+
+    /// The pod as it is now.
+    async fn read(&self) -> Result<DynamicObject, Ended> {
         let resource = ApiResource::erase::<Pod>(&());
         let pods: Api<DynamicObject> =
             Api::namespaced_with(self.client.clone(), &self.target.key.namespace, &resource);
         match within(pods.get_opt(&self.target.key.name)).await {
-            Ok(Some(pod)) if pod.metadata.uid.as_deref() == Some(self.target.uid.as_str()) => {
-                if keep_ended(&mut patch, &pod.data) { self.write(&patch).await } else { ended }
-            }
-            Ok(_) => Ended::Moot,
-            Err(error) => Ended::Failed(error.to_string()),
+            Ok(Some(pod)) if pod.metadata.uid.as_deref() == Some(self.target.uid.as_str()) => Ok(pod),
+            Ok(_) => Err(Ended::Moot),
+            Err(error) => Err(Ended::Failed(error.to_string())),
         }
     }
 
@@ -338,12 +351,15 @@ mod tests {
 
     #[test]
     fn what_failed_goes_on_with_what_came_in_the_meantime() {
-        let status = |text: &'static str| Work { status: Some(Bytes::from(text)), ..Work::default() };
+        let status = |text: &'static str| Work {
+            status: Some((Bytes::from(text), Seen::default())),
+            ..Work::default()
+        };
         let finish = Work { finish: true, ..Work::default() };
         assert_eq!(status("old").followed_by(status("new")), status("new"));
         assert_eq!(
             status("old").followed_by(finish),
-            Work { status: Some(Bytes::from("old")), refusal: None, finish: true }
+            Work { status: Some((Bytes::from("old"), Seen::default())), refusal: None, finish: true }
         );
     }
 }

@@ -1,10 +1,16 @@
 //! From a pod at home to the pod wanted in the provider, as raw JSON: fields this version does not know survive.
 //!
-//! Every change is one of the rules below, with its reason. What cannot work in another cluster is refused, and the
-//! user is told; nothing that matters is dropped silently.
+//! What becomes of each field, and why, is written in `docs/pods.md`; the tests in `table.rs` hold this code to it. What
+//! cannot work in another cluster is refused, and the user is told; nothing that matters is dropped silently.
 
+mod downward;
+#[cfg(test)]
+mod newest;
+mod placement;
 mod references;
 mod refuse;
+#[cfg(test)]
+mod table;
 
 pub(crate) use references::{Reference, references};
 
@@ -12,26 +18,31 @@ use liquid_crds::vocabulary::VIRTUAL_NODE_TAINT;
 use liquid_reflection::frame::Refusal;
 use serde_json::{Map, Value, json};
 
-/// Fields of the spec that mean something only in the cluster they were written for, and why they are left behind.
-const LEFT_BEHIND: [(&str, &str); 11] = [
-    ("nodeName", "the provider's scheduler chooses the node"),
-    ("nodeSelector", "labels of nodes at home say nothing about nodes of the provider"),
-    ("affinity", "refers to nodes and pods at home; it has chosen the virtual node, and its work is done"),
-    ("schedulerName", "a scheduler of that name may not exist there"),
-    ("serviceAccount", "deprecated name of serviceAccountName"),
-    ("serviceAccountName", "accounts of home are unknown there"),
-    ("priority", "classes differ by cluster; the number would be refused"),
-    ("priorityClassName", "classes differ by cluster"),
-    ("preemptionPolicy", "goes with the priority, and would be refused without it"),
-    (
-        "ephemeralContainers",
-        "a pod cannot be made with them; those of `kubectl debug` do not reach the provider yet",
-    ),
-    ("schedulingGates", "a bound pod has none left; they may not be set on creation there"),
+/// Fields of the spec that mean something only in the cluster they were written for; the reasons are in `docs/pods.md`.
+const LEFT_BEHIND: [&str; 15] = [
+    "nodeName",
+    "schedulerName",
+    "serviceAccount",
+    "serviceAccountName",
+    "automountServiceAccountToken",
+    "priority",
+    "priorityClassName",
+    "preemptionPolicy",
+    "overhead",
+    "ephemeralContainers",
+    "schedulingGates",
+    "readinessGates",
+    "workloadRef",
+    // Of Kubernetes 1.37.
+    "schedulingGroup",
+    "evictionResponders",
 ];
 
 /// Prefix of the volumes in which the API server mounts service-account tokens.
 const TOKEN_VOLUME: &str = "kube-api-access-";
+
+/// Prefix of labels and annotations that Liquid sets, on each side its own.
+const OWN_PREFIX: &str = "liquid.mesh/";
 
 /// Annotations that belong to the object at home alone.
 const HOME_ANNOTATIONS: [&str; 1] = ["kubectl.kubernetes.io/last-applied-configuration"];
@@ -43,16 +54,19 @@ const HOME_ANNOTATIONS: [&str; 1] = ["kubectl.kubernetes.io/last-applied-configu
 pub(crate) fn pod(pod: &Value) -> Result<Value, Refusal> {
     refuse::check(pod)?;
     let mut spec = pod.get("spec").and_then(Value::as_object).cloned().unwrap_or_default();
-    for (field, _) in LEFT_BEHIND {
+    for field in LEFT_BEHIND {
         spec.remove(field);
     }
     leave_token_volumes(&mut spec);
     leave_home_tolerations(&mut spec);
-    let meta = pod.get("metadata");
+    let labels = pod.pointer("/metadata/labels");
+    placement::keep_portable(&mut spec, labels);
+    let mut annotations = annotations(pod.get("metadata"));
+    downward::keep(pod, &mut spec, &mut annotations);
     Ok(json!({
         "metadata": {
-            "labels": meta.and_then(|meta| meta.get("labels")).cloned().unwrap_or_else(|| json!({})),
-            "annotations": annotations(meta),
+            "labels": labels.cloned().unwrap_or_else(|| json!({})),
+            "annotations": annotations,
         },
         "spec": spec,
     }))
@@ -61,7 +75,7 @@ pub(crate) fn pod(pod: &Value) -> Result<Value, Refusal> {
 fn annotations(meta: Option<&Value>) -> Map<String, Value> {
     let all = meta.and_then(|meta| meta.get("annotations")).and_then(Value::as_object).cloned();
     let mut all = all.unwrap_or_default();
-    all.retain(|name, _| !HOME_ANNOTATIONS.contains(&name.as_str()));
+    all.retain(|name, _| !HOME_ANNOTATIONS.contains(&name.as_str()) && !name.starts_with(OWN_PREFIX));
     all
 }
 
@@ -70,23 +84,35 @@ fn leave_token_volumes(spec: &mut Map<String, Value>) {
     if let Some(volumes) = spec.get_mut("volumes").and_then(Value::as_array_mut) {
         volumes.retain(|volume| !name_of(volume).starts_with(TOKEN_VOLUME));
     }
-    for list in ["containers", "initContainers", "ephemeralContainers"] {
-        let containers = spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
-        for mounts in containers.filter_map(|c| c.get_mut("volumeMounts").and_then(Value::as_array_mut)) {
+    each_container(spec, |container| {
+        if let Some(mounts) = container.get_mut("volumeMounts").and_then(Value::as_array_mut) {
             mounts.retain(|mount| !name_of(mount).starts_with(TOKEN_VOLUME));
         }
-    }
+    });
 }
 
-/// The taint of virtual nodes is what home tolerates; the pod shall not travel on from the provider. The others that
-/// the API server adds by default it adds there as well.
+/// The taint of virtual nodes is what home tolerates; the pod shall not travel on from the provider, which a toleration of
+/// everything would let it. Those of `node.kubernetes.io` are about the virtual node; what the API server adds of them by
+/// default it adds there as well.
 fn leave_home_tolerations(spec: &mut Map<String, Value>) {
     if let Some(tolerations) = spec.get_mut("tolerations").and_then(Value::as_array_mut) {
         tolerations.retain(|toleration| {
             let key = toleration.get("key").and_then(Value::as_str).unwrap_or_default();
-            key != VIRTUAL_NODE_TAINT && !key.starts_with("node.kubernetes.io/")
+            !key.is_empty() && key != VIRTUAL_NODE_TAINT && !key.starts_with("node.kubernetes.io/")
         });
     }
+}
+
+fn each_container(spec: &mut Map<String, Value>, mut change: impl FnMut(&mut Value)) {
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
+        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            change(container);
+        }
+    }
+}
+
+fn list_mut<'a>(value: &'a mut Value, pointer: &str) -> impl Iterator<Item = &'a mut Value> {
+    value.pointer_mut(pointer).and_then(Value::as_array_mut).into_iter().flatten()
 }
 
 fn name_of(value: &Value) -> &str {

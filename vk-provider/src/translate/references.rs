@@ -18,11 +18,6 @@ pub(crate) fn references(spec: &Value) -> BTreeSet<Reference> {
     for volume in items(spec, "volumes").filter(|volume| !name_of(volume).starts_with(TOKEN_VOLUME)) {
         note(Kind::ConfigMap, volume.get("configMap"), "name");
         note(Kind::Secret, volume.get("secret"), "secretName");
-        note(Kind::Secret, volume.get("azureFile"), "secretName");
-        note(Kind::Secret, volume.pointer("/csi/nodePublishSecretRef"), "name");
-        for source in volume.as_object().into_iter().flat_map(|volume| volume.values()) {
-            note(Kind::Secret, source.get("secretRef"), "name");
-        }
         for source in volume.get("projected").into_iter().flat_map(|projected| items(projected, "sources")) {
             note(Kind::ConfigMap, source.get("configMap"), "name");
             note(Kind::Secret, source.get("secret"), "name");
@@ -62,8 +57,6 @@ mod tests {
                 {"name": "a", "configMap": {"name": "c1"}},
                 {"name": "b", "secret": {"secretName": "s1"}},
                 {"name": "c", "projected": {"sources": [{"configMap": {"name": "c2"}}, {"secret": {"name": "s2"}}]}},
-                {"name": "d", "csi": {"driver": "x", "nodePublishSecretRef": {"name": "s3"}}},
-                {"name": "e", "rbd": {"secretRef": {"name": "s4"}}},
                 {"name": "f", "emptyDir": {}},
                 {"name": "kube-api-access-x", "projected": {"sources": [{"configMap": {"name": "kube-root-ca.crt"}}]}},
             ],
@@ -71,15 +64,15 @@ mod tests {
                 "env": [
                     {"name": "A", "value": "b"},
                     {"name": "B", "valueFrom": {"configMapKeyRef": {"name": "c3", "key": "k"}}},
-                    {"name": "C", "valueFrom": {"secretKeyRef": {"name": "s5", "key": "k"}}},
+                    {"name": "C", "valueFrom": {"secretKeyRef": {"name": "s3", "key": "k"}}},
                 ],
-                "envFrom": [{"configMapRef": {"name": "c4"}}, {"secretRef": {"name": "s6", "optional": true}}],
+                "envFrom": [{"configMapRef": {"name": "c4"}}, {"secretRef": {"name": "s4", "optional": true}}],
             }],
             "initContainers": [{"envFrom": [{"configMapRef": {"name": "c5"}}]}],
-            "imagePullSecrets": [{"name": "s7"}, {}],
+            "imagePullSecrets": [{"name": "s5"}, {}],
         });
         let names: Vec<String> = references(&spec).into_iter().map(|(_, name)| name).collect();
-        assert_eq!(names, ["c1", "c2", "c3", "c4", "c5", "s1", "s2", "s3", "s4", "s5", "s6", "s7"]);
+        assert_eq!(names, ["c1", "c2", "c3", "c4", "c5", "s1", "s2", "s3", "s4", "s5"]);
         assert!(references(&json!({})).is_empty());
     }
 }

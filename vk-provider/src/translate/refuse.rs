@@ -10,19 +10,55 @@ const HOME_VOLUMES: [(&str, &str); 2] = [
     ("hostPath", "files of nodes at home are not in the provider"),
 ];
 
+/// Sources of volumes that a driver of the node at home provides, with an account or a claim of home.
+const DRIVER_VOLUMES: [&str; 21] = [
+    "awsElasticBlockStore",
+    "azureDisk",
+    "azureFile",
+    "cephfs",
+    "cinder",
+    "csi",
+    "ephemeral",
+    "fc",
+    "flexVolume",
+    "flocker",
+    "gcePersistentDisk",
+    "gitRepo",
+    "glusterfs",
+    "iscsi",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "quobyte",
+    "rbd",
+    "scaleIO",
+    "storageos",
+    "vsphereVolume",
+];
+
+const DEVICES: &str = "resourceClaims: devices are claimed from nodes of this cluster";
+
 /// Refuses a pod that cannot work in the provider.
 pub(super) fn check(pod: &Value) -> Result<(), Refusal> {
     let spec = &pod["spec"];
     for volume in items(spec, "volumes").filter(|volume| !name_of(volume).starts_with(TOKEN_VOLUME)) {
         check_volume(volume)?;
     }
-    if items(spec, "resourceClaims").next().is_some() {
-        return Err(refusal("resourceClaims: devices are claimed from nodes of this cluster"));
+    for list in ["containers", "initContainers"] {
+        for container in items(spec, list) {
+            if items(&container["resources"], "claims").next().is_some() {
+                return Err(refusal(DEVICES));
+            }
+        }
     }
-    if items(spec, "readinessGates").next().is_some() {
+    if items(spec, "resourceClaims").next().is_some() {
+        return Err(refusal(DEVICES));
+    }
+    if items(&spec["resources"], "claims").next().is_some() {
+        return Err(refusal(DEVICES));
+    }
+    if spec["setHostnameAsFQDN"] == true {
         return Err(refusal(
-            "readinessGates: their conditions are set at home, where the provider does not see them, and the pod would \
-             never be ready",
+            "setHostnameAsFQDN: the name would be another one, made of the namespace and the cluster domain of the provider",
         ));
     }
     Ok(())
@@ -35,9 +71,19 @@ fn check_volume(volume: &Value) -> Result<(), Refusal> {
             return Err(refusal(&format!("volume {name}: {reason}")));
         }
     }
+    if let Some(source) = DRIVER_VOLUMES.iter().find(|source| volume.get(**source).is_some()) {
+        let message = format!("volume {name}: {source} needs a driver or a claim of this cluster");
+        return Err(refusal(&message));
+    }
     for source in volume.pointer("/projected/sources").and_then(Value::as_array).into_iter().flatten() {
-        if source.get("serviceAccountToken").is_some() {
-            return Err(refusal(&format!("volume {name}: tokens of this cluster are of no use there")));
+        for (kind, reason) in [
+            ("serviceAccountToken", "tokens of this cluster are of no use there"),
+            ("clusterTrustBundle", "trust bundles of this cluster are not in the provider"),
+            ("podCertificate", "signers of this cluster are not in the provider"),
+        ] {
+            if source.get(kind).is_some() {
+                return Err(refusal(&format!("volume {name}: {reason}")));
+            }
         }
     }
     Ok(())
@@ -68,7 +114,10 @@ mod tests {
                 json!({"volumes": [{"name": "p", "projected": {"sources": [{"serviceAccountToken": {}}]}}]}),
                 "volume p",
             ),
-            (json!({"readinessGates": [{"conditionType": "example.org/gate"}]}), "readinessGates"),
+            (json!({"resourceClaims": [{"name": "gpu"}]}), "resourceClaims"),
+            (json!({"containers": [{"resources": {"claims": [{"name": "gpu"}]}}]}), "resourceClaims"),
+            (json!({"setHostnameAsFQDN": true}), "setHostnameAsFQDN"),
+            (json!({"volumes": [{"name": "v", "csi": {"driver": "x"}}]}), "volume v: csi"),
         ] {
             let refused = check(&json!({ "spec": spec })).unwrap_err();
             assert!(refused.message.contains(expected), "{refused:?}");
@@ -78,6 +127,7 @@ mod tests {
     #[test]
     fn self_contained_pods_pass() {
         let spec = json!({
+            "setHostnameAsFQDN": false, "resources": {"limits": {"cpu": "1"}},
             "volumes": [{"name": "tmp", "emptyDir": {}}, {"name": "cfg", "configMap": {"name": "x"}}, {"name": "info", "projected": {"sources": [{"downwardAPI": {}}]}}],
             "containers": [{"name": "c", "env": [
                 {"name": "A", "value": "b"}, {"name": "S", "valueFrom": {"secretKeyRef": {"name": "x", "key": "y"}}}, {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},

@@ -8,5 +8,6 @@ mod kubelet_api;
 mod leaving;
 mod manifests;
 mod nodes;
+mod pod_features;
 mod pods;
 mod resilience;

@@ -5,8 +5,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ApiResource, Object};
 use kube::{Resource as _, ResourceExt as _};
 use liquid_crds::vocabulary::{
-    HASH, HOME_KEYS, MANAGED_BY, MANAGED_BY_LIQUID, ORIGIN_CLUSTER, ORIGIN_NAMESPACE, ORIGIN_NODE,
-    ORIGIN_UID, VIRTUAL_NODE_TAINT,
+    HASH, HOME_KEYS, MACHINE_KIND, MANAGED_BY, MANAGED_BY_LIQUID, ORIGIN_CLUSTER, ORIGIN_NAMESPACE,
+    ORIGIN_NODE, ORIGIN_UID, VIRTUAL_NODE_TAINT,
 };
 use liquid_crds::{ClusterId, HomePod, ShadowPod, ShadowPodSpec};
 use liquid_link::digest::Hash;
@@ -276,6 +276,7 @@ pub(crate) fn pod(shadow: &ShadowPod) -> Value {
     for field in ["nodeName", "serviceAccount", "serviceAccountName", "priority", "priorityClassName"] {
         spec.remove(field);
     }
+    leave_choice_of_node(&mut spec);
     spec.insert("automountServiceAccountToken".to_owned(), Value::Bool(false));
     if let Some(tolerations) = spec.get_mut("tolerations").and_then(Value::as_array_mut) {
         // A toleration without a key tolerates everything, this cluster's own virtual nodes too.
@@ -302,6 +303,27 @@ pub(crate) fn pod(shadow: &ShadowPod) -> Value {
         },
         "spec": spec,
     })
+}
+
+/// Which of its nodes a pod runs on is this cluster's matter; the kind of machine is the pod's.
+fn leave_choice_of_node(spec: &mut Map<String, Value>) {
+    let is_kind = |key: &str| MACHINE_KIND.contains(&key);
+    if let Some(selector) = spec.get_mut("nodeSelector").and_then(Value::as_object_mut) {
+        selector.retain(|key, _| is_kind(key));
+    }
+    let Some(affinity) = spec.get_mut("affinity").and_then(Value::as_object_mut) else { return };
+    let required = "/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
+    let terms = affinity.get("nodeAffinity").and_then(|node| node.pointer(required)?.as_array()).cloned();
+    affinity.remove("nodeAffinity");
+    let harmless = |term: &Value| {
+        let keys = term["matchExpressions"].as_array().into_iter().flatten().map(|it| it["key"].as_str());
+        term.get("matchFields").is_none() && keys.into_iter().all(|key| key.is_some_and(is_kind))
+    };
+    if let Some(terms) = terms.filter(|terms| terms.iter().all(harmless)) {
+        let required =
+            json!({"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}});
+        affinity.insert("nodeAffinity".to_owned(), required);
+    }
 }
 
 /// The patch that brings a running pod in line with `wanted` (both as JSON): labels, annotations and what Kubernetes
@@ -490,6 +512,32 @@ mod tests {
         assert_eq!(spec["automountServiceAccountToken"], false);
         assert_eq!(spec["newField"]["kept"], true, "fields of newer API versions survive");
         assert_eq!(spec["tolerations"], json!([{"key": "gpu", "operator": "Exists"}]));
+    }
+
+    #[test]
+    fn a_consumer_chooses_the_kind_of_machine_and_no_machine() {
+        let spec = |selector: Value, node_affinity: Value| json!({"nodeSelector": selector, "affinity": {"nodeAffinity": node_affinity, "podAntiAffinity": {}}});
+        let expression = |key: &str| json!({"matchExpressions": [{"key": key, "operator": "Exists"}]});
+        let required = |terms: Value| json!({"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}});
+        let made = |spec: Value| made(json!({ "spec": spec })).1["spec"].take();
+        let kind =
+            spec(json!({"kubernetes.io/arch": "arm64"}), required(json!([expression("kubernetes.io/os")])));
+        let pod = made(kind.clone());
+        assert_eq!((&pod["nodeSelector"], &pod["affinity"]), (&kind["nodeSelector"], &kind["affinity"]));
+        let fields = json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]});
+        let preferred =
+            json!({"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": fields}]});
+        for machine in [
+            required(json!([expression("kubernetes.io/os"), expression("kubernetes.io/hostname")])),
+            required(json!([fields])),
+            preferred,
+        ] {
+            let pod = made(spec(json!({"kubernetes.io/hostname": "n1"}), machine));
+            assert_eq!(
+                (&pod["nodeSelector"], &pod["affinity"]),
+                (&json!({}), &json!({"podAntiAffinity": {}}))
+            );
+        }
     }
 
     #[test]
