@@ -3,6 +3,7 @@
 pub(crate) mod capacity;
 pub(crate) mod consumers;
 pub(crate) mod enrollment;
+pub(crate) mod figures;
 pub(crate) mod kubelet_service;
 pub(crate) mod kubelet_target;
 pub(crate) mod peering_service;

@@ -141,7 +141,9 @@ impl Task {
             warn!(%error, "finalizer not added; trying again");
             sleep(RETRY_PAUSE).await;
         }
-        let api = KubeletApi::new(name.clone(), self.mirror.link.clone(), self.shared.authenticator.clone());
+        let shared = &self.shared;
+        let authenticator = shared.authenticator.clone();
+        let api = KubeletApi::new(name.clone(), shared.client.clone(), &self.mirror, authenticator);
         let listening = loop {
             match listen(self.shared.first_port, &self.shared.client_ca, api.clone()).await {
                 Ok(listening) => break listening,

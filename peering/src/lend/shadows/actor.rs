@@ -2,6 +2,7 @@
 
 use super::objects::{NamespaceNames, interim_status};
 use super::outbox::Outbox;
+use super::roster::{Placed, Roster};
 use super::steps::{Job, Policy, read_status};
 use super::watches::{News, Source, watch};
 use crate::lend::consumers::Consumers;
@@ -12,8 +13,8 @@ use kube::Client;
 use liquid_crds::ClusterId;
 use liquid_link::digest::Hash;
 use liquid_reflection::frame::{ProviderFrame, Ref, Refusal};
-use liquid_reflection::provider::{Action, Instance, Outcome, StatusFound, Step};
-use liquid_reflection::{ConsumerFrame, Key, Kind, Provider, SetRef};
+use liquid_reflection::provider::{Action, Deleted, Instance, Outcome, StatusFound, Step};
+use liquid_reflection::{ConsumerFrame, Key, Kind, Provider, SetRef, Uid};
 use liquid_runtime::health::Part;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,6 +66,7 @@ enum Command {
     End { cluster: ClusterId },
     Summary { cluster: ClusterId, reply: oneshot::Sender<Summary> },
     Locate { cluster: ClusterId, set: SetRef, pod: Key, reply: oneshot::Sender<Option<Located>> },
+    Roster { reply: oneshot::Sender<Roster> },
 }
 
 /// What a spawned request came back with.
@@ -147,6 +149,13 @@ impl Shadows {
         located.await.ok().flatten()
     }
 
+    /// Which pods here are whose, of those that are bound to a node.
+    pub(crate) async fn roster(&self) -> Roster {
+        let (reply, roster) = oneshot::channel();
+        self.send(Command::Roster { reply }).await;
+        roster.await.unwrap_or_default()
+    }
+
     async fn send(&self, command: Command) {
         // The actor lives as long as the process; without it there is nothing to be told.
         drop(self.commands.send(command).await);
@@ -163,10 +172,47 @@ struct Lent {
     namespaces: NamespaceNames,
     /// Pods whose status is being read.
     reading: BTreeSet<Ref>,
+    /// Nodes that pods are bound to, by their UIDs here.
+    hosts: BTreeMap<Uid, Arc<str>>,
     /// Bytes of bodies on their way to the API server.
     held: usize,
     /// Frames whose senders wait until less is held.
     waiting: Vec<oneshot::Sender<bool>>,
+}
+
+impl Lent {
+    /// Remembers which node a pod is bound to.
+    fn host(&mut self, pod: &Result<Instance, Deleted>, node: Option<&str>) {
+        match (pod, node) {
+            (Ok(instance), Some(node))
+                if self.hosts.get(&instance.object).is_none_or(|known| **known != *node) =>
+            {
+                self.hosts.insert(instance.object.clone(), Arc::from(node));
+            }
+            (Ok(_), _) => {}
+            (Err(gone), _) => drop(self.hosts.remove(&gone.object)),
+        }
+    }
+
+    /// Adds its pods that are bound to a node.
+    fn enroll(&self, cluster: &ClusterId, roster: &mut Roster) {
+        for (set, key, _, instance) in self.provider.objects() {
+            let Some(instance) = instance else { continue };
+            let (Some(host), Some(namespace)) =
+                (self.hosts.get(&instance.object), self.namespaces.get(&key.namespace))
+            else {
+                continue;
+            };
+            let placed = Placed {
+                cluster: cluster.clone(),
+                virtual_node: set.scope.clone(),
+                home: key.clone(),
+                uid: instance.home.clone(),
+                object: instance.object.clone(),
+            };
+            roster.insert(namespace.clone(), key.name.clone(), placed, Some(host.clone()));
+        }
+    }
 }
 
 struct Actor {
@@ -278,12 +324,14 @@ impl Actor {
                     lent.provider.record_changed(&owned.set, &owned.key, owned.what);
                 });
             }
-            News::Pod(owned, status) => {
-                let fresh = match (&owned.what, status) {
+            News::Pod(owned, seen) => {
+                let lent = self.lent(&owned.cluster);
+                lent.host(&owned.what, seen.as_ref().and_then(|seen| seen.host.as_deref()));
+                let fresh = match (&owned.what, seen.and_then(|seen| seen.status)) {
                     (Ok(instance), Some(status)) => Some((owned.key.clone(), instance.clone(), status)),
                     _ => None,
                 };
-                self.lent(&owned.cluster).provider.instance_changed(&owned.set, &owned.key, owned.what);
+                lent.provider.instance_changed(&owned.set, &owned.key, owned.what);
                 self.drain(&owned.cluster, fresh);
             }
             News::Listed(source, seen) if self.unlisted.is_empty() => self.relisted(source, &seen),
@@ -330,6 +378,14 @@ impl Actor {
                 })
                 .map(|(set, key, _, _)| (set.clone(), key.clone()))
                 .collect();
+            if source == Source::Pods {
+                let known: BTreeSet<&Uid> = lent
+                    .provider
+                    .objects()
+                    .filter_map(|(_, _, _, instance)| Some(&instance?.object))
+                    .collect();
+                lent.hosts.retain(|pod, _| known.contains(pod));
+            }
             if !missing.is_empty() {
                 debug!(%cluster, ?source, objects = missing.len(), "not in the list; looking at them");
             }
@@ -375,6 +431,13 @@ impl Actor {
             }
             Command::Locate { cluster, set, pod, reply } => {
                 drop(reply.send(self.lent.get(&cluster).and_then(|lent| locate(lent, &set, &pod))));
+            }
+            Command::Roster { reply } => {
+                let mut roster = Roster::default();
+                for (cluster, lent) in &self.lent {
+                    lent.enroll(cluster, &mut roster);
+                }
+                let _ = reply.send(roster);
             }
         }
     }

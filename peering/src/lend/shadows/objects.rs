@@ -47,6 +47,8 @@ pub(crate) type PodView = Object<PodSpecView, Value>;
 pub(crate) struct PodSpecView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) restart_policy: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) node_name: Option<String>,
 }
 
 /// How the API server calls ShadowPods.

@@ -31,10 +31,19 @@ pub(super) enum News {
     Namespace(Owned<Result<Record, Deleted>>, Arc<str>),
     /// A ShadowPod.
     Shadow(Owned<Result<Record, Deleted>>),
-    /// A pod, with its status as the API server has it.
-    Pod(Owned<Result<Instance, Deleted>>, Option<Value>),
+    /// A pod, with what else matters of it.
+    Pod(Owned<Result<Instance, Deleted>>, Option<Seen>),
     /// A list was read to its end; these objects (by namespace and name here) exist.
     Listed(Source, BTreeSet<ObjectName>),
+}
+
+/// What is seen of a pod beside its [`Instance`].
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// Its status as the API server has it.
+    pub(super) status: Option<Value>,
+    /// The node it is bound to.
+    pub(super) host: Option<String>,
 }
 
 /// The three watches as one stream.
@@ -72,7 +81,8 @@ pub(super) fn watch(client: &Client) -> impl Stream<Item = News> + Send + Unpin 
         std::future::ready(match change {
             Change::Applied(mut pod) => {
                 let owned = read_pod(&pod);
-                owned.map(|owned| News::Pod(owned.map(Ok), pod.status.take()))
+                let seen = Seen { status: pod.status.take(), host: pod.spec.node_name.take() };
+                owned.map(|owned| News::Pod(owned.map(Ok), Some(seen)))
             }
             Change::Deleted(pod) => read_pod(&pod).map(|owned| {
                 let gone = Deleted { object: owned.what.object.clone(), version: owned.what.version };
