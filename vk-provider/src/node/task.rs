@@ -342,6 +342,7 @@ impl Task {
         }
         // Whether it is ready is told also when the rest is not accepted.
         let status = picture.status(&transitions(&found), &Time(Timestamp::now()));
+        let status = Picture::without_withdrawn(status, &found);
         let status =
             within(nodes.patch_status(name, &PatchParams::default(), &Patch::Strategic(&status))).await;
         applied.and(status)?;

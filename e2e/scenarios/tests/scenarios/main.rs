@@ -9,4 +9,5 @@ mod leaving;
 mod manifests;
 mod nodes;
 mod pods;
+mod quota;
 mod resilience;

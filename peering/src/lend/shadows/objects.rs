@@ -1,9 +1,11 @@
 //! What shadows look like in this cluster, and how they are read back.
 
 use crate::lend::consumers::Consumer;
+use crate::lend::demand::{SpecView, demand};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ApiResource, Object};
 use kube::{Resource as _, ResourceExt as _};
+use liquid_crds::quantity::Amounts;
 use liquid_crds::vocabulary::{
     HASH, HOME_KEYS, MANAGED_BY, MANAGED_BY_LIQUID, ORIGIN_CLUSTER, ORIGIN_NAMESPACE, ORIGIN_NODE,
     ORIGIN_UID, VIRTUAL_NODE_TAINT,
@@ -13,7 +15,7 @@ use liquid_link::digest::Hash;
 use liquid_reflection::frame::Ref;
 use liquid_reflection::provider::{Instance, Record};
 use liquid_reflection::{Key, Kind, SetRef, Uid, digest};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,6 +28,26 @@ pub(crate) type ShadowView = Object<ShadowSpecView, ShadowStatusView>;
 pub(crate) struct ShadowSpecView {
     pub(crate) home: HomePod,
     pub(crate) hash: String,
+    /// What the pod asks for.
+    #[serde(default, rename = "pod", deserialize_with = "demand_of_body", skip_serializing)]
+    pub(crate) demand: Amounts,
+}
+
+/// What a body asks for; of one that makes no sense nothing can run.
+#[derive(Debug, Default, Deserialize)]
+struct BodyView {
+    spec: SpecView,
+}
+
+fn demand_of_body<'de, D: Deserializer<'de>>(body: D) -> Result<Amounts, D::Error> {
+    // A watch must not break because a consumer has sent nonsense.
+    let body = Value::deserialize(body)?;
+    Ok(demand(&serde_json::from_value::<BodyView>(body).unwrap_or_default().spec))
+}
+
+/// What a body, as it comes from a consumer, asks for.
+pub(crate) fn body_demand(body: &[u8]) -> Amounts {
+    demand(&serde_json::from_slice::<BodyView>(body).unwrap_or_default().spec)
 }
 
 /// Part of [`liquid_crds::ShadowPodStatus`].
@@ -39,17 +61,7 @@ pub(crate) struct ShadowStatusView {
 }
 
 /// A pod without most of its spec.
-pub(crate) type PodView = Object<PodSpecView, Value>;
-
-/// Part of the spec of a pod.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct PodSpecView {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) restart_policy: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) node_name: Option<String>,
-}
+pub(crate) type PodView = Object<SpecView, Value>;
 
 /// How the API server calls ShadowPods.
 pub(crate) fn shadow_resource() -> ApiResource {
@@ -497,6 +509,24 @@ mod tests {
         assert_eq!(spec["automountServiceAccountToken"], false);
         assert_eq!(spec["newField"]["kept"], true, "fields of newer API versions survive");
         assert_eq!(spec["tolerations"], json!([{"key": "gpu", "operator": "Exists"}]));
+    }
+
+    #[test]
+    fn what_a_shadow_asks_for_is_known_whatever_is_in_it() {
+        let body = |cpu: Value| json!({"spec": {"containers": [{"resources": {"requests": {"cpu": cpu}}}]}});
+        for (body, cpu) in
+            [(body(json!("250m")), 250), (body(json!(2)), 2000), (body(json!({})), 0), (json!([]), 0)]
+        {
+            assert_eq!(
+                body_demand(body.to_string().as_bytes()).get("cpu").copied().unwrap_or(0),
+                cpu,
+                "{body}"
+            );
+            let (shadow, _) = made(body);
+            let view: ShadowView = serde_json::from_value(serde_json::to_value(&shadow).unwrap()).unwrap();
+            assert_eq!(view.spec.demand.get("cpu").copied().unwrap_or(0), cpu);
+            assert_eq!(view.spec.demand["pods"], 1000);
+        }
     }
 
     #[test]

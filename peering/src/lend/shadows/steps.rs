@@ -34,6 +34,9 @@ const READ_TRIES: usize = 6;
 const READ_FIRST: Duration = Duration::from_millis(250);
 const READ_CAP: Duration = Duration::from_secs(8);
 
+/// Reason of a refusal that says nothing of what has become of the request.
+pub(super) const UNAVAILABLE: &str = "ApiUnavailable";
+
 /// Namespaces no consumer may have here, whatever it asks for.
 const RESERVED: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
@@ -392,7 +395,7 @@ impl RequestError {
                 let reason = if status.reason.is_empty() { "ApiError" } else { &status.reason };
                 refusal(reason, format!("the provider's API server says: {}", status.message))
             }
-            RequestError::Other(message) => refusal("ApiUnavailable", message),
+            RequestError::Other(message) => refusal(UNAVAILABLE, message),
         }
     }
 }
