@@ -1,6 +1,6 @@
 //! The status a pod gets at home: what the provider's kubelet reports, seen from here.
 
-use liquid_reflection::digest::shared_pod_status;
+use liquid_reflection::digest::{PASSING_CONDITIONS, shared_pod_status};
 use liquid_reflection::frame::Refusal;
 use serde_json::{Map, Value, json};
 
@@ -20,6 +20,11 @@ pub(crate) fn patch(uid: &str, remote: &Value, node_address: Option<&str>) -> Va
     };
     for field in CLEARED {
         status.entry(field).or_insert(Value::Null);
+    }
+    if let Some(conditions) = status.get_mut("conditions").and_then(Value::as_array_mut) {
+        let over = |passing: &&str| !conditions.iter().any(|known| known["type"] == **passing);
+        let over: Vec<&str> = PASSING_CONDITIONS.into_iter().filter(over).collect();
+        conditions.extend(over.into_iter().map(|type_| json!({ "type": type_, "$patch": "delete" })));
     }
     if let Some(address) = node_address {
         status.insert("hostIP".to_owned(), json!(address));
@@ -121,7 +126,21 @@ mod tests {
         assert!(status.get("podIP").is_none() && status.get("podIPs").is_none());
         assert_eq!(status["hostIP"], "10.244.0.9");
         assert_eq!(status["containerStatuses"][0]["restartCount"], 2);
-        assert_eq!(status["conditions"], json!([{"type": "Ready", "status": "True"}]));
+        assert_eq!(status["conditions"][0], json!({"type": "Ready", "status": "True"}));
+        assert!(status["conditions"].as_array().unwrap().iter().all(|c| c["type"] != "PodScheduled"));
+    }
+
+    #[test]
+    fn a_resize_that_is_over_is_not_shown_any_more() {
+        let remote =
+            json!({"phase": "Running", "conditions": [{"type": "PodResizePending", "status": "True"}]});
+        assert_eq!(
+            patch("u1", &remote, None)["status"]["conditions"],
+            json!([
+                {"type": "PodResizePending", "status": "True"},
+                {"type": "PodResizeInProgress", "$patch": "delete"},
+            ])
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use liquid_reflection::frame::Refusal;
 use serde_json::{Map, Value, json};
 
 /// Fields of the spec that mean something only in the cluster they were written for, and why they are left behind.
-const LEFT_BEHIND: [(&str, &str); 11] = [
+const LEFT_BEHIND: [(&str, &str); 10] = [
     ("nodeName", "the provider's scheduler chooses the node"),
     ("nodeSelector", "labels of nodes at home say nothing about nodes of the provider"),
     ("affinity", "refers to nodes and pods at home; it has chosen the virtual node, and its work is done"),
@@ -20,10 +20,6 @@ const LEFT_BEHIND: [(&str, &str); 11] = [
     ("priority", "classes differ by cluster; the number would be refused"),
     ("priorityClassName", "classes differ by cluster"),
     ("preemptionPolicy", "goes with the priority, and would be refused without it"),
-    (
-        "ephemeralContainers",
-        "a pod cannot be made with them; those of `kubectl debug` do not reach the provider yet",
-    ),
     ("schedulingGates", "a bound pod has none left; they may not be set on creation there"),
 ];
 

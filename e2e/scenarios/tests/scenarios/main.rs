@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says what it measured")]
 
+mod adjusting;
 mod figures;
 mod joining;
 mod kubelet_api;

@@ -63,6 +63,9 @@ pub(crate) struct ShadowStatusView {
 /// A pod without most of its spec.
 pub(crate) type PodView = Object<SpecView, Value>;
 
+/// Containers that `kubectl debug` adds to a pod.
+const EPHEMERAL: &str = "ephemeralContainers";
+
 /// How the API server calls ShadowPods.
 pub(crate) fn shadow_resource() -> ApiResource {
     ApiResource::erase::<ShadowPod>(&())
@@ -316,6 +319,63 @@ pub(crate) fn pod(shadow: &ShadowPod) -> Value {
         },
         "spec": spec,
     })
+}
+
+/// A pod as it is created: ephemeral containers are only ever added to one that exists. One that is to have some is not
+/// what was wanted yet, so it is adjusted as soon as it is there.
+pub(crate) fn created(mut pod: Value) -> Value {
+    let spec = pod.get_mut("spec").and_then(Value::as_object_mut);
+    let left = spec.and_then(|spec| spec.remove(EPHEMERAL)).is_some_and(|list| list != json!([]));
+    if left {
+        pod["metadata"]["annotations"][HASH] = json!("without ephemeral containers");
+    }
+    pod
+}
+
+/// The patch that gives the containers of a running pod the resources they have in `wanted` (subresource `resize`), if
+/// that changes anything. What the provider has added of its own stays: it cannot be taken back either.
+pub(crate) fn resizing(running: &Value, wanted: &Value) -> Option<json_patch::Patch> {
+    let mut target = running.clone();
+    merge_resources(target.get_mut("spec"), wanted.get("spec"));
+    for list in ["containers", "initContainers"] {
+        let path = format!("/spec/{list}");
+        let containers = target.pointer_mut(&path).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
+            let name = container.get("name").cloned();
+            let mut same = wanted.pointer(&path).and_then(Value::as_array).into_iter().flatten();
+            let same = same.find(|wanted| wanted.get("name") == name.as_ref());
+            merge_resources(Some(container), same);
+        }
+    }
+    let patch = json_patch::diff(running, &target);
+    (!patch.0.is_empty()).then_some(patch)
+}
+
+fn merge_resources(of: Option<&mut Value>, wanted: Option<&Value>) {
+    let (Some(of), Some(wanted)) = (of, wanted) else { return };
+    for kind in ["requests", "limits"] {
+        let wanted = wanted.pointer(&format!("/resources/{kind}")).and_then(Value::as_object);
+        for (resource, amount) in wanted.into_iter().flatten() {
+            of["resources"][kind][resource] = amount.clone();
+        }
+    }
+}
+
+/// The patch that adds to a running pod the ephemeral containers it lacks (subresource `ephemeralcontainers`), if any.
+pub(crate) fn debugging(running: &Value, wanted: &Value) -> Option<json_patch::Patch> {
+    let containers = |pod: &Value| {
+        let list = pod.get("spec").and_then(|spec| spec.get(EPHEMERAL)).and_then(Value::as_array);
+        list.cloned().unwrap_or_default()
+    };
+    let there = containers(running);
+    let known = |container: &Value| there.iter().any(|there| there.get("name") == container.get("name"));
+    let more: Vec<Value> = containers(wanted).into_iter().filter(|container| !known(container)).collect();
+    if more.is_empty() {
+        return None;
+    }
+    let mut target = running.clone();
+    target["spec"][EPHEMERAL] = there.into_iter().chain(more).collect();
+    Some(json_patch::diff(running, &target))
 }
 
 /// The patch that brings a running pod in line with `wanted` (both as JSON): labels, annotations and what Kubernetes
@@ -572,6 +632,59 @@ mod tests {
             adjusted["spec"]["tolerations"],
             json!([{"key": "node.kubernetes.io/not-ready"}, {"key": "gpu"}])
         );
+    }
+
+    #[test]
+    fn ephemeral_containers_are_added_to_a_pod_that_exists() {
+        let debugger = |name: &str| json!({"name": name, "image": "i"});
+        let (shadow, _) =
+            made(json!({"spec": {"containers": [], "ephemeralContainers": [debugger("a"), debugger("b")]}}));
+        let wanted = pod(&shadow);
+        let begun = created(wanted.clone());
+        assert!(begun["spec"].get(EPHEMERAL).is_none());
+        let view = |pod: &Value| read_pod(&serde_json::from_value(pod.clone()).unwrap()).unwrap().what.hash;
+        assert_ne!(view(&begun), Hash::of(b"x"), "it is adjusted");
+        let mut running = begun;
+        running["spec"][EPHEMERAL] = json!([{"name": "a", "image": "i", "stdin": true}]);
+        let patch = debugging(&running, &wanted).unwrap();
+        json_patch::patch(&mut running, &patch).unwrap();
+        assert_eq!(
+            running["spec"][EPHEMERAL],
+            json!([{"name": "a", "image": "i", "stdin": true}, {"name": "b", "image": "i"}])
+        );
+        assert!(debugging(&running, &wanted).is_none());
+        let (plain, _) = made(json!({"spec": {"containers": []}}));
+        assert_eq!(view(&created(pod(&plain))), Hash::of(b"x"));
+    }
+
+    #[test]
+    fn a_resize_changes_the_resources_that_are_named_and_no_others() {
+        let running = json!({"spec": {
+            "containers": [
+                {"name": "a", "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}},
+                {"name": "b", "resources": {"requests": {"cpu": "10m"}}},
+            ],
+            "initContainers": [{"name": "s", "restartPolicy": "Always"}],
+        }});
+        let wanted = json!({"spec": {
+            "containers": [
+                {"name": "b"},
+                {"name": "a", "resources": {"requests": {"cpu": "2"}, "limits": {"memory": "2Gi"}}},
+                {"name": "c", "resources": {"requests": {"cpu": "2"}}},
+            ],
+            "initContainers": [{"name": "s", "resources": {"requests": {"cpu": "5m"}}}],
+        }});
+        let mut resized = running.clone();
+        json_patch::patch(&mut resized, &resizing(&running, &wanted).unwrap()).unwrap();
+        assert_eq!(
+            resized["spec"]["containers"],
+            json!([
+                {"name": "a", "resources": {"requests": {"cpu": "2", "memory": "1Gi"}, "limits": {"memory": "2Gi"}}},
+                {"name": "b", "resources": {"requests": {"cpu": "10m"}}},
+            ])
+        );
+        assert_eq!(resized["spec"]["initContainers"][0]["resources"], json!({"requests": {"cpu": "5m"}}));
+        assert!(resizing(&resized, &wanted).is_none());
     }
 
     #[test]
