@@ -7,5 +7,5 @@ mod actor;
 mod home;
 mod link;
 
-pub(crate) use actor::{Mirror, RemoteState, WantedNamespace};
+pub(crate) use actor::{HomePods, Mirror, RemoteState, WantedNamespace};
 pub(crate) use link::{Link, Provider};

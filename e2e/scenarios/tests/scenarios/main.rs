@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says what it measured")]
 
+mod adjusting;
+mod figures;
 mod joining;
 mod kubelet_api;
 mod leaving;
@@ -9,4 +11,5 @@ mod manifests;
 mod nodes;
 mod pod_features;
 mod pods;
+mod quota;
 mod resilience;
