@@ -24,4 +24,7 @@ pub struct Offer {
     /// The provider takes no new pods for now; those that run go on.
     #[serde(default)]
     pub cordoned: bool,
+    /// Conditions (MemoryPressure, DiskPressure, PIDPressure) that hold on every node behind the offer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pressures: Vec<String>,
 }

@@ -103,7 +103,8 @@ pub struct LendSpec {
     /// Active: pods are taken. Cordoned: those that run go on, new ones are refused.
     #[serde(default)]
     pub state: LendState,
-    /// Upper bound of the offer by resource name; a resource not named here is offered as it is in the cluster.
+    /// What its pods may request together, by resource name (cpu, memory, pods, extended resources); also the upper bound
+    /// of the offer. Pods that run go on when a limit is lowered. A resource not named here is not limited.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub limits: BTreeMap<String, Quantity>,
 }

@@ -1,6 +1,5 @@
 //! Amounts of resources: Kubernetes quantities as exact numbers.
 
-use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -83,15 +82,6 @@ pub fn format(amount: Milli) -> Quantity {
         }
     }
     Quantity(units.to_string())
-}
-
-/// Adds the requests of one more container (or pod) to `sum`. Texts that are no quantities count as nothing: the
-/// API server does not let them in.
-pub fn add_requests(sum: &mut Amounts, requirements: Option<&ResourceRequirements>) {
-    let requests = requirements.and_then(|requirements| requirements.requests.as_ref());
-    for (resource, quantity) in requests.into_iter().flatten() {
-        *sum.entry(resource.clone()).or_default() += parse(quantity).unwrap_or(0);
-    }
 }
 
 #[cfg(test)]

@@ -30,6 +30,10 @@ pub const CLUSTER_ID: &str = "liquid.mesh/cluster-id";
 /// Labels every kubelet sets on its Node, meaning the same in every cluster: the kind of machine, and no machine.
 pub const MACHINE_KIND: [&str; 2] = ["kubernetes.io/arch", "kubernetes.io/os"];
 
+/// Labels of a virtual node that begin with this end with an architecture of the provider's nodes; their value is "true".
+/// A node has one `kubernetes.io/arch`, the provider may have nodes of several.
+pub const ARCHITECTURE_PREFIX: &str = "arch.liquid.mesh/";
+
 /// Taint of every virtual node; pods of offloaded namespaces tolerate it.
 pub const VIRTUAL_NODE_TAINT: &str = "liquid.mesh/virtual-node";
 /// Annotation on a virtual node: the taints Liquid has put there (KEY:EFFECT, separated by commas). All others are left

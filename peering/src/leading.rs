@@ -8,6 +8,7 @@ use crate::kubelet_certificates;
 use crate::lend::capacity;
 use crate::lend::consumers::Consumers;
 use crate::lend::enrollment::EnrollmentService;
+use crate::lend::figures::Figures;
 use crate::lend::kubelet_service::KubeletService;
 use crate::lend::peering_service::{Connections, PeeringService};
 use crate::lend::reconcile::{Lending, report_connections};
@@ -119,7 +120,8 @@ pub(crate) async fn lead(
     };
     let sync =
         SyncService { consumers: consumers.clone(), shadows: shadows.clone(), streams: AtomicU64::new(0) };
-    let kubelet = KubeletService { client, consumers, shadows };
+    let figures = Figures::new(client.clone(), shadows.clone());
+    let kubelet = KubeletService { client, consumers, shadows, figures };
     server::builder()
         .add_service(EnrollmentServer::new(enrollment).max_decoding_message_size(MAX_UNARY))
         .add_service(PeeringServer::new(peering).max_decoding_message_size(MAX_UNARY))

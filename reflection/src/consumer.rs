@@ -143,6 +143,12 @@ impl Consumer {
         member.is_some_and(|member| member.uid == target.uid)
     }
 
+    /// The members of a set that exist at home.
+    pub fn members(&self, set: &SetRef) -> impl Iterator<Item = (&Key, &Uid)> {
+        let members = self.sets.get(set).into_iter().flat_map(|state| &state.members);
+        members.filter(|(_, member)| !member.gone_at_home).map(|(key, member)| (key, &member.uid))
+    }
+
     /// Objects at home that are being deleted.
     pub fn deleting(&self) -> Vec<Ref> {
         let members = self

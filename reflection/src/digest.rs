@@ -26,8 +26,17 @@ const STATUS_FIELDS: [&str; 11] = [
 ];
 
 /// Conditions the provider's kubelet decides.
-pub const STATUS_CONDITIONS: [&str; 4] =
-    ["PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready"];
+pub const STATUS_CONDITIONS: [&str; 6] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "ContainersReady",
+    "Ready",
+    PASSING_CONDITIONS[0],
+    PASSING_CONDITIONS[1],
+];
+
+/// Of these, conditions that are there while something is under way (KEP-1287), and then are not.
+pub const PASSING_CONDITIONS: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
 
 /// The part of a pod's status that both sides share.
 pub fn shared_pod_status(status: &Value) -> Value {

@@ -90,6 +90,12 @@ impl Provider {
         member.is_some_and(|member| member.instance.is_some())
     }
 
+    /// The record and the instance of an object; `None` if nothing is known of it.
+    pub fn get(&self, set: &SetRef, key: &Key) -> Option<(Option<&Record>, Option<&Instance>)> {
+        let member = self.members.get(&(set.clone(), key.clone()))?;
+        Some((member.record.as_ref(), member.instance.as_ref()))
+    }
+
     /// Every object that is known, with its record and its instance.
     pub fn objects(&self) -> impl Iterator<Item = (&SetRef, &Key, Option<&Record>, Option<&Instance>)> {
         self.members

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod backoff;
 pub mod drain;
+pub mod exposition;
 pub mod health;
 pub mod leader;
 pub mod metrics;

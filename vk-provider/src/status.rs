@@ -6,7 +6,7 @@ mod restarts;
 use kube::api::DynamicObject;
 use liquid_crds::vocabulary::{CONDITION_REFUSED, RESTARTS_BEFORE};
 use liquid_link::digest::Hash;
-use liquid_reflection::digest::{pod_status, shared_pod_status};
+use liquid_reflection::digest::{PASSING_CONDITIONS, pod_status, shared_pod_status};
 use liquid_reflection::frame::Refusal;
 use serde_json::{Map, Value, json};
 
@@ -33,6 +33,9 @@ pub(crate) fn patch(uid: &str, remote: &Value, node_address: Option<&str>) -> Va
                 condition.entry(field).or_insert(Value::Null);
             }
         }
+        let over = |passing: &&str| !conditions.iter().any(|known| known["type"] == **passing);
+        let over: Vec<&str> = PASSING_CONDITIONS.into_iter().filter(over).collect();
+        conditions.extend(over.into_iter().map(|type_| json!({ "type": type_, "$patch": "delete" })));
         conditions.push(json!({ "type": CONDITION_REFUSED, "$patch": "delete" }));
     }
     if let Some(address) = node_address {
@@ -182,6 +185,14 @@ mod tests {
         }
     }
 
+    /// Conditions that are not taken away.
+    fn lasting(status: &Value) -> Vec<Value> {
+        list(status.get("conditions"))
+            .filter(|condition| condition.get("$patch").is_none())
+            .cloned()
+            .collect()
+    }
+
     #[test]
     fn addresses_of_the_provider_are_not_shown() {
         let remote = json!({
@@ -196,8 +207,7 @@ mod tests {
         assert_eq!(status["hostIP"], "10.244.0.9");
         assert_eq!(status["containerStatuses"][0]["restartCount"], 2);
         let ready = json!({"type": "Ready", "status": "True", "reason": null, "message": null});
-        let refused = json!({"type": "liquid.mesh/Refused", "$patch": "delete"});
-        assert_eq!(status["conditions"], json!([ready, refused]));
+        assert_eq!(lasting(status), [ready]);
     }
 
     #[test]
@@ -220,7 +230,7 @@ mod tests {
         assert_eq!(refused["conditions"], json!([condition]));
         for over in [refusal_patch("u1", None), patch("u1", &json!({"phase": "Running"}), None)] {
             let removal = json!({"type": CONDITION_REFUSED, "$patch": "delete"});
-            assert_eq!(over["status"]["conditions"], json!([removal]));
+            assert!(over["status"]["conditions"].as_array().unwrap().contains(&removal));
             assert!(over["status"]["reason"].is_null());
         }
     }
@@ -270,6 +280,16 @@ mod tests {
         assert_ne!(pod_status(&shown), pod_status(&sent(2, 1)));
         let after = home(gates, patch["metadata"]["annotations"].clone(), shown);
         assert_eq!(digest(&after), pod_status(&sent(2, 1)));
+    }
+
+    #[test]
+    fn a_resize_that_is_over_is_not_shown_any_more() {
+        let remote =
+            json!({"phase": "Running", "conditions": [{"type": "PodResizePending", "status": "True"}]});
+        let status = &patch("u1", &remote, None)["status"];
+        assert_eq!(lasting(status).iter().map(|it| &it["type"]).collect::<Vec<_>>(), ["PodResizePending"]);
+        let over = json!({"type": "PodResizeInProgress", "$patch": "delete"});
+        assert!(status["conditions"].as_array().unwrap().contains(&over));
     }
 
     #[test]

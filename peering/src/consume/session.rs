@@ -157,11 +157,32 @@ fn from_wire(offer: proto::Offer) -> Offer {
     Offer {
         // An amount that is no quantity would make the Node unwritable.
         resources: amounts.filter(|(_, amount)| liquid_crds::quantity::parse(amount).is_ok()).collect(),
-        architectures: offer.architectures.into_iter().take(MAX_OFFER_ENTRIES).collect(),
+        // They become labels.
+        architectures: offer
+            .architectures
+            .into_iter()
+            .filter(|name| is_word(name, 63))
+            .take(MAX_OFFER_ENTRIES)
+            .collect(),
         labels: sorted(offer.labels).into_iter().filter(|(key, value)| may_label(key, value)).collect(),
         kubernetes_version: offer.kubernetes_version.chars().take(64).collect(),
         cordoned: offer.cordoned,
+        pressures: offer
+            .pressures
+            .into_iter()
+            .filter(|name| is_word(name, 63))
+            .take(MAX_OFFER_ENTRIES)
+            .collect(),
     }
+}
+
+/// Whether a text may be the value of a label, or the last part of its key.
+fn is_word(text: &str, longest: usize) -> bool {
+    let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    text.len() <= longest
+        && text.bytes().all(inner)
+        && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+        && text.bytes().last().is_some_and(|b| b.is_ascii_alphanumeric())
 }
 
 /// Domains of Kubernetes whose labels a provider may set on the Node that stands for it.
@@ -170,23 +191,16 @@ const OFFERED_DOMAINS: [&str; 2] = ["topology.kubernetes.io", "node.kubernetes.i
 /// Whether a label of the provider may be put on a Node: an invalid one would make the Node unwritable, and those of
 /// Kubernetes and Liquid say what the Node is here.
 fn may_label(key: &str, value: &str) -> bool {
-    let word = |text: &str, longest: usize| {
-        let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-        text.len() <= longest
-            && text.bytes().all(inner)
-            && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
-            && text.bytes().last().is_some_and(|b| b.is_ascii_alphanumeric())
-    };
     let (domain, name) = key.split_once('/').map_or((None, key), |(domain, name)| (Some(domain), name));
     let allowed = domain.is_none_or(|domain| {
         let reserved = ["kubernetes.io", "k8s.io", "liquid.mesh"]
             .iter()
             .any(|top| domain == *top || domain.strip_suffix(top).is_some_and(|rest| rest.ends_with('.')));
-        word(domain, 253)
+        is_word(domain, 253)
             && !domain.bytes().any(|b| b.is_ascii_uppercase() || b == b'_')
             && (!reserved || OFFERED_DOMAINS.contains(&domain))
     });
-    allowed && word(name, 63) && (value.is_empty() || word(value, 63))
+    allowed && is_word(name, 63) && (value.is_empty() || is_word(value, 63))
 }
 
 /// Renews the certificate whenever two thirds of its life are over; returns the new credentials each time it did.
@@ -269,6 +283,20 @@ pub(super) async fn ensure_virtual_node(client: &Client, peer: &Peer) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_make_the_node_unwritable_is_left_out_of_an_offer() {
+        let offer = from_wire(proto::Offer {
+            architectures: vec!["arm64".to_owned(), "no label".to_owned(), String::new()],
+            resources: [("cpu".to_owned(), "many".to_owned()), ("memory".to_owned(), "1Gi".to_owned())]
+                .into(),
+            pressures: vec!["MemoryPressure".to_owned(), "x\n".to_owned()],
+            ..proto::Offer::default()
+        });
+        assert_eq!(offer.architectures, ["arm64"]);
+        assert_eq!(offer.resources.keys().collect::<Vec<_>>(), ["memory"]);
+        assert_eq!(offer.pressures, ["MemoryPressure"]);
+    }
 
     #[test]
     fn a_provider_may_say_where_it_is_but_not_what_its_node_is() {

@@ -1,11 +1,12 @@
 //! What this cluster has to lend: what its ready nodes can allocate, less what its own pods ask for.
 
+use super::demand::demand;
 use futures::stream::{StreamExt as _, select};
-use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::Offer;
-use liquid_crds::quantity::{Amounts, add_requests, format, parse};
+use liquid_crds::quantity::{Amounts, format, parse};
 use liquid_crds::vocabulary::{ORIGIN_CLUSTER, TYPE};
 use liquid_runtime::watch::{Change, ObjectName, changes, object_name};
 use std::collections::BTreeMap;
@@ -13,26 +14,27 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-
 /// Offers follow the cluster with this delay, so that a burst of pods makes one new offer and not hundreds.
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// Conditions of nodes that consumers hear of.
+const PRESSURES: [&str; 3] = ["MemoryPressure", "DiskPressure", "PIDPressure"];
 
 /// What the cluster has to lend.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Capacity {
     free: Amounts,
     architectures: Vec<String>,
+    pressures: Vec<String>,
     labels: BTreeMap<String, String>,
     kubernetes_version: String,
 }
 
 impl Capacity {
     /// The offer within `limits`.
-    pub(crate) fn offer(&self, limits: &BTreeMap<String, Quantity>) -> Offer {
+    pub(crate) fn offer(&self, limits: &Amounts) -> Offer {
         let bounded = |(resource, free): (&String, &i128)| {
-            let limit = limits.get(resource).and_then(|limit| parse(limit).ok());
-            let amount = limit.map_or(*free, |limit| limit.min(*free)).max(0);
+            let amount = limits.get(resource).map_or(*free, |limit| *limit.min(free)).max(0);
             (resource.clone(), format(amount))
         };
         Offer {
@@ -41,6 +43,7 @@ impl Capacity {
             labels: self.labels.clone(),
             kubernetes_version: self.kubernetes_version.clone(),
             cordoned: false,
+            pressures: self.pressures.clone(),
         }
     }
 }
@@ -77,10 +80,10 @@ pub(crate) async fn observe(
         if inventory.listed != (true, true) {
             continue;
         }
-        let (free, architectures) = (inventory.free(), inventory.architectures());
         let current = Capacity {
-            free,
-            architectures,
+            free: inventory.free(),
+            architectures: inventory.architectures(),
+            pressures: inventory.pressures(),
             labels: labels.clone(),
             kubernetes_version: kubernetes_version.clone(),
         };
@@ -101,6 +104,7 @@ enum News {
 struct NodeShare {
     allocatable: Amounts,
     architecture: String,
+    pressures: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -137,7 +141,7 @@ impl Inventory {
             News::Pod(change) => match *change {
                 Change::Applied(pod) => {
                     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-                    let requests = pod.spec.as_ref().map(requests).unwrap_or_default();
+                    let requests = pod.spec.as_ref().map(|spec| demand(&spec.into())).unwrap_or_default();
                     self.pods.insert(object_name(&pod), (node, requests));
                 }
                 Change::Deleted(pod) => drop(self.pods.remove(&object_name(&pod))),
@@ -168,6 +172,16 @@ impl Inventory {
         free
     }
 
+    /// Conditions that leave no node without them.
+    fn pressures(&self) -> Vec<String> {
+        let mut nodes = self.nodes.values();
+        let mut common = nodes.next().map(|node| node.pressures.clone()).unwrap_or_default();
+        for node in nodes {
+            common.retain(|pressure| node.pressures.contains(pressure));
+        }
+        common
+    }
+
     /// Architectures, the one of most nodes first.
     fn architectures(&self) -> Vec<String> {
         let mut count: BTreeMap<&str, usize> = BTreeMap::new();
@@ -187,44 +201,9 @@ fn share(node: &Node) -> Option<NodeShare> {
     let allocatable = status.allocatable.iter().flatten();
     let allocatable = allocatable.filter_map(|(name, amount)| Some((name.clone(), parse(amount).ok()?)));
     let architecture = status.node_info.as_ref().map(|info| info.architecture.clone()).unwrap_or_default();
-    (ready && schedulable).then(|| NodeShare { allocatable: allocatable.collect(), architecture })
-}
-
-/// What the scheduler counts for a pod: the larger of the sum over its containers and sidecars, and the need of any
-/// init container together with the sidecars started before it; plus the overhead of its runtime.
-fn requests(spec: &PodSpec) -> Amounts {
-    let mut sidecars = Amounts::new();
-    let mut peak = Amounts::new();
-    let raise = |peak: &mut Amounts, candidate: &Amounts| {
-        for (resource, amount) in candidate {
-            let highest = peak.entry(resource.clone()).or_default();
-            *highest = (*highest).max(*amount);
-        }
-    };
-    for container in spec.init_containers.iter().flatten() {
-        if container.restart_policy.as_deref() == Some("Always") {
-            add(&mut sidecars, container);
-            raise(&mut peak, &sidecars);
-        } else {
-            let mut during = sidecars.clone();
-            add(&mut during, container);
-            raise(&mut peak, &during);
-        }
-    }
-    let mut running = sidecars;
-    for container in &spec.containers {
-        add(&mut running, container);
-    }
-    raise(&mut peak, &running);
-    for (resource, overhead) in spec.overhead.iter().flatten() {
-        *peak.entry(resource.clone()).or_default() += parse(overhead).unwrap_or(0);
-    }
-    *peak.entry("pods".to_owned()).or_default() += 1000;
-    peak
-}
-
-fn add(sum: &mut Amounts, container: &Container) {
-    add_requests(sum, container.resources.as_ref());
+    let holds = status.conditions.iter().flatten().filter(|c| c.status == "True").map(|c| c.type_.clone());
+    let pressures = holds.filter(|type_| PRESSURES.contains(&type_.as_str())).collect();
+    (ready && schedulable).then(|| NodeShare { allocatable: allocatable.collect(), architecture, pressures })
 }
 
 #[cfg(test)]
@@ -278,20 +257,34 @@ mod tests {
         inventory.learn(node("a", "True", "1"));
         inventory.learn(pod("p", Some("a"), "3"));
         let capacity = Capacity { free: inventory.free(), ..Capacity::default() };
-        let offer = capacity.offer(&BTreeMap::from([("memory".to_owned(), Quantity("1Gi".to_owned()))]));
+        let offer = capacity.offer(&Amounts::from([("memory".to_owned(), (1 << 30) * 1000)]));
         assert_eq!(offer.resources["memory"].0, "1Gi");
         assert_eq!(offer.resources["cpu"].0, "0");
     }
 
     #[test]
-    fn sidecars_count_with_the_init_containers_after_them() {
-        let container = |cpu: &str, policy: Option<&str>| json!({"name": "c", "restartPolicy": policy, "resources": {"requests": {"cpu": cpu}}});
-        let spec = json!({
-            "initContainers": [container("1", None), container("200m", Some("Always")), container("2", None)],
-            "containers": [container("500m", None), container("600m", None)],
-            "overhead": {"cpu": "10m"},
-        });
-        let spec: PodSpec = serde_json::from_value(spec).unwrap();
-        assert_eq!(requests(&spec)["cpu"], 2_210);
+    fn there_is_pressure_when_no_node_is_without() {
+        let mut inventory = Inventory::default();
+        let under = |name: &str, pressures: &[&str]| {
+            let mut node = serde_json::to_value(match node(name, "True", "1") {
+                News::Node(change) => match *change {
+                    Change::Applied(node) => node,
+                    Change::Deleted(_) | Change::Listed(_) => unreachable!(),
+                },
+                News::Pod(_) => unreachable!(),
+            })
+            .unwrap();
+            for pressure in pressures {
+                let condition = json!({"type": pressure, "status": "True"});
+                node["status"]["conditions"].as_array_mut().unwrap().push(condition);
+            }
+            News::Node(Box::new(Change::Applied(serde_json::from_value(node).unwrap())))
+        };
+        inventory.learn(under("a", &["MemoryPressure", "DiskPressure", "Unheard"]));
+        assert_eq!(inventory.pressures(), ["MemoryPressure", "DiskPressure"]);
+        inventory.learn(under("b", &["DiskPressure"]));
+        assert_eq!(inventory.pressures(), ["DiskPressure"]);
+        inventory.learn(under("c", &[]));
+        assert!(inventory.pressures().is_empty());
     }
 }

@@ -1,5 +1,6 @@
 //! Who may borrow: the peers with a `lend` part, by their identity.
 
+use liquid_crds::quantity::{Amounts, parse};
 use liquid_crds::{ClusterId, LendSpec, Peer};
 use liquid_link::identity::PeerIdentity;
 use liquid_link::server::Caller;
@@ -21,6 +22,15 @@ pub(crate) struct Consumer {
     pub(crate) lend: LendSpec,
     /// The peering is over on purpose; what it runs is being removed.
     pub(crate) ending: bool,
+}
+
+impl Consumer {
+    /// Upper bounds of what it is lent. One that cannot be read bounds it to nothing: that is seen at once, and no bound
+    /// at all might never be.
+    pub(crate) fn limits(&self) -> Amounts {
+        let limits = self.lend.limits.iter();
+        limits.map(|(resource, limit)| (resource.clone(), parse(limit).unwrap_or(0))).collect()
+    }
 }
 
 #[cfg(test)]

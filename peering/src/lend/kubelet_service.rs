@@ -1,8 +1,9 @@
 //! `Kubelet`: logs, exec, attach and port-forward of a consumer's pods, as byte streams from and to this cluster's
-//! API server. What is inside the streams (SPDY, WebSocket) is passed on unread.
+//! API server, and what its pods use. What is inside the streams (SPDY, WebSocket) is passed on unread.
 
 use super::consumers::Consumers;
-use super::kubelet_target::{belongs_to_upgrade, target};
+use super::figures::{FigureSource, Figures};
+use super::kubelet_target::{belongs_to_upgrade, figures, target};
 use super::shadows::Shadows;
 use bytes::Bytes;
 use futures::Stream;
@@ -36,6 +37,7 @@ pub(crate) struct KubeletService {
     pub(crate) client: Client,
     pub(crate) consumers: Arc<Consumers>,
     pub(crate) shadows: Shadows,
+    pub(crate) figures: Figures,
 }
 
 type Answer = mpsc::Sender<Result<KubeletResponse, Status>>;
@@ -56,11 +58,19 @@ impl Kubelet for KubeletService {
         let Some(RequestPart::Head(head)) = first.and_then(|first| first.part) else {
             return Err(Status::invalid_argument("the first message must be the head of the request"));
         };
+        let (answer, mut answers) = mpsc::channel(CHUNK_QUEUE);
+        let stream = Box::pin(futures::stream::poll_fn(move |cx| answers.poll_recv(cx)));
+        let operation = Operation::try_from(head.operation).unwrap_or(Operation::Unspecified);
+        if let Some(source) = figures(operation, &head.query) {
+            let text = self.figures.of(source, consumer.id, &head.node).await?;
+            debug!(peer = %consumer.name, operation = head.operation, bytes = text.len(), "kubelet figures");
+            tokio::spawn(relay_figures(source, text, answer));
+            return Ok(Response::new(stream));
+        }
         let upstream = self.send(consumer.id, &head).await?;
         debug!(peer = %consumer.name, operation = head.operation, status = %upstream.status(), "kubelet request");
-        let (answer, mut answers) = mpsc::channel(CHUNK_QUEUE);
         tokio::spawn(relay(upstream, incoming, answer));
-        Ok(Response::new(Box::pin(futures::stream::poll_fn(move |cx| answers.poll_recv(cx)))))
+        Ok(Response::new(stream))
     }
 }
 
@@ -98,6 +108,24 @@ impl KubeletService {
             .await
             .map_err(|_| Status::deadline_exceeded("the provider's API server did not answer in time"))?
             .map_err(|error| Status::unavailable(format!("the provider's API server failed: {error}")))
+    }
+}
+
+/// Sends what was read, in chunks: they share its memory.
+async fn relay_figures(source: FigureSource, mut text: Bytes, answer: Answer) {
+    let content_type = Header {
+        name: "content-type".to_owned(),
+        value: Bytes::from_static(source.content_type().as_bytes()),
+    };
+    let head = ResponseHead { status: u32::from(StatusCode::OK.as_u16()), headers: vec![content_type] };
+    if send(&answer, ResponsePart::Head(head)).await.is_err() {
+        return;
+    }
+    while !text.is_empty() {
+        let chunk = text.split_to(text.len().min(CHUNK));
+        if send(&answer, ResponsePart::Data(chunk)).await.is_err() {
+            return;
+        }
     }
 }
 

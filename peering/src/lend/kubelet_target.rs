@@ -3,10 +3,12 @@
 //! The path is built here from checked names; of the query only known parameters are taken. Nothing a consumer
 //! writes becomes part of a path.
 
+use super::figures::FigureSource;
 use form_urlencoded::Serializer;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use liquid_link::proto::{Header, Operation};
 use liquid_link::upgrade::UPGRADE_HEADERS;
+use std::borrow::Cow;
 use thiserror::Error;
 
 /// Longest query: `kubectl exec` passes the whole command in it, and API servers take about 1 MiB of headers.
@@ -56,7 +58,13 @@ pub(crate) fn target(
         Operation::Exec => ("exec", true),
         Operation::Attach => ("attach", true),
         Operation::PortForward => ("portforward", true),
-        Operation::Unspecified => return Err(BadRequest::Operation),
+        Operation::Stats
+        | Operation::Resource
+        | Operation::Cadvisor
+        | Operation::Probes
+        | Operation::Unspecified => {
+            return Err(BadRequest::Operation);
+        }
     };
     let method = match (method, upgrade) {
         ("GET", _) => Method::GET,
@@ -105,7 +113,31 @@ fn parameter(operation: Operation, name: &str) -> Option<&'static str> {
             _ => None,
         },
         Operation::PortForward => (name == "port" || name == "ports").then_some("ports"),
-        Operation::Unspecified => None,
+        Operation::Stats
+        | Operation::Resource
+        | Operation::Cadvisor
+        | Operation::Probes
+        | Operation::Unspecified => None,
+    }
+}
+
+/// The figures an operation asks for, if it does.
+pub(crate) fn figures(operation: Operation, query: &str) -> Option<FigureSource> {
+    let reduced =
+        |(name, value): (Cow<'_, str>, Cow<'_, str>)| name == "only_cpu_and_memory" && value == "true";
+    match operation {
+        Operation::Stats if form_urlencoded::parse(query.as_bytes()).any(reduced) => {
+            Some(FigureSource::CpuAndMemory)
+        }
+        Operation::Stats => Some(FigureSource::Summary),
+        Operation::Resource => Some(FigureSource::Resource),
+        Operation::Cadvisor => Some(FigureSource::Cadvisor),
+        Operation::Probes => Some(FigureSource::Probes),
+        Operation::Unspecified
+        | Operation::Logs
+        | Operation::Exec
+        | Operation::Attach
+        | Operation::PortForward => None,
     }
 }
 

@@ -2,10 +2,13 @@
 
 pub(crate) mod capacity;
 pub(crate) mod consumers;
+pub(crate) mod demand;
 pub(crate) mod enrollment;
+pub(crate) mod figures;
 pub(crate) mod kubelet_service;
 pub(crate) mod kubelet_target;
 pub(crate) mod peering_service;
+pub(crate) mod quota;
 pub(crate) mod reconcile;
 pub(crate) mod shadows;
 pub(crate) mod sync_service;

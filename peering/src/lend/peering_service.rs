@@ -254,7 +254,7 @@ impl Offers {
             let capacity = self.capacity.borrow_and_update().clone();
             // Until it is known the consumer goes by the last offer.
             if let Some(capacity) = capacity {
-                let offer = capacity.offer(&current.lend.limits);
+                let offer = capacity.offer(&current.limits());
                 let offer = Offer { cordoned: current.lend.state == LendState::Cordoned, ..offer };
                 let endpoints = self.endpoints.borrow_and_update().clone();
                 let message = to_wire(&offer, endpoints);
@@ -289,5 +289,6 @@ fn to_wire(offer: &Offer, endpoints: Vec<String>) -> proto::Offer {
         kubernetes_version: offer.kubernetes_version.clone(),
         cordoned: offer.cordoned,
         endpoints,
+        pressures: offer.pressures.clone(),
     }
 }

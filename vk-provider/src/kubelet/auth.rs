@@ -27,14 +27,14 @@ pub(super) enum AuthError {
     #[error("Unauthorized")]
     Unauthenticated,
     /// They may not: 403.
-    #[error("{user} may not {verb} nodes/{subresource} of {node}")]
+    #[error("{user} may not {verb} {} of {node}", of_nodes(.subresources))]
     Forbidden {
         /// Who asked.
         user: String,
         /// What the method means.
         verb: &'static str,
-        /// What was asked for.
-        subresource: &'static str,
+        /// What was asked for: any of these would do.
+        subresources: &'static [&'static str],
         /// Of which node.
         node: String,
     },
@@ -56,8 +56,13 @@ pub(super) struct User {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Access {
     pub(super) verb: &'static str,
-    pub(super) subresource: &'static str,
+    /// Whoever has the right to one of these may. Since Kubernetes 1.33 (KEP-2862) some paths have one of their own,
+    /// beside `proxy`, which allows everything.
+    pub(super) subresources: &'static [&'static str],
 }
+
+/// Who, verb, subresource and node.
+type Question = (User, &'static str, &'static str, String);
 
 type Cache<K, V> = HashMap<K, (V, Instant)>;
 
@@ -67,7 +72,7 @@ pub(crate) struct Authenticator {
     /// Users by the digest of their token, and until when that holds.
     tokens: Mutex<Cache<[u8; 32], User>>,
     /// Whether a user may have this access to a node, and until when that holds.
-    decisions: Mutex<Cache<(User, Access, String), bool>>,
+    decisions: Mutex<Cache<Question, bool>>,
 }
 
 impl Authenticator {
@@ -94,28 +99,33 @@ impl Authenticator {
 
     /// Says whether they may.
     pub(super) async fn authorize(&self, user: &User, access: Access, node: &str) -> Result<(), AuthError> {
-        let key = (user.clone(), access, node.to_owned());
+        let Access { verb, subresources } = access;
+        for subresource in subresources {
+            if self.may(user, verb, subresource, node).await? {
+                return Ok(());
+            }
+        }
+        Err(AuthError::Forbidden { user: user.name.clone(), verb, subresources, node: node.to_owned() })
+    }
+
+    async fn may(
+        &self,
+        user: &User,
+        verb: &'static str,
+        subresource: &'static str,
+        node: &str,
+    ) -> Result<bool, AuthError> {
+        let key = (user.clone(), verb, subresource, node.to_owned());
         let now = Instant::now();
         let known =
             lock(&self.decisions).get(&key).filter(|(_, until)| *until > now).map(|(allowed, _)| *allowed);
-        let allowed = match known {
-            Some(allowed) => allowed,
-            None => {
-                let allowed = self.review_access(user, access, node).await?;
-                let until = now + if allowed { ALLOWED_TTL } else { DENIED_TTL };
-                remember(&mut lock(&self.decisions), key, (allowed, until), |(_, until)| *until > now);
-                allowed
-            }
-        };
-        if allowed {
-            return Ok(());
+        if let Some(allowed) = known {
+            return Ok(allowed);
         }
-        Err(AuthError::Forbidden {
-            user: user.name.clone(),
-            verb: access.verb,
-            subresource: access.subresource,
-            node: node.to_owned(),
-        })
+        let allowed = self.review_access(user, verb, subresource, node).await?;
+        let until = now + if allowed { ALLOWED_TTL } else { DENIED_TTL };
+        remember(&mut lock(&self.decisions), key, (allowed, until), |(_, until)| *until > now);
+        Ok(allowed)
     }
 
     async fn review_token(&self, token: &str) -> Result<User, AuthError> {
@@ -144,7 +154,13 @@ impl Authenticator {
         Ok(user)
     }
 
-    async fn review_access(&self, user: &User, access: Access, node: &str) -> Result<bool, AuthError> {
+    async fn review_access(
+        &self,
+        user: &User,
+        verb: &str,
+        subresource: &str,
+        node: &str,
+    ) -> Result<bool, AuthError> {
         let review = SubjectAccessReview {
             spec: SubjectAccessReviewSpec {
                 user: Some(user.name.clone()),
@@ -152,10 +168,10 @@ impl Authenticator {
                 groups: Some(user.groups.clone()),
                 extra: Some(user.extra.clone()),
                 resource_attributes: Some(ResourceAttributes {
-                    verb: Some(access.verb.to_owned()),
+                    verb: Some(verb.to_owned()),
                     version: Some("v1".to_owned()),
                     resource: Some("nodes".to_owned()),
-                    subresource: Some(access.subresource.to_owned()),
+                    subresource: Some(subresource.to_owned()),
                     name: Some(node.to_owned()),
                     ..ResourceAttributes::default()
                 }),
@@ -167,6 +183,10 @@ impl Authenticator {
         let status = api.create(&PostParams::default(), &review).await?.status.unwrap_or_default();
         Ok(status.allowed && !status.denied.unwrap_or(false))
     }
+}
+
+fn of_nodes(subresources: &[&str]) -> String {
+    subresources.iter().map(|name| format!("nodes/{name}")).collect::<Vec<_>>().join(" or ")
 }
 
 fn user_of_certificate(der: &[u8]) -> Option<User> {

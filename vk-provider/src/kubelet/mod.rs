@@ -2,6 +2,8 @@
 
 mod auth;
 mod client_ca;
+mod figures;
+mod observe;
 mod proxy;
 mod server;
 

@@ -84,7 +84,8 @@ pub(super) async fn forward(channel: Channel, call: Call, mut request: Request<I
     response
 }
 
-async fn open(
+/// Begins a request; returns the head of the answer and what follows it.
+pub(super) async fn open(
     channel: Channel,
     outgoing: impl futures::Stream<Item = KubeletRequest> + Send + 'static,
 ) -> Result<(proto::ResponseHead, Streaming<KubeletResponse>), Status> {
@@ -154,7 +155,7 @@ async fn relay(
     }
 }
 
-fn refused(status: &Status) -> Response<Body> {
+pub(super) fn refused(status: &Status) -> Response<Body> {
     let code = match status.code() {
         Code::NotFound => StatusCode::NOT_FOUND,
         Code::InvalidArgument => StatusCode::BAD_REQUEST,

@@ -1,13 +1,15 @@
 //! The HTTPS end of the kubelet API of one virtual node.
 
 use super::auth::{Access, AuthError, Authenticator};
+use super::observe::Observer;
 use super::proxy::{Call, forward};
-use crate::mirror::Link;
+use crate::mirror::{Link, Mirror};
 use axum::body::Body;
 use http::{Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use kube::Client;
 use liquid_link::proto::Operation;
 use liquid_reflection::Key;
 use liquid_runtime::tls::{ReloadableCert, certificates, provider};
@@ -38,13 +40,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 pub(crate) struct KubeletApi {
     node: String,
     link: watch::Receiver<Link>,
+    observer: Observer,
     authenticator: Arc<Authenticator>,
 }
 
 impl KubeletApi {
-    /// Answers for `node` over `link`.
-    pub(crate) fn new(node: String, link: watch::Receiver<Link>, authenticator: Arc<Authenticator>) -> Self {
-        Self { node, link, authenticator }
+    /// Answers for `node`, whose pods are those that `mirror` knows.
+    pub(crate) fn new(
+        node: String,
+        client: Client,
+        mirror: &Arc<Mirror>,
+        authenticator: Arc<Authenticator>,
+    ) -> Self {
+        let link = mirror.link.clone();
+        let observer = Observer::new(node.clone(), client, mirror);
+        Self { node, link, observer, authenticator }
     }
 }
 
@@ -157,6 +167,10 @@ async fn serve(stream: TcpStream, address: SocketAddr, acceptor: TlsAcceptor, ap
 #[derive(Debug, PartialEq, Eq)]
 enum Route {
     Health,
+    Pods,
+    RunningPods,
+    Summary,
+    Metrics(Operation),
     Pod { operation: Operation, pod: Key, container: String },
 }
 
@@ -172,9 +186,18 @@ impl KubeletApi {
         if let Err(error) = self.authenticator.authorize(&user, access, &self.node).await {
             return refuse(&error);
         }
-        match route(request.uri().path()) {
+        let route = route(request.uri().path());
+        let whole = !matches!(route, None | Some(Route::Pod { .. }));
+        if whole && request.method() != Method::GET {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed\n");
+        }
+        match route {
             None => text(StatusCode::NOT_FOUND, "404 page not found\n"),
             Some(Route::Health) => text(StatusCode::OK, "ok"),
+            Some(Route::Pods) => self.observer.pods().await,
+            Some(Route::RunningPods) => self.observer.running_pods().await,
+            Some(Route::Summary) => self.observer.summary(request.uri().query().unwrap_or_default()).await,
+            Some(Route::Metrics(operation)) => self.observer.metrics(operation).await,
             Some(Route::Pod { operation, pod, container }) => {
                 if let Err(message) = check(operation, request.method(), request.uri().query()) {
                     return text(StatusCode::BAD_REQUEST, &format!("{message}\n"));
@@ -205,19 +228,25 @@ fn access(method: &Method, path: &str) -> Access {
         _ => "get",
     };
     let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-    let subresource = match first {
-        "stats" => "stats",
-        "metrics" => "metrics",
-        "logs" => "log",
-        _ => "proxy",
+    let subresources: &[&str] = match first {
+        "stats" => &["stats"],
+        "metrics" => &["metrics"],
+        "logs" => &["log"],
+        "checkpoint" => &["checkpoint"],
+        "statusz" => &["statusz"],
+        "flagz" => &["configz"],
+        "pods" | "runningpods" => &["pods", "proxy"],
+        "healthz" => &["healthz", "proxy"],
+        "configz" => &["configz", "proxy"],
+        _ => &["proxy"],
     };
-    Access { verb, subresource }
+    Access { verb, subresources }
 }
 
 fn route(path: &str) -> Option<Route> {
     let mut parts = path.trim_matches('/').split('/');
     let operation = match parts.next()? {
-        "healthz" => return parts.next().is_none().then_some(Route::Health),
+        "healthz" | "pods" | "runningpods" | "stats" | "metrics" => return node_route(path),
         "containerLogs" => Operation::Logs,
         "exec" => Operation::Exec,
         "attach" => Operation::Attach,
@@ -241,6 +270,21 @@ fn route(path: &str) -> Option<Route> {
         pod: Key::new(namespace, name),
         container: container.to_owned(),
     })
+}
+
+/// What is about the node as a whole.
+fn node_route(path: &str) -> Option<Route> {
+    match path.trim_matches('/') {
+        // Kubelets check a part of themselves each; of these this process has none that could fail on its own.
+        "healthz" | "healthz/ping" | "healthz/log" | "healthz/syncloop" => Some(Route::Health),
+        "pods" => Some(Route::Pods),
+        "runningpods" => Some(Route::RunningPods),
+        "stats/summary" => Some(Route::Summary),
+        "metrics/resource" => Some(Route::Metrics(Operation::Resource)),
+        "metrics/cadvisor" => Some(Route::Metrics(Operation::Cadvisor)),
+        "metrics/probes" => Some(Route::Metrics(Operation::Probes)),
+        _ => None,
+    }
 }
 
 /// What kubelets refuse themselves.
@@ -282,7 +326,12 @@ fn check(operation: Operation, method: &Method, query: Option<&str>) -> Result<(
             }
             Ok(())
         }
-        Operation::PortForward | Operation::Unspecified => Ok(()),
+        Operation::PortForward
+        | Operation::Stats
+        | Operation::Resource
+        | Operation::Cadvisor
+        | Operation::Probes
+        | Operation::Unspecified => Ok(()),
     }
 }
 
@@ -320,22 +369,41 @@ mod tests {
         assert_eq!(route("/portForward/shop/web-0"), pod(Operation::PortForward, ""));
         assert_eq!(route("/portForward/shop/web-0/uid"), pod(Operation::PortForward, ""));
         assert_eq!(route("/healthz"), Some(Route::Health));
-        for other in
-            ["/", "/exec", "/exec/shop", "/containerLogs/shop/web-0", "/exec/shop/..%2fx/c", "/run/a/b/c"]
-        {
+        assert_eq!(route("/healthz/syncloop"), Some(Route::Health));
+        assert_eq!(route("/pods"), Some(Route::Pods));
+        assert_eq!(route("/runningpods/"), Some(Route::RunningPods));
+        assert_eq!(route("/stats/summary/"), Some(Route::Summary));
+        assert_eq!(route("/metrics/probes"), Some(Route::Metrics(Operation::Probes)));
+        for other in [
+            "/",
+            "/pods/x",
+            "/stats",
+            "/metrics",
+            "/metrics/x",
+            "/exec",
+            "/exec/shop",
+            "/containerLogs/shop/web-0",
+            "/exec/shop/..%2fx/c",
+            "/run/a/b/c",
+        ] {
             assert_eq!(route(other), None, "{other}");
         }
     }
 
     #[test]
     fn access_is_named_as_kubelets_name_it() {
-        for (method, path, verb, subresource) in [
-            (Method::GET, "/containerLogs/a/b/c", "get", "proxy"),
-            (Method::POST, "/exec/a/b/c", "create", "proxy"),
-            (Method::GET, "/stats/summary", "get", "stats"),
-            (Method::GET, "/metrics/resource", "get", "metrics"),
+        let proxy: &[&str] = &["proxy"];
+        for (method, path, verb, subresources) in [
+            (Method::GET, "/containerLogs/a/b/c", "get", proxy),
+            (Method::POST, "/exec/a/b/c", "create", proxy),
+            (Method::GET, "/podsecrets", "get", proxy),
+            (Method::GET, "/stats/summary", "get", &["stats"]),
+            (Method::GET, "/metrics/resource", "get", &["metrics"]),
+            (Method::GET, "/pods", "get", &["pods", "proxy"]),
+            (Method::GET, "/runningpods/", "get", &["pods", "proxy"]),
+            (Method::GET, "/healthz/ping", "get", &["healthz", "proxy"]),
         ] {
-            assert_eq!(access(&method, path), Access { verb, subresource });
+            assert_eq!(access(&method, path), Access { verb, subresources }, "{path}");
         }
     }
 

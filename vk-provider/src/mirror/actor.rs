@@ -22,7 +22,8 @@ use liquid_reflection::frame::{ConsumerFrame, Ref, Refusal, Wanted};
 use liquid_reflection::{Consumer, Key, Kind, SetRef, Uid};
 use liquid_runtime::watch::{Change, changes_of};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -73,7 +74,11 @@ enum Command {
     IgnorePods(String),
     RemoveNode(String, oneshot::Sender<()>),
     Namespaces(BTreeMap<String, WantedNamespace>),
+    Pods(String, oneshot::Sender<HomePods>),
 }
+
+/// UIDs of the pods of a virtual node, by namespace and name.
+pub(crate) type HomePods = HashMap<Arc<str>, HashMap<Arc<str>, Uid>>;
 
 /// The handle to the actor.
 pub(crate) struct Mirror {
@@ -178,6 +183,13 @@ impl Mirror {
     /// The namespaces the provider shall have.
     pub(crate) async fn wanted_namespaces(&self, namespaces: BTreeMap<String, WantedNamespace>) {
         self.send(Command::Namespaces(namespaces)).await;
+    }
+
+    /// The pods that are mirrored of a virtual node.
+    pub(crate) async fn pods(&self, node: String) -> HomePods {
+        let (reply, pods) = oneshot::channel();
+        self.send(Command::Pods(node, reply)).await;
+        pods.await.unwrap_or_default()
     }
 
     async fn send(&self, command: Command) {
@@ -309,6 +321,13 @@ impl Actor {
                 let _ = done.send(());
             }
             Command::Namespaces(wanted) => self.want_namespaces(wanted),
+            Command::Pods(node, reply) => {
+                let mut pods = HomePods::new();
+                for (key, uid) in self.consumer.members(&SetRef::pods(&node)) {
+                    pods.entry(key.namespace.clone()).or_default().insert(key.name.clone(), uid.clone());
+                }
+                let _ = reply.send(pods);
+            }
         }
         self.report_pods_known();
     }

@@ -8,5 +8,5 @@ mod companions;
 mod home;
 mod link;
 
-pub(crate) use actor::{Mirror, RemoteState, WantedNamespace};
+pub(crate) use actor::{HomePods, Mirror, RemoteState, WantedNamespace};
 pub(crate) use link::{Link, Provider};

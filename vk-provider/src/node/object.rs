@@ -5,7 +5,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 use liquid_crds::quantity::{format, parse};
 use liquid_crds::vocabulary::{
-    CLUSTER_ID, MANAGED_BY, MANAGED_BY_LIQUID, PEER, TAINTS, TYPE, TYPE_VIRTUAL_NODE, VIRTUAL_NODE_TAINT,
+    ARCHITECTURE_PREFIX, CLUSTER_ID, MANAGED_BY, MANAGED_BY_LIQUID, PEER, TAINTS, TYPE, TYPE_VIRTUAL_NODE,
+    VIRTUAL_NODE_TAINT,
 };
 use liquid_crds::{Offer, TaintEffect, VirtualNode};
 use serde_json::{Value, json};
@@ -39,6 +40,9 @@ impl Picture {
         labels.extend(self.node.spec.labels.clone());
         let architectures =
             self.offer.as_ref().map(|offer| offer.architectures.as_slice()).unwrap_or_default();
+        for architecture in architectures {
+            labels.insert(format!("{ARCHITECTURE_PREFIX}{architecture}"), "true".to_owned());
+        }
         if let Some(architecture) = architectures.first() {
             labels.insert("kubernetes.io/arch".to_owned(), architecture.clone());
         }
@@ -139,30 +143,30 @@ impl Picture {
             None => ("True", "LinkUp", "the provider is connected and takes pods".to_owned()),
             Some((reason, message)) => ("False", *reason, message.clone()),
         };
-        let pressure = |resource: &str| {
-            let free = self.offer.as_ref().and_then(|offer| offer.resources.get(resource));
-            free.is_some_and(|free| parse(free).is_ok_and(|free| free <= 0))
+        let pressure = |type_: &str| {
+            let offer = self.offer.as_ref();
+            let holds = offer.is_some_and(|offer| offer.pressures.iter().any(|pressure| pressure == type_));
+            if holds { "True" } else { "False" }
         };
-        let truth = |value: bool| if value { "True" } else { "False" };
         let conditions = [
             ("Ready", status, reason, message),
             (
                 "MemoryPressure",
-                truth(pressure("memory")),
-                "Offer",
-                "whether the provider has memory left to offer".to_owned(),
+                pressure("MemoryPressure"),
+                "Provider",
+                "whether it holds on every node of the provider".to_owned(),
             ),
             (
                 "DiskPressure",
-                truth(pressure("ephemeral-storage")),
-                "Offer",
-                "whether the provider has storage left to offer".to_owned(),
+                pressure("DiskPressure"),
+                "Provider",
+                "whether it holds on every node of the provider".to_owned(),
             ),
             (
                 "PIDPressure",
-                truth(pressure("pods")),
-                "Offer",
-                "whether the provider takes more pods".to_owned(),
+                pressure("PIDPressure"),
+                "Provider",
+                "whether it holds on every node of the provider".to_owned(),
             ),
         ]
         .map(|(type_, status, reason, message)| {
@@ -193,12 +197,29 @@ impl Picture {
                     "containerRuntimeVersion": format!("liquid://{}", liquid_runtime::VERSION),
                     "osImage": "Liquid virtual node",
                     "kernelVersion": "",
-                    "machineID": self.cluster_id,
+                    // Several virtual nodes of a provider are several machines of one system.
+                    "machineID": self.node.metadata.uid.clone().unwrap_or_default(),
                     "systemUUID": self.cluster_id,
                     "bootID": "",
                 },
             }
         })
+    }
+
+    /// Empties what `found` has and `status` (of [`Picture::status`]) does not: a merge would keep resources that the
+    /// provider does not offer any more.
+    pub(crate) fn without_withdrawn(mut status: Value, found: &Node) -> Value {
+        let known = found.status.as_ref();
+        for (list, known) in [
+            ("capacity", known.and_then(|status| status.capacity.as_ref())),
+            ("allocatable", known.and_then(|status| status.allocatable.as_ref())),
+        ] {
+            let Some(amounts) = status["status"][list].as_object_mut() else { continue };
+            for resource in known.into_iter().flat_map(BTreeMap::keys) {
+                amounts.entry(resource).or_insert(Value::Null);
+            }
+        }
+        status
     }
 
     fn capacity(&self) -> BTreeMap<String, String> {
@@ -345,6 +366,7 @@ mod tests {
             ]),
             kubernetes_version: "v1.35.4".to_owned(),
             cordoned: false,
+            pressures: Vec::new(),
         };
         Picture {
             node: VirtualNode::new("liquid-milan", spec),
@@ -367,24 +389,53 @@ mod tests {
         assert_eq!(labels["zone"], "eu-1");
         assert_eq!(labels[TYPE], TYPE_VIRTUAL_NODE);
         assert_eq!(labels["kubernetes.io/arch"], "arm64");
+        assert_eq!(
+            (&*labels["arch.liquid.mesh/arm64"], &*labels["arch.liquid.mesh/amd64"]),
+            ("true", "true")
+        );
     }
 
     #[test]
     fn capacity_is_the_offer_and_never_negative() {
         let status = picture().status(&[], &at(1));
         assert_eq!(status["status"]["capacity"], json!({"cpu": "2", "memory": "0", "pods": "110"}));
-        let memory = &status["status"]["conditions"][1];
+    }
+
+    #[test]
+    fn conditions_are_those_of_the_providers_nodes() {
+        let mut picture = picture();
+        picture.offer.as_mut().unwrap().pressures = vec!["DiskPressure".to_owned()];
+        let status = picture.status(&[], &at(1));
+        let conditions = status["status"]["conditions"].as_array().unwrap();
+        let found: Vec<_> =
+            conditions.iter().map(|c| (c["type"].as_str().unwrap(), c["status"].as_str().unwrap())).collect();
         assert_eq!(
-            (memory["type"].as_str(), memory["status"].as_str()),
-            (Some("MemoryPressure"), Some("True"))
+            found,
+            [
+                ("Ready", "True"),
+                ("MemoryPressure", "False"),
+                ("DiskPressure", "True"),
+                ("PIDPressure", "False")
+            ]
         );
+    }
+
+    #[test]
+    fn resources_that_are_not_offered_any_more_go() {
+        let found = node(json!({"status": {"capacity": {"cpu": "9", "example.org/gpu": "2"}}}));
+        let status = Picture::without_withdrawn(picture().status(&[], &at(1)), &found);
+        assert_eq!(
+            status["status"]["capacity"],
+            json!({"cpu": "2", "memory": "0", "pods": "110", "example.org/gpu": null})
+        );
+        assert!(status["status"]["allocatable"].get("example.org/gpu").is_none());
     }
 
     #[test]
     fn transition_times_stay_while_a_condition_does() {
         let current = [
             ("Ready".to_owned(), "True".to_owned(), at(1)),
-            ("MemoryPressure".to_owned(), "False".to_owned(), at(1)),
+            ("MemoryPressure".to_owned(), "True".to_owned(), at(1)),
         ];
         let status = picture().status(&current, &at(9));
         assert_eq!(status["status"]["conditions"][0]["lastTransitionTime"], json!(at(1)));

@@ -141,7 +141,9 @@ impl Task {
             warn!(%error, "finalizer not added; trying again");
             sleep(RETRY_PAUSE).await;
         }
-        let api = KubeletApi::new(name.clone(), self.mirror.link.clone(), self.shared.authenticator.clone());
+        let shared = &self.shared;
+        let authenticator = shared.authenticator.clone();
+        let api = KubeletApi::new(name.clone(), shared.client.clone(), &self.mirror, authenticator);
         let listening = loop {
             match listen(self.shared.first_port, &self.shared.client_ca, api.clone()).await {
                 Ok(listening) => break listening,
@@ -340,6 +342,7 @@ impl Task {
         }
         // Whether it is ready is told also when the rest is not accepted.
         let status = picture.status(&transitions(&found), &Time(Timestamp::now()));
+        let status = Picture::without_withdrawn(status, &found);
         let status =
             within(nodes.patch_status(name, &PatchParams::default(), &Patch::Strategic(&status))).await;
         applied.and(status)?;

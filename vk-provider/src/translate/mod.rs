@@ -19,7 +19,7 @@ use liquid_reflection::frame::Refusal;
 use serde_json::{Map, Value, json};
 
 /// Fields of the spec that mean something only in the cluster they were written for; the reasons are in `docs/pods.md`.
-const LEFT_BEHIND: [&str; 15] = [
+const LEFT_BEHIND: [&str; 14] = [
     "nodeName",
     "schedulerName",
     "serviceAccount",
@@ -29,7 +29,6 @@ const LEFT_BEHIND: [&str; 15] = [
     "priorityClassName",
     "preemptionPolicy",
     "overhead",
-    "ephemeralContainers",
     "schedulingGates",
     "readinessGates",
     "workloadRef",

@@ -43,7 +43,7 @@ pub(super) fn check(pod: &Value) -> Result<(), Refusal> {
     for volume in items(spec, "volumes").filter(|volume| !name_of(volume).starts_with(TOKEN_VOLUME)) {
         check_volume(volume)?;
     }
-    for list in ["containers", "initContainers"] {
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
         for container in items(spec, list) {
             if items(&container["resources"], "claims").next().is_some() {
                 return Err(refusal(DEVICES));

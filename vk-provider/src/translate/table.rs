@@ -58,10 +58,11 @@ fn rows() -> BTreeMap<String, Row> {
             other => panic!("{other:?} in {line}"),
         };
         for path in names.split('`').skip(1).step_by(2).flat_map(expand) {
-            // Containers of all kinds fare alike; both are lists of one type.
-            let init =
-                path.strip_prefix("spec.containers[]").map(|rest| format!("spec.initContainers[]{rest}"));
-            for path in [Some(path), init].into_iter().flatten() {
+            // Containers of all kinds fare alike; their types have the same fields.
+            let others = ["initContainers", "ephemeralContainers"].map(|kind| {
+                path.strip_prefix("spec.containers[]").map(|rest| format!("spec.{kind}[]{rest}"))
+            });
+            for path in others.into_iter().flatten().chain([path.clone()]) {
                 let row = Row { verdict, newer: names.ends_with("(newer)") };
                 assert!(rows.insert(path.clone(), row).is_none(), "{path} is there twice");
             }
@@ -205,7 +206,7 @@ fn examples() -> Vec<(&'static str, Value, Value)> {
         let env = json!([{"valueFrom": {"fieldRef": reference(path)}}]);
         let items = json!({"items": [{"fieldRef": reference(path)}]});
         json!({"spec": {
-            "containers": [{"env": env}], "initContainers": [{"env": env}],
+            "containers": [{"env": env}], "initContainers": [{"env": env}], "ephemeralContainers": [{"env": env}],
             "volumes": [{"downwardAPI": items, "projected": {"sources": [{"downwardAPI": items}]}}],
         }})
     };
@@ -254,7 +255,7 @@ fn examples() -> Vec<(&'static str, Value, Value)> {
             json!({"spec": {"tolerations": [toleration("gpu", 2)]}}),
         ),
         (
-            "spec.{containers,initContainers}[].env[].valueFrom.fieldRef.fieldPath",
+            "spec.{containers,initContainers,ephemeralContainers}[].env[].valueFrom.fieldRef.fieldPath",
             home.clone(),
             shadow.clone(),
         ),

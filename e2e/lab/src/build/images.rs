@@ -21,6 +21,9 @@ pub const BUSYBOX: &str = "lab.local/busybox:1";
 /// Kubernetes' test server (`/agnhost netexec`, `connect`, `logs-generator`, ...), with busybox' tools beside it.
 pub const AGNHOST: &str = "lab.local/agnhost:1";
 
+/// The resource metrics API, where it is installed.
+pub const METRICS_SERVER: &str = "lab.local/metrics-server:1";
+
 /// The namespace of containerd in which kubelets find images.
 pub(crate) const NAMESPACE: &str = "k8s.io";
 /// Debian's `busybox-static`.
@@ -60,22 +63,45 @@ pub fn prepare(cache: &Cache, toolchain: &Toolchain, progress: &Progress) -> any
         .iter()
         .map(|recipe| {
             let program = recipe.program.map(|(name, _)| toolchain.binary(name)).transpose()?;
-            let mut key = KeyBuilder::new(recipe.reference)
-                .text("layout", LAYOUT)
-                // The cache names a program's directory by the hash of its inputs.
-                .text("program", &program.as_deref().map(cache_name).unwrap_or_default())
-                .text("arguments", &recipe.arguments.join(" "));
-            if recipe.shell {
-                key = key.file(Path::new(BUSYBOX_BINARY))?;
-            }
-            let name = recipe.reference.trim_start_matches("lab.local/").trim_end_matches(":1");
-            let entry = cache.entry(&format!("images/{name}"), &key.finish(), |directory| {
-                let _step = progress.long(&format!("writing image {}", recipe.reference));
-                write_image(recipe, program.as_deref(), &directory.join("image.tar"))
-            })?;
-            Ok(entry.join("image.tar"))
+            archive(recipe, program.as_deref(), cache, progress)
         })
         .collect()
+}
+
+/// Writes the archive of metrics-server, from its binary, unless it is in the cache.
+///
+/// # Errors
+/// If it cannot be written.
+pub(crate) fn metrics_server(program: &Path, cache: &Cache, progress: &Progress) -> anyhow::Result<PathBuf> {
+    let recipe = Recipe {
+        reference: METRICS_SERVER,
+        program: Some(("metrics-server", "metrics-server")),
+        shell: false,
+        arguments: &[],
+    };
+    archive(&recipe, Some(program), cache, progress)
+}
+
+fn archive(
+    recipe: &Recipe,
+    program: Option<&Path>,
+    cache: &Cache,
+    progress: &Progress,
+) -> anyhow::Result<PathBuf> {
+    let mut key = KeyBuilder::new(recipe.reference)
+        .text("layout", LAYOUT)
+        // The cache names a program's directory by the hash of its inputs.
+        .text("program", &program.map(cache_name).unwrap_or_default())
+        .text("arguments", &recipe.arguments.join(" "));
+    if recipe.shell {
+        key = key.file(Path::new(BUSYBOX_BINARY))?;
+    }
+    let name = recipe.reference.trim_start_matches("lab.local/").trim_end_matches(":1");
+    let entry = cache.entry(&format!("images/{name}"), &key.finish(), |directory| {
+        let _step = progress.long(&format!("writing image {}", recipe.reference));
+        write_image(recipe, program, &directory.join("image.tar"))
+    })?;
+    Ok(entry.join("image.tar"))
 }
 
 fn write_image(recipe: &Recipe, program: Option<&Path>, archive: &Path) -> anyhow::Result<()> {

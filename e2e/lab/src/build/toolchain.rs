@@ -62,6 +62,10 @@ const TOOLS: &[Tool] = &[
     published("helm", "helm.sh/helm/v3", "v3.22.0", &["cmd/helm"], ""),
 ];
 
+/// What only some scenarios need: built when the first of them asks for it.
+const ON_DEMAND: &[Tool] =
+    &[published("metrics-server", "sigs.k8s.io/metrics-server", "v0.9.0", &["cmd/metrics-server"], "")];
+
 /// The names the multi-call binary answers to.
 pub(crate) const KUBE_PROGRAMS: [&str; 7] = [
     "etcd",
@@ -101,23 +105,22 @@ impl Toolchain {
     /// # Errors
     /// If Go is missing, a module cannot be fetched or does not compile: with Go's own words.
     pub fn prepare(cache: &Cache, progress: &Progress) -> anyhow::Result<Self> {
-        let sources = Path::new(GO_SOURCES).canonicalize().context("the lab's Go sources are missing")?;
-        let kubernetes = kubernetes_version(&sources)?;
-        let compiler = command::run("go", ["env", "GOVERSION", "GOOS", "GOARCH"])
-            .context("Go is needed to build Kubernetes for the lab: see https://go.dev/dl")?;
-        let mut directories = Vec::with_capacity(TOOLS.len());
-        for tool in TOOLS {
-            let key = tool.key(&sources, &compiler, &kubernetes)?;
-            let name = format!("go/{}", tool.name);
-            // Shown too while another process builds the same and this one waits for it.
-            let _step = cache
-                .find(&name, &key)
-                .is_none()
-                .then(|| progress.long(&format!("building {} (once)", tool.name)));
-            let build = |directory: &Path| tool.build(&sources, directory, &kubernetes);
-            directories.push(cache.entry(&name, &key, build)?);
-        }
-        Ok(Self { directories, kubernetes })
+        let builder = Builder::new()?;
+        let directories = TOOLS.iter().map(|tool| builder.prepare(tool, cache, progress));
+        Ok(Self {
+            directories: directories.collect::<anyhow::Result<_>>()?,
+            kubernetes: builder.kubernetes.clone(),
+        })
+    }
+
+    /// The path of a program that is only built on demand.
+    ///
+    /// # Errors
+    /// If there is no such program, or as [`Toolchain::prepare`].
+    pub(crate) fn on_demand(name: &str, cache: &Cache, progress: &Progress) -> anyhow::Result<PathBuf> {
+        let tool = ON_DEMAND.iter().find(|tool| tool.name == name);
+        let tool = tool.with_context(|| format!("no tool is named {name}"))?;
+        Ok(Builder::new()?.prepare(tool, cache, progress)?.join(name))
     }
 
     /// The path of a binary.
@@ -147,6 +150,36 @@ impl Toolchain {
     #[must_use]
     pub fn kubernetes(&self) -> &str {
         &self.kubernetes
+    }
+}
+
+/// What all builds have in common.
+struct Builder {
+    sources: PathBuf,
+    compiler: String,
+    kubernetes: String,
+}
+
+impl Builder {
+    fn new() -> anyhow::Result<Self> {
+        let sources = Path::new(GO_SOURCES).canonicalize().context("the lab's Go sources are missing")?;
+        let kubernetes = kubernetes_version(&sources)?;
+        let compiler = command::run("go", ["env", "GOVERSION", "GOOS", "GOARCH"])
+            .context("Go is needed to build Kubernetes for the lab: see https://go.dev/dl")?;
+        Ok(Self { sources, compiler, kubernetes })
+    }
+
+    /// The directory with the binaries of a tool.
+    fn prepare(&self, tool: &Tool, cache: &Cache, progress: &Progress) -> anyhow::Result<PathBuf> {
+        let key = tool.key(&self.sources, &self.compiler, &self.kubernetes)?;
+        let name = format!("go/{}", tool.name);
+        // Shown too while another process builds the same and this one waits for it.
+        let _step = cache
+            .find(&name, &key)
+            .is_none()
+            .then(|| progress.long(&format!("building {} (once)", tool.name)));
+        let build = |directory: &Path| tool.build(&self.sources, directory, &self.kubernetes);
+        cache.entry(&name, &key, build)
     }
 }
 
@@ -233,11 +266,12 @@ mod tests {
     fn every_tool_has_its_own_key_and_another_compiler_another_one() {
         let sources = Path::new(GO_SOURCES);
         let keys = |compiler: &str| -> Vec<Key> {
-            TOOLS.iter().map(|tool| tool.key(sources, compiler, "v1.35.4").unwrap()).collect()
+            let all = TOOLS.iter().chain(ON_DEMAND);
+            all.map(|tool| tool.key(sources, compiler, "v1.35.4").unwrap()).collect()
         };
         let (old, new) = (keys("go1.26.8"), keys("go1.26.9"));
         for (index, key) in old.iter().enumerate() {
-            assert!(!old[index + 1..].contains(key) && !new.contains(key), "{}", TOOLS[index].name);
+            assert!(!old[index + 1..].contains(key) && !new.contains(key), "{index}");
         }
     }
 

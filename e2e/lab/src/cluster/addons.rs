@@ -1,4 +1,4 @@
-//! What every cluster with nodes gets: DNS, and a default StorageClass.
+//! What every cluster with nodes gets: DNS, and a default StorageClass; and what some get on demand.
 
 use serde_json::{Value, json};
 
@@ -40,6 +40,81 @@ pub(crate) fn objects(plan: &ClusterPlan) -> Vec<Value> {
     let mut all = dns(plan);
     all.extend(storage());
     all
+}
+
+/// metrics-server, as its own manifests install it; kubelets are verified by the cluster's authority. Objects in an
+/// order in which they can be created, the Deployment last.
+pub(crate) fn metrics_server() -> Vec<Value> {
+    let (namespace, name) = ("kube-system", "metrics-server");
+    let account = json!({ "kind": "ServiceAccount", "name": name, "namespace": namespace });
+    let labels = json!({ "k8s-app": name });
+    let read = json!(["get", "list", "watch"]);
+    let rules = json!([
+        { "apiGroups": [""], "resources": ["nodes/metrics"], "verbs": ["get"] },
+        { "apiGroups": [""], "resources": ["pods", "nodes"], "verbs": read },
+    ]);
+    let pod = json!({
+        "serviceAccountName": name,
+        "containers": [{
+            "name": name,
+            "image": images::METRICS_SERVER,
+            "args": [
+                "--cert-dir=/tmp",
+                "--secure-port=10250",
+                "--kubelet-preferred-address-types=InternalIP",
+                "--kubelet-use-node-status-port",
+                "--kubelet-certificate-authority=/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
+                // The shortest it takes.
+                "--metric-resolution=15s",
+            ],
+            "ports": [{ "name": "https", "containerPort": 10250 }],
+            "readinessProbe": {
+                "httpGet": { "path": "/readyz", "port": "https", "scheme": "HTTPS" }, "periodSeconds": 1,
+            },
+        }],
+    });
+    let rbac = "rbac.authorization.k8s.io/v1";
+    vec![
+        object("v1", "ServiceAccount", name, Some(namespace), json!({})),
+        object(rbac, "ClusterRole", "system:metrics-server", None, json!({ "rules": rules })),
+        binding("ClusterRoleBinding", "system:metrics-server", None, "ClusterRole", &account),
+        named_binding(
+            "ClusterRoleBinding",
+            "metrics-server:system:auth-delegator",
+            None,
+            ("ClusterRole", "system:auth-delegator"),
+            &account,
+        ),
+        named_binding(
+            "RoleBinding",
+            "metrics-server-auth-reader",
+            Some(namespace),
+            ("Role", "extension-apiserver-authentication-reader"),
+            &account,
+        ),
+        object(
+            "v1",
+            "Service",
+            name,
+            Some(namespace),
+            json!({ "spec": { "selector": labels, "ports": [{ "port": 443, "targetPort": "https" }] } }),
+        ),
+        object(
+            "apiregistration.k8s.io/v1",
+            "APIService",
+            "v1beta1.metrics.k8s.io",
+            None,
+            json!({ "spec": {
+                "service": { "name": name, "namespace": namespace },
+                "group": "metrics.k8s.io",
+                "version": "v1beta1",
+                "insecureSkipTLSVerify": true,
+                "groupPriorityMinimum": 100,
+                "versionPriority": 100,
+            }}),
+        ),
+        deployment(namespace, name, &labels, &pod),
+    ]
 }
 
 fn dns(plan: &ClusterPlan) -> Vec<Value> {
@@ -190,9 +265,20 @@ fn object(version: &str, kind: &str, name: &str, namespace: Option<&str>, body: 
     object
 }
 
+/// A binding of the role of its own name.
 fn binding(kind: &str, name: &str, namespace: Option<&str>, role: &str, account: &Value) -> Value {
+    named_binding(kind, name, namespace, (role, name), account)
+}
+
+fn named_binding(
+    kind: &str,
+    name: &str,
+    namespace: Option<&str>,
+    (role_kind, role): (&str, &str),
+    account: &Value,
+) -> Value {
     let body = json!({
-        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": name },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": role_kind, "name": role },
         "subjects": [account],
     });
     object("rbac.authorization.k8s.io/v1", kind, name, namespace, body)

@@ -2,16 +2,26 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::anyhow;
 
 use super::{Lab, Node};
 use crate::Usage;
-use crate::cluster::api_client::ApiClient;
-use crate::cluster::control_plane;
+use crate::build::cache::Cache;
+use crate::build::images;
+use crate::build::toolchain::Toolchain;
+use crate::cluster::api_client::{ApiClient, has_condition};
+use crate::cluster::{addons, control_plane};
+use crate::host::wait;
 use crate::network::topology::{self, Port};
 use crate::plan::address::ClusterPlan;
 use crate::plan::layout::{control_plane_machine, lan_bridge};
+use crate::progress::Progress;
+
+/// metrics-server is ready when it has read every kubelet once: after one interval of 15 s.
+const METRICS_LIMIT: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(200);
 
 /// A cluster of a lab.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +65,28 @@ impl<'a> Cluster<'a> {
     /// If the kubeconfig is damaged.
     pub fn api(&self) -> anyhow::Result<ApiClient> {
         control_plane::admin(&self.lab.layout, self.plan)
+    }
+
+    /// Installs metrics-server, unless it is there, and waits until it serves its API. The first time on a machine it is
+    /// built, which takes about as long as Kubernetes' client libraries take to compile: two to five minutes.
+    ///
+    /// # Errors
+    /// If it cannot be built, or does not come up.
+    pub fn install_metrics_server(&self, progress: &Progress) -> anyhow::Result<()> {
+        let cache = Cache::open()?;
+        let program = Toolchain::on_demand("metrics-server", &cache, progress)?;
+        let archive = images::metrics_server(&program, &cache, progress)?;
+        for node in self.nodes().iter().filter(|node| node.is_running()) {
+            node.import_image(&archive)?;
+        }
+        let api = self.api()?;
+        for object in addons::metrics_server() {
+            api.apply(&object)?;
+        }
+        let service = "/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.metrics.k8s.io";
+        wait::until("the metrics API", METRICS_LIMIT, POLL, || {
+            Ok(has_condition(&api.get(service)?, "Available").then_some(()))
+        })
     }
 
     /// A `kubectl` command for this cluster, to be given arguments.

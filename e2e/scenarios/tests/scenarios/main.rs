@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says what it measured")]
 
+mod adjusting;
 mod companions;
+mod figures;
 mod joining;
 mod kubelet_api;
 mod leaving;
@@ -10,4 +12,5 @@ mod manifests;
 mod nodes;
 mod pod_features;
 mod pods;
+mod quota;
 mod resilience;

@@ -1,19 +1,22 @@
 //! The one task that owns the state machines of all consumers.
 
-use super::objects::{NamespaceNames, interim_status};
+use super::objects::{NamespaceNames, body_demand, interim_status};
 use super::outbox::Outbox;
-use super::steps::{Job, Policy, read_status};
+use super::roster::{Placed, Roster};
+use super::steps::{Job, Policy, UNAVAILABLE, read_status};
 use super::watches::{News, Source, watch};
-use crate::lend::consumers::Consumers;
+use crate::lend::consumers::{Consumer, Consumers};
+use crate::lend::quota::Ledger;
 use crate::metrics::Metrics;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use kube::Client;
 use liquid_crds::ClusterId;
+use liquid_crds::quantity::Amounts;
 use liquid_link::digest::Hash;
 use liquid_reflection::frame::{ProviderFrame, Ref, Refusal};
-use liquid_reflection::provider::{Action, Instance, Outcome, StatusFound, Step};
-use liquid_reflection::{ConsumerFrame, Key, Kind, Provider, SetRef};
+use liquid_reflection::provider::{Action, Deleted, Instance, Outcome, Record, StatusFound, Step};
+use liquid_reflection::{ConsumerFrame, Key, Kind, Provider, SetRef, Uid};
 use liquid_runtime::health::Part;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,6 +70,7 @@ enum Command {
     End { cluster: ClusterId },
     Summary { cluster: ClusterId, reply: oneshot::Sender<Summary> },
     Locate { cluster: ClusterId, set: SetRef, pod: Key, reply: oneshot::Sender<Option<Located>> },
+    Roster { reply: oneshot::Sender<Roster> },
 }
 
 /// What a spawned request came back with.
@@ -149,6 +153,13 @@ impl Shadows {
         located.await.ok().flatten()
     }
 
+    /// Which pods here are whose, of those that are bound to a node.
+    pub(crate) async fn roster(&self) -> Roster {
+        let (reply, roster) = oneshot::channel();
+        self.send(Command::Roster { reply }).await;
+        roster.await.unwrap_or_default()
+    }
+
     async fn send(&self, command: Command) {
         // The actor lives as long as the process; without it there is nothing to be told.
         drop(self.commands.send(command).await);
@@ -165,10 +176,86 @@ struct Lent {
     namespaces: NamespaceNames,
     /// Pods whose status is being read.
     reading: BTreeSet<Ref>,
+    /// Nodes that pods are bound to, by their UIDs here.
+    hosts: BTreeMap<Uid, Arc<str>>,
+    /// What its pods ask for, and what it may have.
+    ledger: Ledger,
+    limits: Amounts,
     /// Bytes of bodies on their way to the API server.
     held: usize,
     /// Frames whose senders wait until less is held.
     waiting: Vec<oneshot::Sender<bool>>,
+}
+
+impl Lent {
+    /// Remembers which node a pod is bound to.
+    fn host(&mut self, pod: &Result<Instance, Deleted>, node: Option<&str>) {
+        match (pod, node) {
+            (Ok(instance), Some(node))
+                if self.hosts.get(&instance.object).is_none_or(|known| **known != *node) =>
+            {
+                self.hosts.insert(instance.object.clone(), Arc::from(node));
+            }
+            (Ok(_), _) => {}
+            (Err(gone), _) => drop(self.hosts.remove(&gone.object)),
+        }
+    }
+
+    /// Brings the share of a pod in line with what is known of it.
+    fn settle(&mut self, set: &SetRef, key: &Key) {
+        let at = (set.clone(), key.clone());
+        let Some((record, instance)) = self.provider.get(set, key) else { return self.ledger.forget(&at) };
+        let ended = |record: &Record| {
+            record.finished || instance.is_some_and(|pod| pod.finished && pod.home == record.home)
+        };
+        let (record, instance) =
+            (record.is_some_and(|r| !ended(r)), instance.is_some_and(|pod| !pod.finished));
+        self.ledger.keep(&at, record, instance);
+    }
+
+    /// A step of a pod is over.
+    fn account(&mut self, target: &Ref, outcome: &Outcome) {
+        let at = (target.set.clone(), target.key.clone());
+        match outcome {
+            Outcome::Stored(_) | Outcome::Found { record: Some(_), .. } => self.ledger.stored(&at),
+            // It may have been stored all the same: what was reserved stays so until that is known.
+            Outcome::Failed(refusal) if refusal.reason == UNAVAILABLE => {}
+            Outcome::Failed(_)
+            | Outcome::Found { record: None, .. }
+            | Outcome::Done
+            | Outcome::Running(_) => {
+                self.ledger.released(&at);
+            }
+        }
+    }
+
+    /// Lets pods have another try for which there was no room, and is by now.
+    fn make_room(&mut self) {
+        let fitting = self.ledger.fitting(&self.limits);
+        if !fitting.is_empty() {
+            self.provider.wake(|set, key| fitting.contains(&(set.clone(), key.clone())));
+        }
+    }
+
+    /// Adds its pods that are bound to a node.
+    fn enroll(&self, cluster: &ClusterId, roster: &mut Roster) {
+        for (set, key, _, instance) in self.provider.objects() {
+            let Some(instance) = instance else { continue };
+            let (Some(host), Some(namespace)) =
+                (self.hosts.get(&instance.object), self.namespaces.get(&key.namespace))
+            else {
+                continue;
+            };
+            let placed = Placed {
+                cluster: cluster.clone(),
+                virtual_node: set.scope.clone(),
+                home: key.clone(),
+                uid: instance.home.clone(),
+                object: instance.object.clone(),
+            };
+            roster.insert(namespace.clone(), key.name.clone(), placed, Some(host.clone()));
+        }
+    }
 }
 
 struct Actor {
@@ -200,7 +287,7 @@ impl Actor {
                 biased;
                 Some(answer) = answered.recv() => self.answer(answer),
                 Some(item) = news.next() => self.news(item),
-                Ok(()) = peers.changed() => self.cut_off_strangers(),
+                Ok(()) = peers.changed() => self.peers_changed(),
                 command = queue.recv(), if loaded => match command {
                     Some(command) => self.command(command),
                     None => return,
@@ -221,11 +308,16 @@ impl Actor {
         }
     }
 
-    /// Ends the streams of peerings that are over: what still comes over them counts for nothing.
-    fn cut_off_strangers(&mut self) {
+    /// Peers have changed. Ends the streams of peerings that are over: what still comes over them counts for nothing.
+    fn peers_changed(&mut self) {
         for cluster in self.clusters() {
             let consumer = self.consumers.get(&cluster);
             self.with(&cluster, |lent| {
+                let limits = consumer.as_ref().map(Consumer::limits).unwrap_or_default();
+                if lent.limits != limits {
+                    lent.limits = limits;
+                    lent.ledger.limits_changed();
+                }
                 let current = consumer.is_some_and(|c| !c.ending && c.peering == lent.peering);
                 if !current && let Some((_, outbox)) = lent.stream.take() {
                     outbox.close(Status::permission_denied("the provider has ended the peering"));
@@ -242,7 +334,9 @@ impl Actor {
 
     /// Changes the state of one consumer and carries out what follows from it.
     fn with<T>(&mut self, cluster: &ClusterId, change: impl FnOnce(&mut Lent) -> T) -> T {
-        let result = change(self.lent(cluster));
+        let lent = self.lent(cluster);
+        let result = change(lent);
+        lent.make_room();
         self.drain(cluster, None);
         result
     }
@@ -275,17 +369,34 @@ impl Actor {
                     }
                 });
             }
-            News::Record(owned) => {
+            News::Companion(owned) => {
                 self.with(&owned.cluster, |lent| {
                     lent.provider.record_changed(&owned.set, &owned.key, owned.what);
                 });
             }
-            News::Pod(owned, status) => {
-                let fresh = match (&owned.what, status) {
+            News::Shadow(owned, demand) => {
+                self.with(&owned.cluster, |lent| {
+                    if owned.what.is_ok() {
+                        lent.ledger.recorded(&(owned.set.clone(), owned.key.clone()), demand);
+                    }
+                    lent.provider.record_changed(&owned.set, &owned.key, owned.what);
+                    lent.settle(&owned.set, &owned.key);
+                });
+            }
+            News::Pod(owned, seen) => {
+                let lent = self.lent(&owned.cluster);
+                lent.host(&owned.what, seen.as_ref().and_then(|seen| seen.host.as_deref()));
+                let demand = seen.as_ref().map(|seen| seen.demand.clone());
+                if let Some(demand) = demand.filter(|_| owned.what.is_ok()) {
+                    lent.ledger.running(&(owned.set.clone(), owned.key.clone()), demand);
+                }
+                let fresh = match (&owned.what, seen.and_then(|seen| seen.status)) {
                     (Ok(instance), Some(status)) => Some((owned.key.clone(), instance.clone(), status)),
                     _ => None,
                 };
-                self.lent(&owned.cluster).provider.instance_changed(&owned.set, &owned.key, owned.what);
+                lent.provider.instance_changed(&owned.set, &owned.key, owned.what);
+                lent.settle(&owned.set, &owned.key);
+                lent.make_room();
                 self.drain(&owned.cluster, fresh);
             }
             News::Listed(source, seen) if self.unlisted.is_empty() => self.relisted(source, &seen),
@@ -335,6 +446,14 @@ impl Actor {
                 })
                 .map(|(set, key, _, _)| (set.clone(), key.clone()))
                 .collect();
+            if source == Source::Pods {
+                let known: BTreeSet<&Uid> = lent
+                    .provider
+                    .objects()
+                    .filter_map(|(_, _, _, instance)| Some(&instance?.object))
+                    .collect();
+                lent.hosts.retain(|pod, _| known.contains(pod));
+            }
             if !missing.is_empty() {
                 debug!(%cluster, ?source, objects = missing.len(), "not in the list; looking at them");
             }
@@ -355,7 +474,7 @@ impl Actor {
                     lent.provider.connected();
                 });
                 // It may have ended between its authorization and now.
-                self.cut_off_strangers();
+                self.peers_changed();
             }
             Command::Frame { cluster, stream, frame, handled } => self.with(&cluster, |lent| {
                 let current = lent.stream.as_ref().is_some_and(|(id, _)| *id == stream);
@@ -381,6 +500,13 @@ impl Actor {
             Command::Locate { cluster, set, pod, reply } => {
                 drop(reply.send(self.lent.get(&cluster).and_then(|lent| locate(lent, &set, &pod))));
             }
+            Command::Roster { reply } => {
+                let mut roster = Roster::default();
+                for (cluster, lent) in &self.lent {
+                    lent.enroll(cluster, &mut roster);
+                }
+                let _ = reply.send(roster);
+            }
         }
     }
 
@@ -394,7 +520,13 @@ impl Actor {
                 let entropy = RandomState::new().build_hasher().finish();
                 self.with(&cluster, |lent| {
                     lent.held = lent.held.saturating_sub(held);
+                    if target.set.kind == Kind::Pod {
+                        lent.account(&target, &outcome);
+                    }
                     lent.provider.done(&target, outcome, Instant::now(), entropy);
+                    if target.set.kind == Kind::Pod {
+                        lent.settle(&target.set, &target.key);
+                    }
                 });
             }
             Answer::Status { cluster, stream, target, status } => self.with(&cluster, |lent| {
@@ -463,6 +595,17 @@ impl Actor {
                         continue;
                     };
                     let held = if let Step::Store { body, .. } = &step { body.len() } else { 0 };
+                    if let (Step::Store { body, .. }, Kind::Pod) = (&step, target.set.kind) {
+                        let at = (target.set.clone(), target.key.clone());
+                        let admitted = lent.ledger.admit(&at, body_demand(body), &consumer.limits());
+                        if let Err(shortage) = admitted {
+                            let refusal =
+                                Refusal { reason: "QuotaExceeded".to_owned(), message: shortage.to_string() };
+                            let (cluster, outcome) = (cluster.clone(), Outcome::Failed(refusal));
+                            drop(self.answers.send(Answer::Done { cluster, target, held: 0, outcome }));
+                            continue;
+                        }
+                    }
                     lent.held += held;
                     let job = Job {
                         client: self.client.clone(),

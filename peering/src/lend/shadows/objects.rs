@@ -1,9 +1,11 @@
 //! What shadows look like in this cluster, and how they are read back.
 
 use crate::lend::consumers::Consumer;
+use crate::lend::demand::{SpecView, demand};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ApiResource, Object};
 use kube::{Resource as _, ResourceExt as _};
+use liquid_crds::quantity::Amounts;
 use liquid_crds::vocabulary::{
     HASH, HOME_KEYS, MACHINE_KIND, MANAGED_BY, MANAGED_BY_LIQUID, ORIGIN_CLUSTER, ORIGIN_NAMESPACE,
     ORIGIN_NODE, ORIGIN_UID, VIRTUAL_NODE_TAINT,
@@ -13,7 +15,7 @@ use liquid_link::digest::Hash;
 use liquid_reflection::frame::Ref;
 use liquid_reflection::provider::{Instance, Record};
 use liquid_reflection::{Key, Kind, SetRef, Uid, digest};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,6 +28,26 @@ pub(crate) type ShadowView = Object<ShadowSpecView, ShadowStatusView>;
 pub(crate) struct ShadowSpecView {
     pub(crate) home: HomePod,
     pub(crate) hash: String,
+    /// What the pod asks for.
+    #[serde(default, rename = "pod", deserialize_with = "demand_of_body", skip_serializing)]
+    pub(crate) demand: Amounts,
+}
+
+/// What a body asks for; of one that makes no sense nothing can run.
+#[derive(Debug, Default, Deserialize)]
+struct BodyView {
+    spec: SpecView,
+}
+
+fn demand_of_body<'de, D: Deserializer<'de>>(body: D) -> Result<Amounts, D::Error> {
+    // A watch must not break because a consumer has sent nonsense.
+    let body = Value::deserialize(body)?;
+    Ok(demand(&serde_json::from_value::<BodyView>(body).unwrap_or_default().spec))
+}
+
+/// What a body, as it comes from a consumer, asks for.
+pub(crate) fn body_demand(body: &[u8]) -> Amounts {
+    demand(&serde_json::from_slice::<BodyView>(body).unwrap_or_default().spec)
 }
 
 /// Part of [`liquid_crds::ShadowPodStatus`].
@@ -39,15 +61,10 @@ pub(crate) struct ShadowStatusView {
 }
 
 /// A pod without most of its spec.
-pub(crate) type PodView = Object<PodSpecView, Value>;
+pub(crate) type PodView = Object<SpecView, Value>;
 
-/// Part of the spec of a pod.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct PodSpecView {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) restart_policy: Option<String>,
-}
+/// Containers that `kubectl debug` adds to a pod.
+const EPHEMERAL: &str = "ephemeralContainers";
 
 /// How the API server calls ShadowPods.
 pub(crate) fn shadow_resource() -> ApiResource {
@@ -326,6 +343,63 @@ fn leave_choice_of_node(spec: &mut Map<String, Value>) {
     }
 }
 
+/// A pod as it is created: ephemeral containers are only ever added to one that exists. One that is to have some is not
+/// what was wanted yet, so it is adjusted as soon as it is there.
+pub(crate) fn created(mut pod: Value) -> Value {
+    let spec = pod.get_mut("spec").and_then(Value::as_object_mut);
+    let left = spec.and_then(|spec| spec.remove(EPHEMERAL)).is_some_and(|list| list != json!([]));
+    if left {
+        pod["metadata"]["annotations"][HASH] = json!("without ephemeral containers");
+    }
+    pod
+}
+
+/// The patch that gives the containers of a running pod the resources they have in `wanted` (subresource `resize`), if
+/// that changes anything. What the provider has added of its own stays: it cannot be taken back either.
+pub(crate) fn resizing(running: &Value, wanted: &Value) -> Option<json_patch::Patch> {
+    let mut target = running.clone();
+    merge_resources(target.get_mut("spec"), wanted.get("spec"));
+    for list in ["containers", "initContainers"] {
+        let path = format!("/spec/{list}");
+        let containers = target.pointer_mut(&path).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
+            let name = container.get("name").cloned();
+            let mut same = wanted.pointer(&path).and_then(Value::as_array).into_iter().flatten();
+            let same = same.find(|wanted| wanted.get("name") == name.as_ref());
+            merge_resources(Some(container), same);
+        }
+    }
+    let patch = json_patch::diff(running, &target);
+    (!patch.0.is_empty()).then_some(patch)
+}
+
+fn merge_resources(of: Option<&mut Value>, wanted: Option<&Value>) {
+    let (Some(of), Some(wanted)) = (of, wanted) else { return };
+    for kind in ["requests", "limits"] {
+        let wanted = wanted.pointer(&format!("/resources/{kind}")).and_then(Value::as_object);
+        for (resource, amount) in wanted.into_iter().flatten() {
+            of["resources"][kind][resource] = amount.clone();
+        }
+    }
+}
+
+/// The patch that adds to a running pod the ephemeral containers it lacks (subresource `ephemeralcontainers`), if any.
+pub(crate) fn debugging(running: &Value, wanted: &Value) -> Option<json_patch::Patch> {
+    let containers = |pod: &Value| {
+        let list = pod.get("spec").and_then(|spec| spec.get(EPHEMERAL)).and_then(Value::as_array);
+        list.cloned().unwrap_or_default()
+    };
+    let there = containers(running);
+    let known = |container: &Value| there.iter().any(|there| there.get("name") == container.get("name"));
+    let more: Vec<Value> = containers(wanted).into_iter().filter(|container| !known(container)).collect();
+    if more.is_empty() {
+        return None;
+    }
+    let mut target = running.clone();
+    target["spec"][EPHEMERAL] = there.into_iter().chain(more).collect();
+    Some(json_patch::diff(running, &target))
+}
+
 /// The patch that brings a running pod in line with `wanted` (both as JSON): labels, annotations and what Kubernetes
 /// lets change in a running pod's spec.
 pub(crate) fn adjustment(running: &Value, wanted: &Value) -> json_patch::Patch {
@@ -541,6 +615,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_shadow_asks_for_is_known_whatever_is_in_it() {
+        let body = |cpu: Value| json!({"spec": {"containers": [{"resources": {"requests": {"cpu": cpu}}}]}});
+        for (body, cpu) in
+            [(body(json!("250m")), 250), (body(json!(2)), 2000), (body(json!({})), 0), (json!([]), 0)]
+        {
+            assert_eq!(
+                body_demand(body.to_string().as_bytes()).get("cpu").copied().unwrap_or(0),
+                cpu,
+                "{body}"
+            );
+            let (shadow, _) = made(body);
+            let view: ShadowView = serde_json::from_value(serde_json::to_value(&shadow).unwrap()).unwrap();
+            assert_eq!(view.spec.demand.get("cpu").copied().unwrap_or(0), cpu);
+            assert_eq!(view.spec.demand["pods"], 1000);
+        }
+    }
+
+    #[test]
     fn a_consumer_gets_no_identity_here() {
         let with =
             |source: Value| json!({"spec": {"volumes": [{"name": "v", "projected": {"sources": [source]}}]}});
@@ -583,6 +675,59 @@ mod tests {
             adjusted["spec"]["tolerations"],
             json!([{"key": "node.kubernetes.io/not-ready"}, {"key": "gpu"}])
         );
+    }
+
+    #[test]
+    fn ephemeral_containers_are_added_to_a_pod_that_exists() {
+        let debugger = |name: &str| json!({"name": name, "image": "i"});
+        let (shadow, _) =
+            made(json!({"spec": {"containers": [], "ephemeralContainers": [debugger("a"), debugger("b")]}}));
+        let wanted = pod(&shadow);
+        let begun = created(wanted.clone());
+        assert!(begun["spec"].get(EPHEMERAL).is_none());
+        let view = |pod: &Value| read_pod(&serde_json::from_value(pod.clone()).unwrap()).unwrap().what.hash;
+        assert_ne!(view(&begun), Hash::of(b"x"), "it is adjusted");
+        let mut running = begun;
+        running["spec"][EPHEMERAL] = json!([{"name": "a", "image": "i", "stdin": true}]);
+        let patch = debugging(&running, &wanted).unwrap();
+        json_patch::patch(&mut running, &patch).unwrap();
+        assert_eq!(
+            running["spec"][EPHEMERAL],
+            json!([{"name": "a", "image": "i", "stdin": true}, {"name": "b", "image": "i"}])
+        );
+        assert!(debugging(&running, &wanted).is_none());
+        let (plain, _) = made(json!({"spec": {"containers": []}}));
+        assert_eq!(view(&created(pod(&plain))), Hash::of(b"x"));
+    }
+
+    #[test]
+    fn a_resize_changes_the_resources_that_are_named_and_no_others() {
+        let running = json!({"spec": {
+            "containers": [
+                {"name": "a", "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}},
+                {"name": "b", "resources": {"requests": {"cpu": "10m"}}},
+            ],
+            "initContainers": [{"name": "s", "restartPolicy": "Always"}],
+        }});
+        let wanted = json!({"spec": {
+            "containers": [
+                {"name": "b"},
+                {"name": "a", "resources": {"requests": {"cpu": "2"}, "limits": {"memory": "2Gi"}}},
+                {"name": "c", "resources": {"requests": {"cpu": "2"}}},
+            ],
+            "initContainers": [{"name": "s", "resources": {"requests": {"cpu": "5m"}}}],
+        }});
+        let mut resized = running.clone();
+        json_patch::patch(&mut resized, &resizing(&running, &wanted).unwrap()).unwrap();
+        assert_eq!(
+            resized["spec"]["containers"],
+            json!([
+                {"name": "a", "resources": {"requests": {"cpu": "2", "memory": "1Gi"}, "limits": {"memory": "2Gi"}}},
+                {"name": "b", "resources": {"requests": {"cpu": "10m"}}},
+            ])
+        );
+        assert_eq!(resized["spec"]["initContainers"][0]["resources"], json!({"requests": {"cpu": "5m"}}));
+        assert!(resizing(&resized, &wanted).is_none());
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Carries out the steps the state machine asks for, one request of the API server after the other.
 
 use super::objects::{
-    Owned, PodView, ShadowView, adjustment, forbidden, namespace, namespace_body, pod, read_namespace,
-    read_pod, read_shadow, shadow, shadow_resource,
+    Owned, PodView, ShadowView, adjustment, created, debugging, forbidden, namespace, namespace_body, pod,
+    read_namespace, read_pod, read_shadow, resizing, shadow, shadow_resource,
 };
 use super::watches::pod_resource;
 use crate::lend::consumers::Consumer;
@@ -33,6 +33,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const READ_TRIES: usize = 6;
 const READ_FIRST: Duration = Duration::from_millis(250);
 const READ_CAP: Duration = Duration::from_secs(8);
+
+/// Reason of a refusal that says nothing of what has become of the request.
+pub(super) const UNAVAILABLE: &str = "ApiUnavailable";
 
 /// Namespaces no consumer may have here, whatever it asks for.
 const RESERVED: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
@@ -260,7 +263,7 @@ impl Job {
 
     async fn start(&self, shadow: &ShadowPod, namespace: &str) -> Result<Instance, Refusal> {
         let pods: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &pod_resource());
-        let wanted: DynamicObject = typed(pod(shadow))?;
+        let wanted: DynamicObject = typed(created(pod(shadow)))?;
         let name = self.target.key.name.as_ref();
         let started = match request(pods.create(&PostParams::default(), &wanted)).await {
             Err(RequestError::Api(status)) if status.is_already_exists() => call(pods.get(name)).await?,
@@ -292,11 +295,18 @@ impl Job {
             return Ok(Outcome::Done);
         }
         let running = serde_json::to_value(&running).unwrap_or_default();
-        let mut patch = adjustment(&running, &pod(&shadow));
-        let test = json!([{"op": "test", "path": "/metadata/uid", "value": object.as_str()}]);
-        let test: json_patch::Patch = typed(test)?;
-        patch.0.splice(0..0, test.0);
+        let wanted = pod(&shadow);
         let params = PatchParams::default();
+        // The digest is written last: what is refused here is tried again.
+        for (subresource, patch) in
+            [("resize", resizing(&running, &wanted)), ("ephemeralcontainers", debugging(&running, &wanted))]
+        {
+            if let Some(patch) = patch {
+                let patch = Patch::Json::<()>(on_condition(object, patch)?);
+                call(pods.patch_subresource(subresource, name, &params, &patch)).await?;
+            }
+        }
+        let patch = on_condition(object, adjustment(&running, &wanted))?;
         let adjusted = call(pods.patch(name, &params, &Patch::Json::<()>(patch))).await?;
         let view: PodView = typed(serde_json::to_value(&adjusted).unwrap_or_default())?;
         Ok(read_pod(&view).map_or(Outcome::Done, |owned| Outcome::Running(owned.what)))
@@ -367,6 +377,14 @@ fn record(shadow: &ShadowPod) -> Result<Record, Refusal> {
         .ok_or_else(|| refusal("PodConflict", "the ShadowPod in the provider lost its labels".to_owned()))
 }
 
+/// The patch for the object with this UID and for no other.
+fn on_condition(object: &Uid, mut patch: json_patch::Patch) -> Result<json_patch::Patch, Refusal> {
+    let test = json!([{"op": "test", "path": "/metadata/uid", "value": object.as_str()}]);
+    let test: json_patch::Patch = typed(test)?;
+    patch.0.splice(0..0, test.0);
+    Ok(patch)
+}
+
 pub(super) fn only(object: &Uid, grace: Option<u32>) -> DeleteParams {
     DeleteParams {
         grace_period_seconds: grace,
@@ -395,7 +413,7 @@ impl RequestError {
                 let reason = if status.reason.is_empty() { "ApiError" } else { &status.reason };
                 refusal(reason, format!("the provider's API server says: {}", status.message))
             }
-            RequestError::Other(message) => refusal("ApiUnavailable", message),
+            RequestError::Other(message) => refusal(UNAVAILABLE, message),
         }
     }
 }

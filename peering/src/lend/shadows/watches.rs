@@ -4,12 +4,14 @@ use super::companions;
 use super::objects::{
     Owned, PodView, ShadowView, read_namespace, read_pod, read_shadow, shadow_resource, version,
 };
+use crate::lend::demand::demand;
 use futures::Stream;
 use futures::stream::{StreamExt as _, select_all};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
 use kube::runtime::watcher;
 use kube::{Api, Client};
+use liquid_crds::quantity::Amounts;
 use liquid_crds::vocabulary::ORIGIN_CLUSTER;
 use liquid_reflection::Kind;
 use liquid_reflection::provider::{Deleted, Instance, Record};
@@ -40,12 +42,25 @@ impl Source {
 pub(super) enum News {
     /// A namespace: its record, and its name here.
     Namespace(Owned<Result<Record, Deleted>>, Arc<str>),
-    /// A ShadowPod or a companion of pods.
-    Record(Owned<Result<Record, Deleted>>),
-    /// A pod, with its status as the API server has it.
-    Pod(Owned<Result<Instance, Deleted>>, Option<Value>),
+    /// A ShadowPod, with what it asks for.
+    Shadow(Owned<Result<Record, Deleted>>, Amounts),
+    /// A companion of pods.
+    Companion(Owned<Result<Record, Deleted>>),
+    /// A pod, with what else matters of it.
+    Pod(Owned<Result<Instance, Deleted>>, Option<Seen>),
     /// A list was read to its end; these objects (by namespace and name here) exist.
     Listed(Source, BTreeSet<ObjectName>),
+}
+
+/// What is seen of a pod beside its [`Instance`].
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// Its status as the API server has it.
+    pub(super) status: Option<Value>,
+    /// The node it is bound to.
+    pub(super) host: Option<String>,
+    /// What it asks for.
+    pub(super) demand: Amounts,
 }
 
 /// All watches as one stream.
@@ -70,10 +85,13 @@ pub(super) fn watch(client: &Client) -> impl Stream<Item = News> + Send + Unpin 
     let shadows: Api<ShadowView> = Api::all_with(client.clone(), &shadow_resource());
     let shadows = changes_of(shadows, "ShadowPod", config()).filter_map(|change| {
         std::future::ready(match change {
-            Change::Applied(shadow) => read_shadow(&shadow).map(|owned| News::Record(owned.map(Ok))),
+            Change::Applied(shadow) => {
+                let owned = read_shadow(&shadow);
+                owned.map(|owned| News::Shadow(owned.map(Ok), shadow.spec.demand))
+            }
             Change::Deleted(shadow) => read_shadow(&shadow).map(|owned| {
                 let gone = Deleted { object: owned.what.object.clone(), version: version(&shadow.metadata) };
-                News::Record(owned.map(|_| Err(gone)))
+                News::Shadow(owned.map(|_| Err(gone)), Amounts::new())
             }),
             Change::Listed(seen) => Some(News::Listed(Source::Shadows, seen)),
         })
@@ -83,7 +101,9 @@ pub(super) fn watch(client: &Client) -> impl Stream<Item = News> + Send + Unpin 
         std::future::ready(match change {
             Change::Applied(mut pod) => {
                 let owned = read_pod(&pod);
-                owned.map(|owned| News::Pod(owned.map(Ok), pod.status.take()))
+                let (host, demand) = (pod.spec.node_name.take(), demand(&pod.spec));
+                let seen = Seen { status: pod.status.take(), host, demand };
+                owned.map(|owned| News::Pod(owned.map(Ok), Some(seen)))
             }
             Change::Deleted(pod) => read_pod(&pod).map(|owned| {
                 let gone = Deleted { object: owned.what.object.clone(), version: owned.what.version };
@@ -107,11 +127,11 @@ fn companions(
     changes_of(objects, kind.as_str(), config).filter_map(move |change| {
         std::future::ready(match change {
             Change::Applied(object) => {
-                companions::read(kind, &object.metadata).map(|owned| News::Record(owned.map(Ok)))
+                companions::read(kind, &object.metadata).map(|owned| News::Companion(owned.map(Ok)))
             }
             Change::Deleted(object) => companions::read(kind, &object.metadata).map(|owned| {
                 let gone = Deleted { object: owned.what.object.clone(), version: owned.what.version };
-                News::Record(owned.map(|_| Err(gone)))
+                News::Companion(owned.map(|_| Err(gone)))
             }),
             Change::Listed(seen) => Some(News::Listed(Source::Companions(kind), seen)),
         })
