@@ -48,6 +48,22 @@ pub struct VirtualNodeSpec {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["key", "effect"])
     )]
     pub taints: Vec<NodeTaint>,
+    /// Seconds for which the removal of this VirtualNode heeds PodDisruptionBudgets, 120 by default. Pods that are still
+    /// there by then are deleted all the same, with the time each of them asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 604_800))]
+    pub drain_timeout_seconds: Option<i64>,
+}
+
+/// Shorter than the time after which `liquidctl unpeer` gives up waiting.
+const DRAIN_TIMEOUT_SECONDS: i64 = 120;
+
+impl VirtualNodeSpec {
+    /// How long a removal heeds PodDisruptionBudgets, in seconds.
+    #[must_use]
+    pub fn drain_timeout_seconds(&self) -> i64 {
+        self.drain_timeout_seconds.unwrap_or(DRAIN_TIMEOUT_SECONDS)
+    }
 }
 
 /// A taint of the virtual node.

@@ -43,7 +43,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let metrics = metrics::Metrics::register(&mut registry);
     let health = Health::default();
     admin::serve(&args.admin, health.clone(), registry, log, &drain).await?;
-    let client = kube::Client::try_default().await?;
+    let mut config = kube::Config::infer().await?;
+    let client = kube::Client::try_from(config.clone())?;
+    config.default_retry = false;
+    let once = kube::Client::try_from(config)?;
 
     let candidate = Candidate::new(client.clone(), &args.namespace, "liquid-kubelet", &args.pod_name);
     let mut leadership = tokio::select! {
@@ -54,6 +57,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     // A replica that stands by is ready for that; what the one that works has to do first counts from here.
     let known = health.part("objects", "reading Peers, VirtualNodes and NamespaceOffloadings");
     let settings = Settings {
+        once,
         namespace: args.namespace,
         pod_name: args.pod_name,
         address: args.pod_ip,

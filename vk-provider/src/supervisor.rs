@@ -43,6 +43,8 @@ const POLL: Duration = Duration::from_millis(250);
 
 /// What the supervisor needs from the command line.
 pub(crate) struct Settings {
+    /// A client that sends each request once.
+    pub(crate) once: Client,
     pub(crate) namespace: String,
     pub(crate) pod_name: String,
     pub(crate) address: IpAddr,
@@ -62,6 +64,7 @@ pub(crate) async fn supervise(client: Client, settings: Settings, metrics: Metri
     let (node_address, _) = watch::channel(Some(settings.address.to_string()));
     let shared = Arc::new(Shared {
         client: client.clone(),
+        once: settings.once,
         authenticator: Arc::new(Authenticator::new(client.clone())),
         address: settings.address,
         first_port: settings.first_port,

@@ -257,7 +257,12 @@ pub(super) async fn ensure_virtual_node(client: &Client, peer: &Peer) -> Result<
     if nodes.get_opt(&name).await?.is_some() {
         return Ok(());
     }
-    let spec = VirtualNodeSpec { peer: peer.name_any(), labels: BTreeMap::new(), taints: Vec::new() };
+    let spec = VirtualNodeSpec {
+        peer: peer.name_any(),
+        labels: BTreeMap::new(),
+        taints: Vec::new(),
+        drain_timeout_seconds: None,
+    };
     let mut node = VirtualNode::new(&name, spec);
     node.metadata = ObjectMeta {
         labels: Some(BTreeMap::from([(MANAGED_BY.to_owned(), MANAGED_BY_LIQUID.to_owned())])),

@@ -353,6 +353,7 @@ mod tests {
                 (TYPE.to_owned(), "something-else".to_owned()),
             ]),
             taints: vec![NodeTaint { key: "gpu".to_owned(), value: None, effect: TaintEffect::NoSchedule }],
+            drain_timeout_seconds: None,
         };
         let offer = Offer {
             resources: BTreeMap::from([

@@ -40,7 +40,12 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn of(metadata: Value) -> Ownership {
-        let spec = VirtualNodeSpec { peer: "milan".to_owned(), labels: BTreeMap::new(), taints: Vec::new() };
+        let spec = VirtualNodeSpec {
+            peer: "milan".to_owned(),
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            drain_timeout_seconds: None,
+        };
         let mut virtual_node = VirtualNode::new("worker-1", spec);
         virtual_node.metadata.uid = Some("u1".to_owned());
         let node: Node = serde_json::from_value(json!({ "metadata": metadata })).unwrap();

@@ -1,7 +1,7 @@
 //! The task of one virtual node.
 
 use super::certificate::{Serving, obtain};
-use super::drain::{delete_pods, remove_node};
+use super::drain::{Left, clear, deadline, remove_node};
 use super::lease::{RENEW_INTERVAL, renew};
 use super::object::{Picture, drifted};
 use super::ownership::Ownership;
@@ -36,8 +36,10 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const REJECTED_PAUSE: Duration = Duration::from_secs(10);
 /// Pause after somebody else has written the Node in between.
 const RACE_PAUSE: Duration = Duration::from_millis(50);
-/// How often it is checked whether the pods of a node that is being removed are gone.
+/// How often it is checked whether the pods of a node that is being removed are gone ...
 const LEAVE_POLL: Duration = Duration::from_millis(200);
+/// ... and whether budgets let more of them go.
+const BUDGET_POLL: Duration = Duration::from_secs(2);
 /// How long after the start a Node that is Ready stays so while the link and the serving certificate come up: were it
 /// written as not ready, the node controller would set all its pods to not ready. Below the 40 s of its lease.
 const START_GRACE: Duration = Duration::from_secs(10);
@@ -45,6 +47,8 @@ const START_GRACE: Duration = Duration::from_secs(10);
 /// What all virtual nodes share.
 pub(crate) struct Shared {
     pub(crate) client: Client,
+    /// One that sends each request once; the other repeats what is refused for now.
+    pub(crate) once: Client,
     pub(crate) authenticator: Arc<Authenticator>,
     /// Address of this process, at which the kubelet APIs are reached.
     pub(crate) address: IpAddr,
@@ -120,7 +124,7 @@ struct Task {
     /// End of [`START_GRACE`], which begins when the kubelet API listens.
     grace: Instant,
     /// Pods that are still there, as reported while the node is being removed.
-    pods_left: Option<usize>,
+    pods_left: Option<Left>,
 }
 
 /// How writing the Node ended.
@@ -171,11 +175,11 @@ impl Task {
             let mut again = self.held_back.as_ref().map(|(_, until)| *until);
             if leaving {
                 match self.leave().await {
-                    Ok(true) => {
+                    Ok(None) => {
                         info!("virtual node removed");
                         return;
                     }
-                    Ok(false) => again = Some(Instant::now() + LEAVE_POLL),
+                    Ok(Some(pause)) => again = Some(Instant::now() + pause),
                     Err(error) => {
                         warn!(%error, "virtual node not removed; trying again");
                         again = Some(Instant::now() + RETRY_PAUSE);
@@ -414,28 +418,32 @@ impl Task {
         Ok(())
     }
 
-    /// Goes on with the removal of the node; returns whether that is done.
-    async fn leave(&mut self) -> Result<bool, kube::Error> {
+    /// Goes on with the removal of the node; returns when to look again, or `None` when it is done.
+    async fn leave(&mut self) -> Result<Option<Duration>, kube::Error> {
         let client = self.shared.client.clone();
         let virtual_node = self.picture.borrow().node.clone();
         let name = virtual_node.name_any();
         self.look(&Api::all(client.clone()), &name, &virtual_node).await?;
         // Somebody else's node keeps its pods.
         if *self.ownership.borrow() == Ownership::Ours {
-            let left = delete_pods(&client, &name).await?;
+            let deadline = deadline(&virtual_node);
+            // What ran in a provider that is gone does not run: there is nothing left for a budget to protect.
+            let heed_budgets = Timestamp::now() < deadline && !self.mirror.provider().gone;
+            let left = clear(&self.shared.once, &name, heed_budgets).await?;
             if self.pods_left != Some(left) {
-                info!(pods = left, "virtual node is being removed");
-                self.condition(&name, ("Removing", format!("{left} pods are ending"))).await?;
+                info!(pods = left.pods, blocked = left.blocked, "virtual node is being removed");
+                self.condition(&name, ("Removing", left.message(deadline))).await?;
                 self.pods_left = Some(left);
             }
-            if left > 0 {
-                return Ok(false);
+            if left.pods > 0 {
+                let blocked = left.blocked == left.pods;
+                return Ok(Some(if blocked { BUDGET_POLL } else { LEAVE_POLL }));
             }
             remove_node(&client, &virtual_node).await?;
         }
         self.mirror.remove_node(name.clone()).await;
         self.remove_finalizer(&name).await?;
-        Ok(true)
+        Ok(None)
     }
 
     async fn add_finalizer(&self, name: &str) -> Result<(), kube::Error> {
@@ -563,7 +571,12 @@ mod tests {
             serde_json::from_value(json!({"status": {"conditions": [{"type": "Ready", "status": ready}]}}))
                 .unwrap()
         };
-        let spec = VirtualNodeSpec { peer: "milan".to_owned(), labels: BTreeMap::new(), taints: Vec::new() };
+        let spec = VirtualNodeSpec {
+            peer: "milan".to_owned(),
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            drain_timeout_seconds: None,
+        };
         let waiting = Picture {
             node: VirtualNode::new("liquid-milan", spec),
             cluster_id: String::new(),

@@ -178,7 +178,7 @@ mod tests {
                     uid: Uid::from(format!("home-{object}").as_str()),
                     object: Uid::from(object),
                 },
-                Some("n1".into()),
+                "n1".into(),
             );
         }
         roster

@@ -253,7 +253,7 @@ impl Lent {
                 uid: instance.home.clone(),
                 object: instance.object.clone(),
             };
-            roster.insert(namespace.clone(), key.name.clone(), placed, Some(host.clone()));
+            roster.insert(namespace.clone(), key.name.clone(), placed, host.clone());
         }
     }
 }

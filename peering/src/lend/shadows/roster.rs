@@ -36,15 +36,9 @@ pub(crate) struct Roster {
 
 impl Roster {
     /// Adds a pod, and the node it is bound to.
-    pub(crate) fn insert(
-        &mut self,
-        namespace: Arc<str>,
-        name: Arc<str>,
-        placed: Placed,
-        node: Option<Arc<str>>,
-    ) {
+    pub(crate) fn insert(&mut self, namespace: Arc<str>, name: Arc<str>, placed: Placed, node: Arc<str>) {
         self.pods.entry(namespace).or_default().insert(name, placed);
-        self.nodes.extend(node);
+        self.nodes.insert(node);
     }
 
     /// The pod of these names here.
