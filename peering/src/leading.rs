@@ -15,6 +15,7 @@ use crate::lend::shadows::{Policy, Shadows};
 use crate::lend::sync_service::SyncService;
 use crate::lend::tokens;
 use crate::metrics::Metrics;
+use crate::network::Network;
 use crate::peers;
 use crate::webhook::{self, Offloadings};
 use anyhow::{Context as _, Result};
@@ -69,10 +70,12 @@ pub(crate) async fn lead(
         shadows: shadows.clone(),
         ending: Arc::default(),
     };
-    let borrowing = Borrowing::new(client.clone(), cluster.clone(), metrics);
+    let network = Network::new(&args.network);
+    let borrowing = Borrowing::new(client.clone(), cluster.clone(), network.clone(), metrics);
     let offloadings = Offloadings::default();
 
-    run(drain, peers::follow(client.clone(), borrowing, lending, peers_known));
+    run(drain, peers::follow(client.clone(), borrowing, lending, network.clone(), peers_known));
+    run(drain, network.clone().run(client.clone(), args.namespace.clone(), args.network.clone()));
     run(drain, shadows_actor);
     run(drain, info::publish(client.clone(), cluster.clone(), args.advertise.clone(), endpoints_sender));
     let labels = args.cluster_labels.iter().cloned().collect();
@@ -114,6 +117,7 @@ pub(crate) async fn lead(
         capacity,
         endpoints,
         connections,
+        network,
     };
     let sync =
         SyncService { consumers: consumers.clone(), shadows: shadows.clone(), streams: AtomicU64::new(0) };
