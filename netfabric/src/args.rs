@@ -1,7 +1,7 @@
 //! Command line of `liquid-fabric`.
 
 use clap::{Parser, Subcommand};
-use liquid_netfabric::topology::Settings;
+use liquid_fabric::topology::Settings;
 use liquid_runtime::admin::AdminArgs;
 use std::net::IpAddr;
 

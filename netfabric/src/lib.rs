@@ -7,6 +7,15 @@
 //! [`plan`] works out what the kernel shall have from what the cluster says ([`topology`]); [`diff`](mod@diff) compares it
 //! with what is there; both are pure. [`kernel`] reads and changes what is there, [`cluster`] watches the API server, and
 //! [`reconcile`] joins them.
+//!
+//! # What it needs
+//! `CAP_NET_ADMIN`; no writable `/proc/sys`. Kubernetes: `get`, `list` and `watch` of `peers`, `nodes`, and in the namespace
+//! of Liquid `pods` and `daemonsets` (on nodes); `create` and `patch` of `events` (`events.k8s.io`) in the namespaces
+//! `default`, where Events on Nodes are, and of Liquid.
+//!
+//! # What it leaves
+//! Everything, when it is stopped: an upgrade must not interrupt traffic. All of it goes when there are no peers, when the
+//! DaemonSet is deleted (its pods still run then), and by `liquid-fabric cleanup`.
 
 pub mod cluster;
 pub mod diff;

@@ -186,7 +186,7 @@ mod tests {
     }
 
     fn peer(name: &str, seen: &str) -> Event {
-        let status = json!({"network": {"podCidrs": [{"real": "10.244.0.0/16", "seen": seen}]}});
+        let status = json!({"network": {"podCIDRs": [{"real": "10.244.0.0/16", "seen": seen}]}});
         let peer = json!({"metadata": {"name": name}, "status": status});
         Event::Peer(Change::Applied(from_value(peer).unwrap()))
     }

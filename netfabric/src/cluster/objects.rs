@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use kube::Resource;
 use kube::api::ObjectMeta;
+use liquid_crds::PodCidr;
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -24,7 +25,7 @@ pub(super) struct NodeObject {
 #[derive(Debug, Clone, Default, Deserialize)]
 struct NodeSpec {
     #[serde(default, rename = "podCIDRs")]
-    pod_cidrs: Vec<IpNet>,
+    pod_cidrs: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -45,7 +46,7 @@ impl From<NodeObject> for Node {
         let internal = object.status.addresses.into_iter().filter(|address| address.kind == "InternalIP");
         Self {
             addresses: internal.filter_map(|address| address.address.parse().ok()).collect(),
-            pod_cidrs: object.spec.pod_cidrs,
+            pod_cidrs: object.spec.pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
         }
     }
 }
@@ -123,21 +124,16 @@ struct PeerStatus {
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct Network {
-    #[serde(default)]
+    #[serde(default, rename = "podCIDRs")]
     pod_cidrs: Vec<PodCidr>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct PodCidr {
-    seen: IpNet,
 }
 
 impl PeerObject {
     /// Where its pods are seen.
     pub(super) fn prefixes(self) -> BTreeSet<IpNet> {
-        self.status.network.pod_cidrs.into_iter().map(|cidr| cidr.seen.trunc()).collect()
+        let cidrs = self.status.network.pod_cidrs;
+        cidrs.iter().filter_map(PodCidr::prefixes).map(|(_, seen)| seen).collect()
     }
 }
 
@@ -187,7 +183,7 @@ mod tests {
     fn a_peer_is_seen_where_its_status_says() {
         let peer = json!({
             "metadata": {"name": "p"}, "spec": {},
-            "status": {"network": {"podCidrs": [{"real": "10.244.0.0/16", "seen": "10.201.0.0/16"}]}}
+            "status": {"network": {"podCIDRs": [{"real": "10.244.0.0/16", "seen": "10.201.0.0/16"}]}}
         });
         let peer: PeerObject = serde_json::from_value(peer).unwrap();
         assert_eq!(peer.prefixes(), BTreeSet::from(["10.201.0.0/16".parse().unwrap()]));

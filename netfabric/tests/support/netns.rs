@@ -1,5 +1,6 @@
 //! Network namespaces, and programs in them. Everything is gone when the values are dropped.
 
+use nix::sys::signal::Signal;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -50,6 +51,8 @@ impl Namespace {
         run("ip", &["netns", "add", &name]).unwrap();
         let namespace = Self { name };
         namespace.sh("ip link set lo up");
+        // Link-local addresses are there at once.
+        namespace.sysctl("ipv6/conf/default/accept_dad", "0");
         namespace
     }
 
@@ -107,10 +110,14 @@ impl Process {
         Self(command.stdin(Stdio::null()).spawn().unwrap())
     }
 
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
     /// SIGTERM, and wait.
     pub(crate) fn terminate(mut self) {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        self.signal(Signal::SIGTERM);
         let status = self.0.wait().unwrap();
         assert!(status.success(), "{status}");
     }

@@ -154,7 +154,7 @@ impl World {
 
     pub(crate) fn set_peer(&self) {
         let cidrs = json!([{"real": "10.244.0.0/16", "seen": "10.201.0.0/16"}]);
-        self.cluster.set(PEERS, "milan", json!({"metadata": {}, "status": {"network": {"podCidrs": cidrs}}}));
+        self.cluster.set(PEERS, "milan", json!({"metadata": {}, "status": {"network": {"podCIDRs": cidrs}}}));
     }
 
     pub(crate) fn set_gateway(&self, node: usize, name: &str, ready: &str, leaving: bool) {
