@@ -93,6 +93,10 @@ pub(crate) struct OverlayArgs {
     /// Priority of the policy rules: ahead of those of pod networks
     #[arg(long, env = "LIQUID_RULE_PRIORITY", default_value_t = 480, value_parser = clap::value_parser!(u32).range(1..32_766))]
     pub(crate) rule_priority: u32,
+
+    /// UDP port at which gateways answer the probes of nodes, over the overlay only
+    #[arg(long, env = "LIQUID_PROBE_PORT", default_value_t = 51_823, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) probe_port: u16,
 }
 
 impl From<OverlayArgs> for Settings {
@@ -103,6 +107,7 @@ impl From<OverlayArgs> for Settings {
             port: args.overlay_port,
             vni: args.overlay_vni,
             rule_priority: args.rule_priority,
+            probe_port: args.probe_port,
         }
     }
 }

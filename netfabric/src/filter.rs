@@ -105,6 +105,13 @@ pub enum Condition {
         /// Name of the set.
         set: &'static str,
     },
+    /// Its destination is in the set of that name.
+    DestinationIn {
+        /// IPv6 instead of IPv4.
+        v6: bool,
+        /// Name of the set.
+        set: &'static str,
+    },
     /// It is UDP for this port.
     UdpPort(u16),
     /// As UDP, it holds VXLAN with this network identifier.
@@ -205,6 +212,7 @@ impl fmt::Display for Condition {
             Self::Destination(prefix) => write!(formatter, "{} daddr {prefix}", family(prefix)),
             Self::NotDestination(prefix) => write!(formatter, "{} daddr != {prefix}", family(prefix)),
             Self::SourceNotIn { v6, set } => write!(formatter, "{} saddr != @{set}", ip(*v6)),
+            Self::DestinationIn { v6, set } => write!(formatter, "{} daddr @{set}", ip(*v6)),
             Self::UdpPort(port) => write!(formatter, "udp dport {port}"),
             Self::Vni(vni) => write!(formatter, "vxlan vni {vni}"),
             Self::Icmp { v6 } => write!(formatter, "{}", if *v6 { "icmpv6" } else { "icmp" }),

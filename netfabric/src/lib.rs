@@ -6,7 +6,7 @@
 //!
 //! [`plan`] works out what the kernel shall have from what the cluster says ([`topology`]); [`diff`](mod@diff) compares it
 //! with what is there; both are pure. [`kernel`] reads and changes what is there, [`cluster`] watches the API server, and
-//! [`reconcile`] joins them.
+//! [`reconcile`] joins them. [`probe`] finds out within a second when a gateway is gone.
 //!
 //! # What it needs
 //! `CAP_NET_ADMIN`; no writable `/proc/sys`. Kubernetes: `get`, `list` and `watch` of `peers`, `nodes`, and in the namespace
@@ -23,6 +23,7 @@ pub mod filter;
 pub mod kernel;
 pub mod metrics;
 pub mod plan;
+pub mod probe;
 pub mod reconcile;
 pub mod state;
 pub mod topology;

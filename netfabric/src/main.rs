@@ -7,13 +7,15 @@ use clap::Parser as _;
 use k8s_openapi::api::core::v1::ObjectReference;
 use liquid_fabric::cluster::{Events, Knowledge, Watched, follow};
 use liquid_fabric::kernel::{Kernel, Monitor};
-use liquid_fabric::metrics::Metrics;
+use liquid_fabric::metrics::{Metrics, Probes};
+use liquid_fabric::probe::task::{self, Aim, Measured};
 use liquid_fabric::reconcile::{Reconciler, bring};
 use liquid_fabric::state::Desired;
 use liquid_fabric::topology::{Place, Settings};
 use liquid_runtime::drain::{DRAIN_DEADLINE, Drain};
 use liquid_runtime::health::Health;
 use liquid_runtime::{admin, metrics as process_metrics, telemetry, tls};
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use tokio::sync::watch;
 use tracing::{error, info};
@@ -75,6 +77,8 @@ async fn work(
 
     let mut registry = process_metrics::registry("liquid-fabric");
     let metrics = Metrics::register(&mut registry);
+    let measured = Measured::default();
+    registry.register_collector(Box::new(Probes(measured.clone())));
     let health = Health::default();
     let ready = health.part("overlay", "reading Peers, Nodes and gateway pods");
     admin::serve(&args.admin, health, registry, log, &drain).await?;
@@ -83,7 +87,13 @@ async fn work(
     let (sender, known) = watch::channel(Knowledge::default());
     let watched = Watched { namespace: args.namespace, place: place.clone(), daemon_set };
     let events = Events::about(client.clone(), about);
-    let reconciler = Reconciler::new(kernel, place, settings, metrics, events, ready);
+    let (aim, aims) = watch::channel(Aim::default());
+    let (dead_sender, dead) = watch::channel(BTreeSet::new());
+    match &place {
+        Place::Node(_) => drain.spawn(task::probe(aims, settings.probe_port, dead_sender, measured)),
+        Place::Gateway(_) => drain.spawn(task::answer(aims, settings.probe_port)),
+    };
+    let reconciler = Reconciler::new(kernel, place, settings, metrics, events, ready, (dead, aim));
     let ended = tokio::select! {
         () = follow(client, watched, sender) => Ok(()),
         ended = reconciler.run(monitor, known) => ended,

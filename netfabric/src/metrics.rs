@@ -1,12 +1,17 @@
 //! Metrics of `liquid-fabric`.
 
 use crate::plan::Problem;
+use crate::probe::Figures;
+use crate::probe::task::Measured;
 use crate::topology::{GatewayState, Topology};
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
+use std::fmt::Error;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Piece {
@@ -133,4 +138,57 @@ impl Metrics {
 
 fn count(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Figures of the probes, taken when they are asked for.
+#[derive(Debug)]
+pub struct Probes(pub Measured);
+
+type Figure = (&'static str, &'static str, Option<Unit>, fn(&Figures, bool) -> Option<f64>);
+
+type Count = (&'static str, &'static str, fn(&Figures) -> u64);
+
+const GAUGES: [Figure; 3] = [
+    ("liquid_fabric_gateway_alive", "1 if the gateway answers probes of this node", None, |_, alive| {
+        Some(f64::from(u8::from(alive)))
+    }),
+    (
+        "liquid_fabric_round_trip",
+        "Smoothed time of a probe to the gateway and back",
+        Some(Unit::Seconds),
+        |figures, _| figures.round_trip,
+    ),
+    (
+        "liquid_fabric_jitter",
+        "Smoothed difference of successive round-trip times",
+        Some(Unit::Seconds),
+        |figures, _| figures.round_trip.map(|_| figures.jitter),
+    ),
+];
+
+impl Collector for Probes {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let measured = self.0.get();
+        for (name, help, unit, figure) in GAUGES {
+            let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
+            for (gateway, (figures, alive)) in &measured {
+                let Some(value) = figure(figures, *alive) else { continue };
+                ConstGauge::new(value).encode(family.encode_family(&[("gateway", gateway.as_str())])?)?;
+            }
+        }
+        let counters: [Count; 2] = [
+            ("liquid_fabric_probes_sent", "Probes sent to the gateway", |figures| figures.sent),
+            ("liquid_fabric_probes_lost", "Probes that were not answered within a second", |figures| {
+                figures.lost
+            }),
+        ];
+        for (name, help, figure) in counters {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (gateway, (figures, _)) in &measured {
+                let counter = ConstCounter::new(figure(figures));
+                counter.encode(family.encode_family(&[("gateway", gateway.as_str())])?)?;
+            }
+        }
+        Ok(())
+    }
 }

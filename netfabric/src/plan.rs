@@ -158,7 +158,7 @@ pub fn plan(topology: &Topology, place: &Place, settings: &Settings, host: &Host
     }
     match place {
         Place::Node(name) => {
-            node(&mut plan, topology, name, &prefixes, ends.local, settings);
+            node(&mut plan, topology, name, &prefixes, ends.local, settings, host);
             let sysctls = ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"];
             for v6 in families {
                 if !host.forwarding[usize::from(v6)] {
@@ -221,9 +221,10 @@ fn node(
     prefixes: &BTreeSet<IpNet>,
     local: IpAddr,
     settings: &Settings,
+    host: &Host,
 ) {
     let Some(node) = topology.nodes.get(name) else { return };
-    let used = usable(topology.gateways.values());
+    let used = usable(topology.gateways.values(), &host.dead);
     if used.is_empty() {
         plan.problems.insert(Problem::NoGateway);
     }
@@ -252,11 +253,21 @@ fn node(
     plan.desired.filter = Some(node_filter(node, addresses, senders.collect(), local, settings));
 }
 
-/// The gateways to use: those that are ready; if there is none, those that may be.
-fn usable<'a>(gateways: impl Iterator<Item = &'a Gateway> + Clone) -> Vec<&'a Gateway> {
-    let all = |state| gateways.clone().filter(move |gateway| gateway.state == state).collect::<Vec<_>>();
-    let ready = all(GatewayState::Ready);
-    if ready.is_empty() { all(GatewayState::Doubtful) } else { ready }
+/// The gateways to use: those that are ready and answer; if there is none, those that answer, then those that may be
+/// ready. If none answers, the fault may be with who asks: no reason to give all of them up.
+fn usable<'a>(
+    gateways: impl Iterator<Item = &'a Gateway> + Clone,
+    dead: &BTreeSet<IpAddr>,
+) -> Vec<&'a Gateway> {
+    let all = |state, answers| {
+        let is_dead = |gateway: &Gateway| gateway.addresses.iter().any(|address| dead.contains(address));
+        let chosen = gateways.clone().filter(|gateway| gateway.state == state && is_dead(gateway) != answers);
+        chosen.collect::<Vec<_>>()
+    };
+    use GatewayState::{Doubtful, Ready};
+    let choices = [(Ready, true), (Doubtful, true), (Ready, false), (Doubtful, false)];
+    let mut choices = choices.into_iter().map(|(state, answers)| all(state, answers));
+    choices.find(|gateways| !gateways.is_empty()).unwrap_or_default()
 }
 
 /// The address a node answers to in the overlay: the first one of its pod CIDR, which no pod gets, as it is the address of
@@ -275,7 +286,10 @@ fn node_filter(
     let inside = || Condition::InDevice(settings.overlay.clone());
     let outside = || Condition::OutDevice(settings.overlay.clone());
     let rule = |when: Vec<Condition>, action| FilterRule { when, action };
-    let mut source = Vec::new();
+    // What is for an end of the overlay itself are probes, which are answered to the address that the overlay knows.
+    let (probe, keep) =
+        (Condition::DestinationIn { v6: local.is_ipv6(), set: set_of(local) }, local.is_ipv6());
+    let mut source = vec![rule(vec![outside(), probe], Action::KeepSource { v6: keep })];
     let mut input = vec![guard(local, settings)];
     let mut forward = vec![guard(local, settings)];
     for (v6, own) in [(false, addresses[0]), (true, addresses[1])] {
@@ -311,17 +325,21 @@ fn node_filter(
 /// Only the ends of the overlay may speak VXLAN: whoever else can send UDP here, a pod for instance, could pass as any
 /// address of any cluster.
 fn guard(local: IpAddr, settings: &Settings) -> FilterRule {
-    let v6 = local.is_ipv6();
-    let set = if v6 { SENDERS6 } else { SENDERS };
+    let (v6, set) = (local.is_ipv6(), set_of(local));
     let overlay = [Condition::UdpPort(settings.port), Condition::Vni(settings.vni)];
     let when = overlay.into_iter().chain([Condition::SourceNotIn { v6, set }]).collect();
     FilterRule { when, action: Action::Drop }
 }
 
+/// The name of the set of those who may send over the overlay.
+fn set_of(local: IpAddr) -> &'static str {
+    if local.is_ipv6() { SENDERS6 } else { SENDERS }
+}
+
 fn sender_set(senders: BTreeSet<IpAddr>, local: IpAddr) -> BTreeMap<&'static str, AddressSet> {
     let v6 = local.is_ipv6();
     let addresses = senders.into_iter().filter(|address| address.is_ipv6() == v6).collect();
-    BTreeMap::from([(if v6 { SENDERS6 } else { SENDERS }, AddressSet { v6, addresses })])
+    BTreeMap::from([(set_of(local), AddressSet { v6, addresses })])
 }
 
 /// A gateway: what nodes send goes into the tunnel, what comes out of it goes to the node of the pod.
@@ -335,6 +353,9 @@ fn gateway(
     host: &Host,
 ) {
     let desired = &mut plan.desired;
+    // The pod's own address, once more: what comes in for the gateway itself by a device without any address passes no
+    // reverse-path filter, be it loose.
+    desired.addresses.insert(IpNet::from(ends.local));
     if host.tunnel {
         desired.settings.insert(settings.tunnel.clone(), DeviceSettings::WANTED);
     } else {

@@ -5,11 +5,13 @@ use crate::diff::diff;
 use crate::kernel::{Kernel, KernelError, Monitor};
 use crate::metrics::Metrics;
 use crate::plan::{Plan, Problem, plan};
+use crate::probe::task::Aim;
 use crate::state::Desired;
-use crate::topology::{Place, Settings, Topology};
+use crate::topology::{Place, Settings, Topology, like};
 use liquid_runtime::health::Part;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -38,6 +40,10 @@ pub struct Reconciler {
     pub events: Events,
     /// Ready once the kernel is as it should be.
     pub ready: Part,
+    /// Gateways that do not answer.
+    pub dead: watch::Receiver<BTreeSet<IpAddr>>,
+    /// Where probes go, or are answered.
+    pub aim: watch::Sender<Aim>,
     /// What was said last, so that it is said once.
     said: Said,
 }
@@ -59,8 +65,9 @@ impl Reconciler {
         metrics: Metrics,
         events: Events,
         ready: Part,
+        (dead, aim): (watch::Receiver<BTreeSet<IpAddr>>, watch::Sender<Aim>),
     ) -> Self {
-        Self { kernel, place, settings, metrics, events, ready, said: Said::default() }
+        Self { kernel, place, settings, metrics, events, ready, dead, aim, said: Said::default() }
     }
 
     /// Works until a socket fails or nobody watches the cluster any more. What is in place stays there: an upgrade must
@@ -87,6 +94,8 @@ impl Reconciler {
                     changed?;
                     true
                 }
+                // In a gateway nobody probes: the sender is gone, and this branch with it.
+                Ok(()) = self.dead.changed() => false,
                 _ = look.tick() => false,
             };
             if bursting {
@@ -136,12 +145,32 @@ impl Reconciler {
 
     fn reconcile(&mut self, topology: &Topology) -> Result<Outcome, KernelError> {
         let ends = topology.ends(&self.place);
-        let host = self.kernel.host(ends.as_ref())?;
+        let mut host = self.kernel.host(ends.as_ref())?;
+        host.dead.clone_from(&self.dead.borrow_and_update());
         let Plan { desired, problems } = plan(topology, &self.place, &self.settings, &host);
         self.metrics.cluster(topology);
         self.metrics.mtu(desired.link.as_ref().map(|link| link.mtu), host.path_mtu);
         self.say(problems);
-        bring(&mut self.kernel, &desired, &self.metrics)
+        let outcome = bring(&mut self.kernel, &desired, &self.metrics);
+        self.aim(topology, ends.map(|ends| ends.local), host.tunnel);
+        outcome
+    }
+
+    /// Tells the probes where to go.
+    fn aim(&self, topology: &Topology, local: Option<IpAddr>, serves: bool) {
+        let mut aim = Aim { local, serves, ..Aim::default() };
+        aim.device = self.kernel.overlay_index().map(|index| (self.settings.overlay.clone(), index));
+        for (name, gateway) in &topology.gateways {
+            let address = local.and_then(|local| like(&gateway.addresses, local));
+            aim.gateways.extend(address.map(|address| (address, name.clone())));
+        }
+        self.aim.send_if_modified(|before| {
+            let modified = *before != aim;
+            if modified {
+                *before = aim;
+            }
+            modified
+        });
     }
 
     fn say(&mut self, problems: BTreeSet<Problem>) {

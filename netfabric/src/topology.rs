@@ -69,17 +69,21 @@ pub struct Settings {
     pub vni: u32,
     /// Priority of the policy rules.
     pub rule_priority: u32,
+    /// UDP port at which gateways answer probes, over the overlay only.
+    pub probe_port: u16,
 }
 
-/// What this host says of itself.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What this host says of itself, and what it finds around it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Host {
     /// Longest packet that all paths below the overlay take; none if the own address is on no device here.
     pub path_mtu: Option<u32>,
-    /// Whether the tunnel device is there.
+    /// Whether the tunnel device is there, and up.
     pub tunnel: bool,
     /// Whether packets are forwarded at all: IPv4 and IPv6.
     pub forwarding: [bool; 2],
+    /// Gateways that do not answer probes.
+    pub dead: BTreeSet<IpAddr>,
 }
 
 /// The ends of the overlay, as seen from one of them.

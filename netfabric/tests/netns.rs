@@ -367,3 +367,75 @@ fn what_keeps_traffic_from_flowing_is_said_where_people_look() {
     );
     eventually("a node without podCIDR", || problem("NoPodCidr").then_some(()));
 }
+
+/// The longest time without an answer to a stream of one datagram each 10 ms, while `break_it` is done.
+fn gap(world: &World, break_it: impl FnOnce() + Send) -> Duration {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stream = scope.spawn(|| {
+            world.pods[0].inside(|| {
+                let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket.connect((support::world::PEER, 7000)).unwrap();
+                socket.set_nonblocking(true).unwrap();
+                let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+                while !stop.load(Ordering::Relaxed) {
+                    // Errors are what happened to earlier datagrams.
+                    drop(socket.send(b"now"));
+                    pause(Duration::from_millis(10));
+                    while socket.recv(&mut [0; 100]).is_ok() {
+                        longest = longest.max(last.elapsed());
+                        last = Instant::now();
+                    }
+                }
+                longest.max(last.elapsed())
+            })
+        });
+        pause(Duration::from_millis(500));
+        break_it();
+        pause(Duration::from_millis(2500));
+        stop.store(true, Ordering::Relaxed);
+        stream.join().unwrap()
+    })
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_gateway_that_dies_unnoticed_by_the_cluster_is_left_within_a_second() {
+    let world = World::new(Nat::Nftables);
+    let _running = world.start_all();
+    let alive = |gateway: usize| {
+        let metrics = get(&world.nodes[0].name, "/metrics").unwrap();
+        metrics.contains(&format!("liquid_fabric_gateway_alive{{gateway=\"gateway-{gateway}\"}} 1"))
+    };
+    world.with_echo(|| {
+        let _ready = peer_sees(&world.pods[0]);
+        for (dying, other) in [(1, 2), (2, 1)] {
+            for (dies, lives) in [
+                // No power; and no liquid-gateway, whose device goes with it.
+                ("ip link set eth0 down", "ip link set eth0 up; ip route add 10.244.N.1 dev eth0; ip route add default via 10.244.N.1"),
+                ("ip link set liquid-wg down", "ip link set liquid-wg up"),
+            ] {
+                eventually("both gateways answer", || (alive(1) && alive(2)).then_some(()));
+                // Answers take the way of the one that lives, as they would from a peer that has noticed.
+                world.peer.sh(&format!("ip route replace 10.244.0.0/16 dev up{other}"));
+                let namespace = &world.gateways[dying - 1];
+                let gap = gap(&world, || drop(namespace.sh(dies)));
+                println!("gateway {dying}, {dies}: longest gap {gap:?}");
+                assert!(gap < Duration::from_secs(1), "{gap:?} without an answer after {dies} in {}", namespace.name);
+                assert!(!alive(dying) && alive(other));
+                namespace.sh(&lives.replace('N', &dying.to_string()));
+            }
+        }
+        eventually("both gateways answer", || (alive(1) && alive(2)).then_some(()));
+    });
+    let metrics = get(&world.nodes[0].name, "/metrics").unwrap();
+    let figure = |name: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(&format!("{name}{{gateway=\"gateway-2\"}}")));
+        line.unwrap().rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()
+    };
+    assert!((0.0..0.1).contains(&figure("liquid_fabric_round_trip_seconds")), "{metrics}");
+    assert!((0.0..0.1).contains(&figure("liquid_fabric_jitter_seconds")), "{metrics}");
+    // It was silent for about 2 s.
+    let (sent, lost) = (figure("liquid_fabric_probes_sent_total"), figure("liquid_fabric_probes_lost_total"));
+    assert!(lost >= 5.0 && lost < sent, "{lost} of {sent}");
+}

@@ -24,7 +24,14 @@ fn net(text: &str) -> IpNet {
 }
 
 fn settings() -> Settings {
-    Settings { overlay: "overlay".into(), tunnel: "tunnel".into(), port: 51_822, vni: 7, rule_priority: 480 }
+    Settings {
+        overlay: "overlay".into(),
+        tunnel: "tunnel".into(),
+        port: 51_822,
+        vni: 7,
+        rule_priority: 480,
+        probe_port: 51_823,
+    }
 }
 
 fn node(addresses: &[&str], pod_cidrs: &[&str]) -> Node {
@@ -60,7 +67,7 @@ fn topology() -> Topology {
 }
 
 fn host() -> Host {
-    Host { path_mtu: Some(1500), tunnel: true, forwarding: [true; 2] }
+    Host { path_mtu: Some(1500), tunnel: true, forwarding: [true; 2], dead: BTreeSet::new() }
 }
 
 fn on_node(topology: &Topology) -> Plan {
@@ -110,6 +117,15 @@ fn gateways_that_leave_get_nothing_new_and_those_in_doubt_only_if_there_is_no_ot
     assert_eq!(target(&topology), overlay(&["10.244.2.5"]));
     topology.gateways.get_mut("g1").unwrap().state = GatewayState::Ready;
     assert_eq!(target(&topology), overlay(&["10.244.1.5"]));
+    let place = Place::Node("n1".into());
+    let with_dead = |topology: &Topology, dead: &[&str]| {
+        let host = Host { dead: dead.iter().map(|text| ip(text)).collect(), ..host() };
+        route(&plan(topology, &place, &settings(), &host), TABLE_PEERS, "10.201.0.0/16").target.clone()
+    };
+    topology.gateways.get_mut("g2").unwrap().state = GatewayState::Ready;
+    assert_eq!(with_dead(&topology, &["10.244.1.5"]), overlay(&["10.244.2.5"]));
+    let all = ["10.244.1.5", "10.244.2.5"];
+    assert_eq!(with_dead(&topology, &all), overlay(&all), "perhaps it is not their fault");
     topology.gateways.clear();
     assert_eq!(target(&topology), Target::Unreachable, "and not out of the default route");
     assert!(on_node(&topology).problems.contains(&Problem::NoGateway));
@@ -415,4 +431,10 @@ fn a_link_that_cannot_be_changed_is_made_anew_with_all_that_was_on_it() {
     let added = at(|step| matches!(step, Step::AddLink(_)));
     let routed = at(|step| matches!(step, Step::SetRoute(..)));
     assert!(removed < added && added < routed);
+}
+
+#[test]
+fn a_gateway_has_its_own_address_on_the_overlay_too() {
+    let plan = in_gateway(&topology(), &host());
+    assert_eq!(plan.desired.addresses, BTreeSet::from([net("10.244.1.5/32")]));
 }

@@ -28,6 +28,7 @@ const UP: u32 = libc::IFF_UP.cast_unsigned();
 pub(super) struct Device {
     pub(super) index: u32,
     pub(super) mtu: u32,
+    pub(super) up: bool,
     pub(super) settings: Option<DeviceSettings>,
     /// If it is a VXLAN device, what the overlay cares about.
     pub(super) vxlan: Option<Link>,
@@ -78,6 +79,7 @@ fn read(reply: &Reply) -> Option<Device> {
     Some(Device {
         index: number(&header[4..]),
         mtu,
+        up: number(&header[8..]) & UP != 0,
         settings: settings
             .map(|(forwarding, rp_filter)| DeviceSettings { forwarding: forwarding != 0, rp_filter }),
         vxlan: vxlan.flatten(),

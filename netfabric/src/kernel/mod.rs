@@ -19,7 +19,7 @@ use message::Message;
 use nix::errno::Errno;
 use nix::libc;
 use socket::Netlink;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 
@@ -99,6 +99,12 @@ impl Kernel {
         self.dropped
     }
 
+    /// Number of the overlay device, as last seen.
+    #[must_use]
+    pub fn overlay_index(&self) -> Option<u32> {
+        self.devices.index(&self.settings.overlay)
+    }
+
     /// What there is of ours.
     ///
     /// # Errors
@@ -153,7 +159,8 @@ impl Kernel {
         let forwarding = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"].map(|setting| {
             fs::read_to_string(format!("/proc/sys/net/{setting}")).is_ok_and(|text| text.trim() == "1")
         });
-        Ok(Host { path_mtu, tunnel: tunnel.is_some(), forwarding })
+        let tunnel = tunnel.is_some_and(|device| device.up);
+        Ok(Host { path_mtu, tunnel, forwarding, dead: BTreeSet::new() })
     }
 
     /// Takes one step.

@@ -68,6 +68,8 @@ const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 /// `NF_CT_STATE_BIT(IP_CT_NEW)`.
 const STATE_NEW: u32 = 1 << 3;
+/// `NFT_LOOKUP_F_INV`.
+const NOT_IN_SET: u32 = 1;
 const UDP: u8 = 17;
 const ICMP: [u8; 2] = [1, 58];
 /// Of the header structures of either family: where source and destination are, and how long they are.
@@ -249,6 +251,12 @@ impl Expressions<'_> {
         self.compare(operator, &bytes(prefix.network()));
     }
 
+    fn lookup(&mut self, set: &str, flags: u32) {
+        self.add("lookup", |lookup| {
+            lookup.put_text(1, set).put_be32(2, REGISTER).put_be32(5, flags);
+        });
+    }
+
     fn condition(&mut self, condition: &Condition) {
         match condition {
             Condition::InDevice(name) => self.device(META_IN_NAME, name),
@@ -260,10 +268,12 @@ impl Expressions<'_> {
             Condition::SourceNotIn { v6, set } => {
                 self.family(*v6);
                 self.address(SOURCE, *v6);
-                self.add("lookup", |lookup| {
-                    // Flag 1: whatever is not in the set.
-                    lookup.put_text(1, set).put_be32(2, REGISTER).put_be32(5, 1);
-                });
+                self.lookup(set, NOT_IN_SET);
+            }
+            Condition::DestinationIn { v6, set } => {
+                self.family(*v6);
+                self.address(DESTINATION, *v6);
+                self.lookup(set, 0);
             }
             Condition::UdpPort(port) => {
                 self.protocol(UDP);
