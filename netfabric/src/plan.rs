@@ -68,8 +68,8 @@ pub enum Problem {
     /// The tunnel device is not there.
     #[error("device {0} is not there: liquid-gateway has not made it yet")]
     NoTunnel(String),
-    /// The node does not forward.
-    #[error("this node does not forward {family}: pods cannot reach peers; set sysctl {sysctl}=1")]
+    /// The node, or the gateway's pod, does not forward.
+    #[error("{family} is not forwarded here: pods cannot reach peers by it; set sysctl {sysctl}=1")]
     NoForwarding {
         /// IPv4 or IPv6.
         family: &'static str,
@@ -159,15 +159,17 @@ pub fn plan(topology: &Topology, place: &Place, settings: &Settings, host: &Host
     match place {
         Place::Node(name) => {
             node(&mut plan, topology, name, &prefixes, ends.local, settings, host);
-            let sysctls = ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"];
-            for v6 in families {
-                if !host.forwarding[usize::from(v6)] {
-                    let (family, sysctl) = (family_name(v6), sysctls[usize::from(v6)]);
-                    plan.problems.insert(Problem::NoForwarding { family, sysctl });
-                }
-            }
         }
         Place::Gateway(_) => gateway(&mut plan, topology, &prefixes, &families, &ends, settings, host),
+    }
+    let sysctls = ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"];
+    for v6 in families {
+        // For IPv4 it is enough that the devices of a gateway forward, which is seen to. For IPv6 there is no such thing.
+        let needed = v6 || matches!(place, Place::Node(_));
+        if needed && !host.forwarding[usize::from(v6)] {
+            let (family, sysctl) = (family_name(v6), sysctls[usize::from(v6)]);
+            plan.problems.insert(Problem::NoForwarding { family, sysctl });
+        }
     }
     plan
 }

@@ -198,6 +198,11 @@ fn what_stands_in_the_way_is_named() {
     assert_eq!(reasons(Host { forwarding: [false, true], ..host() }), ["NoForwarding"]);
     assert_eq!(reasons(Host { path_mtu: None, ..host() }), ["AddressNotLocal"]);
     assert_eq!(reasons(Host { path_mtu: Some(1300), ..host() }), ["NarrowPath"]);
+    let gateway = in_gateway(&topology(), &Host { forwarding: [false, false], ..host() });
+    assert!(
+        gateway.problems.iter().any(|problem| problem.to_string().contains("net.ipv6.conf.all.forwarding"))
+    );
+    assert_eq!(gateway.problems.len(), 1, "IPv4 needs nothing");
     let elsewhere = plan(&topology(), &Place::Node("n9".into()), &settings(), &host());
     assert_eq!(elsewhere.problems, BTreeSet::from([Problem::NoAddress]));
 }

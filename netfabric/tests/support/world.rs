@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub(crate) const PEER: &str = "10.201.0.9";
+pub(crate) const PEER6: &str = "fd00:201::9";
 pub(crate) const NODE_PORT: u16 = 30_080;
 const ECHO: u16 = 7000;
 
@@ -59,13 +60,15 @@ impl World {
             directory: tempfile::tempdir().unwrap(),
         };
         world.lan.sh("ip link add lan type bridge; ip addr add 192.0.2.1/24 dev lan; ip link set lan up");
-        world.peer.sh(&format!("ip addr add {PEER}/32 dev lo"));
+        world.peer.sh(&format!("ip addr add {PEER}/32 dev lo; ip addr add {PEER6}/128 dev lo"));
         for at in [0, 1] {
             let number = at + 1;
             world.node(at, nat);
             world.attach(at, &world.pods[at], "pod", 7);
             world.attach(at, &world.gateways[at], "gw", 5);
             let (gateway, peer) = (&world.gateways[at], &world.peer);
+            // As the pod's manifest asks for it; for IPv4 nothing is needed.
+            gateway.sysctl("ipv6/conf/all/forwarding", "1");
             gateway.sh(&format!("ip link add liquid-wg type veth peer name up{number} netns {}", peer.name));
             gateway.sh("ip link set liquid-wg address 02:00:00:00:00:01 up");
             // A real tunnel has no neighbours to ask for.
@@ -76,7 +79,8 @@ impl World {
             }
             peer.sysctl(&format!("ipv4/conf/up{number}/rp_filter"), "0");
         }
-        world.peer.sh("ip route add 10.244.0.0/16 nexthop dev up1 nexthop dev up2");
+        world.peer.sh("ip route add 10.244.0.0/16 nexthop dev up1 nexthop dev up2
+             ip route add fd00:244::/32 dev up1");
         for (number, gateway) in [(1, "gateway-1"), (2, "gateway-2")] {
             world.set_gateway(number, gateway, "True", false);
         }
@@ -88,6 +92,7 @@ impl World {
     fn node(&self, at: usize, nat: Nat) {
         let (number, other) = (at + 1, 2 - at);
         let node = &self.nodes[at];
+        node.sysctl("ipv6/conf/all/forwarding", "1");
         // Strict, as many distributions have it.
         for (key, value) in
             [("ipv4/ip_forward", "1"), ("ipv4/conf/all/rp_filter", "1"), ("ipv4/conf/default/rp_filter", "1")]
@@ -105,6 +110,12 @@ impl World {
         node.sh(&match nat {
             Nat::Nftables => format!(
                 "nft -f - <<'E'
+                table ip6 kube {{
+                  chain outgoing {{
+                    type nat hook postrouting priority srcnat
+                    ip6 saddr fd00:244::/32 ip6 daddr != fd00:244::/32 masquerade
+                  }}
+                }}
                 table ip kube {{
                   chain outgoing {{
                     type nat hook postrouting priority srcnat
@@ -119,7 +130,8 @@ impl World {
                 \nE"
             ),
             Nat::Iptables => format!(
-                "iptables -t nat -A PREROUTING -d 192.0.2.1{number} -p udp --dport {NODE_PORT} -j MARK --set-mark 0x4000
+                "ip6tables -t nat -A POSTROUTING -s fd00:244::/32 ! -d fd00:244::/32 -j MASQUERADE
+                 iptables -t nat -A PREROUTING -d 192.0.2.1{number} -p udp --dport {NODE_PORT} -j MARK --set-mark 0x4000
                  iptables -t nat -A PREROUTING -d 192.0.2.1{number} -p udp --dport {NODE_PORT} -j DNAT --to {PEER}:{ECHO}
                  iptables -t nat -A POSTROUTING -m mark --mark 0x4000 -j MASQUERADE
                  iptables -t nat -A POSTROUTING -s 10.244.{number}.0/24 ! -d 10.244.0.0/16 -j MASQUERADE"
@@ -130,8 +142,11 @@ impl World {
             &format!("node-{number}"),
             json!({
                 "metadata": {},
-                "spec": {"podCIDR": format!("10.244.{number}.0/24"), "podCIDRs": [format!("10.244.{number}.0/24")]},
-                "status": {"addresses": [{"type": "InternalIP", "address": format!("192.0.2.1{number}")}]},
+                "spec": {"podCIDRs": [format!("10.244.{number}.0/24"), format!("fd00:244:0:{number}::/64")]},
+                "status": {"addresses": [
+                    {"type": "InternalIP", "address": format!("192.0.2.1{number}")},
+                    {"type": "InternalIP", "address": format!("2001:db8::1{number}")},
+                ]},
             }),
         );
     }
@@ -143,17 +158,23 @@ impl World {
         pod.sysctl("ipv4/conf/default/rp_filter", "1");
         self.nodes[at].sh(&format!(
             "ip link add {device} type veth peer name eth0 netns {}; ip addr add 10.244.{number}.1/32 dev {device}
-             ip link set {device} up; ip route add 10.244.{number}.{host} dev {device}",
+             ip link set {device} up; ip route add 10.244.{number}.{host} dev {device}
+             ip addr add fd00:244:0:{number}::1/128 dev {device}; ip route add fd00:244:0:{number}::{host} dev {device}",
             pod.name
         ));
         pod.sh(&format!(
             "ip addr add 10.244.{number}.{host}/32 dev eth0; ip link set eth0 up
-             ip route add 10.244.{number}.1 dev eth0; ip route add default via 10.244.{number}.1"
+             ip route add 10.244.{number}.1 dev eth0; ip route add default via 10.244.{number}.1
+             ip addr add fd00:244:0:{number}::{host}/128 dev eth0; ip route add fd00:244:0:{number}::1 dev eth0
+             ip route add default via fd00:244:0:{number}::1"
         ));
     }
 
     pub(crate) fn set_peer(&self) {
-        let cidrs = json!([{"real": "10.244.0.0/16", "seen": "10.201.0.0/16"}]);
+        let cidrs = json!([
+            {"real": "10.244.0.0/16", "seen": "10.201.0.0/16"},
+            {"real": "fd00:244::/32", "seen": "fd00:201::/32"},
+        ]);
         self.cluster.set(PEERS, "milan", json!({"metadata": {}, "status": {"network": {"podCIDRs": cidrs}}}));
     }
 
@@ -161,7 +182,7 @@ impl World {
         let mut pod = json!({
             "metadata": {"namespace": "liquid-system"},
             "status": {
-                "phase": "Running", "podIPs": [{"ip": format!("10.244.{node}.5")}],
+                "phase": "Running", "podIPs": [{"ip": format!("10.244.{node}.5")}, {"ip": format!("fd00:244:0:{node}::5")}],
                 "hostIPs": [{"ip": format!("192.0.2.1{node}")}],
                 "conditions": [{"type": "Ready", "status": ready}],
             }
@@ -178,8 +199,9 @@ impl World {
     }
 
     pub(crate) fn start_gateway(&self, at: usize) -> Running {
-        let (name, address) = (format!("gateway-{}", at + 1), format!("10.244.{}.5", at + 1));
-        self.start(&self.gateways[at], &name, &["gateway", "--pod-name", &name, "--pod-ips", &address])
+        let (name, number) = (format!("gateway-{}", at + 1), at + 1);
+        let addresses = format!("10.244.{number}.5,fd00:244:0:{number}::5");
+        self.start(&self.gateways[at], &name, &["gateway", "--pod-name", &name, "--pod-ips", &addresses])
     }
 
     pub(crate) fn start_all(&self) -> Vec<Running> {
@@ -205,7 +227,7 @@ impl World {
 
     /// Answers datagrams at the peer with the address they come from, while `function` runs.
     pub(crate) fn with_echo<T>(&self, function: impl FnOnce() -> T) -> T {
-        echo_in(&self.peer, PEER, function)
+        echo_in(&self.peer, PEER, || echo_in(&self.peer, PEER6, function))
     }
 }
 
@@ -238,7 +260,8 @@ pub(crate) fn echo_in<T>(namespace: &Namespace, address: &str, function: impl Fn
 /// The source under which a datagram arrives, if it is answered.
 pub(crate) fn source_seen(from: &Namespace, to: &str, port: u16) -> Option<IpAddr> {
     from.inside(|| {
-        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let any = if to.contains(':') { "[::]:0" } else { "0.0.0.0:0" };
+        let socket = UdpSocket::bind(any).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         // Connected: answers from elsewhere do not count.
         socket.connect((to, port)).ok()?;
@@ -250,7 +273,7 @@ pub(crate) fn source_seen(from: &Namespace, to: &str, port: u16) -> Option<IpAdd
 }
 
 pub(crate) fn peer_sees(from: &Namespace) -> IpAddr {
-    eventually(&format!("an answer of the peer to {}", from.name), || source_seen(from, PEER, ECHO))
+    sees(from, PEER)
 }
 
 pub(crate) fn sees(from: &Namespace, to: &str) -> IpAddr {
