@@ -19,7 +19,7 @@ const BINARIES: [(&str, &str); 4] = [
     ("liquid-peering", "liquid-controller"),
     ("liquid-vk-provider", "liquid-kubelet"),
     ("liquid-gateway", "liquid-gateway"),
-    ("liquid-netfabric", "liquid-fabric"),
+    ("liquid-fabric", "liquid-fabric"),
 ];
 /// The root of the source tree.
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
