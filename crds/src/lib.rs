@@ -12,6 +12,7 @@ mod conditions;
 mod manifests;
 mod names;
 mod namespace_offloading;
+mod network;
 mod offer;
 mod peer;
 pub mod quantity;
@@ -27,6 +28,7 @@ pub use namespace_offloading::{
     PodPlacement, Reflection, RemoteNamespace, RemoteNamespaceSpec, RemoteNamespaceStrategy,
     ServiceReflection,
 };
+pub use network::{NetworkStatus, PeerGateway, PodCidr, TunnelStatus};
 pub use offer::Offer;
 pub use peer::{ConsumeSpec, ConsumeStatus, LendSpec, LendState, LendStatus, Peer, PeerSpec, PeerStatus};
 pub use shadow_pod::{HomePod, ShadowPod, ShadowPodSpec, ShadowPodStatus};

@@ -1,7 +1,7 @@
 //! `Peer`: one foreign cluster, what we borrow from it and what we lend to it.
 
 use crate::vocabulary::{ENDED_BY_PROVIDER, FORGET};
-use crate::{Offer, condition};
+use crate::{NetworkStatus, Offer, condition};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -24,6 +24,7 @@ use std::collections::BTreeMap;
         .message("a Peer is named after its cluster: 1 to 42 lower-case letters, digits or '-', starting and ending with a letter or digit"),
     printcolumn(name = "Consume", type_ = "string", json_path = ".status.conditions[?(@.type=='LinkUp')].reason", description = "State of the link over which this cluster borrows"),
     printcolumn(name = "Lend", type_ = "string", json_path = ".status.conditions[?(@.type=='ConsumerConnected')].reason", description = "State of the link over which the peer borrows from this cluster"),
+    printcolumn(name = "Network", type_ = "string", json_path = ".status.conditions[?(@.type=='NetworkReady')].reason", description = "State of the network between the pods of both clusters"),
     printcolumn(name = "CPU", type_ = "string", json_path = ".status.consume.offer.resources.cpu", description = "CPU the peer offers"),
     printcolumn(name = "Memory", type_ = "string", json_path = ".status.consume.offer.resources.memory", description = "Memory the peer offers"),
     printcolumn(name = "Cluster ID", type_ = "string", json_path = ".spec.clusterID", priority = "1"),
@@ -129,7 +130,10 @@ pub struct PeerStatus {
     /// State of what this cluster lends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lend: Option<LendStatus>,
-    /// Joined and LinkUp tell of borrowing, ConsumerConnected of lending.
+    /// The network between the pods of both clusters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkStatus>,
+    /// Joined and LinkUp tell of borrowing, ConsumerConnected of lending, NetworkReady of the network between the pods.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -92,6 +92,13 @@ pub const OFFLOADING_NAME: &str = "offloading";
 /// ConfigMap in Liquid's namespace in which the controller publishes what a peer needs to know of this cluster.
 pub const CLUSTER_INFO: &str = "liquid-cluster-info";
 
+/// Secret in Liquid's namespace with the private keys of the gateways, each under the name of its pod.
+pub const GATEWAY_KEYS: &str = "liquid-gateway-keys";
+/// On everything of Liquid's chart: which process it is of.
+pub const COMPONENT: &str = "app.kubernetes.io/component";
+/// Value of [`COMPONENT`] on the gateways' pods and Services.
+pub const COMPONENT_GATEWAY: &str = "gateway";
+
 /// Annotation on a `Peer` that is being deleted: do not wait for the other cluster, it is gone for good. Its value is
 /// the UID of the `Peer`, so that it cannot be set by copying a manifest.
 pub const FORGET: &str = "liquid.mesh/forget";

@@ -64,15 +64,21 @@ pub struct Prefix {
     pub view: Option<IpNet>,
 }
 
-fn default_listen() -> SocketAddr {
+/// All addresses, at the port of WireGuard.
+#[must_use]
+pub fn default_listen() -> SocketAddr {
     SocketAddr::from((IpAddr::from(Ipv6Addr::UNSPECIFIED), 51_820))
 }
 
-fn default_device() -> String {
+/// Name of the TUN device.
+#[must_use]
+pub fn default_device() -> String {
     "liquid-wg".to_owned()
 }
 
-fn default_mtu() -> u16 {
+/// Longest packet in the tunnel: fits a path of 1,500 with IPv6 outside.
+#[must_use]
+pub fn default_mtu() -> u16 {
     1420
 }
 

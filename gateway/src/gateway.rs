@@ -66,6 +66,8 @@ pub struct PeerStatus {
     pub endpoint: Option<SocketAddr>,
     /// When the last handshake was completed.
     pub last_handshake: Option<Instant>,
+    /// When an authentic packet came last.
+    pub last_heard: Option<Instant>,
     /// Longest packet that is sent to it.
     pub mtu: u16,
     /// What went through.
@@ -523,6 +525,7 @@ impl Gateway {
             name: peer.config.name.clone(),
             endpoint: peer.endpoint,
             last_handshake: peer.last_handshake,
+            last_heard: peer.last_heard,
             mtu: peer.mtu(),
             traffic: peer.traffic,
         })

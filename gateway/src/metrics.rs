@@ -10,11 +10,19 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 use std::fmt::Error;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-/// Reads the report of a worker.
-#[derive(Debug)]
-pub(crate) struct Reports(pub(crate) Handle);
+/// Reads the report of a worker, once there is one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reports(Arc<OnceLock<Handle>>);
+
+impl Reports {
+    /// From now on, those of this worker.
+    pub(crate) fn of(&self, worker: Handle) {
+        self.0.get_or_init(|| worker);
+    }
+}
 
 type Figure = (&'static str, &'static str, Option<Unit>, fn(&PeerStatus) -> u64);
 
@@ -34,7 +42,8 @@ const COUNTERS: [Figure; 5] = [
 
 impl Collector for Reports {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
-        let report = self.0.report();
+        let Some(worker) = self.0.get() else { return Ok(()) };
+        let report = worker.report();
         for (name, help, unit, figure) in COUNTERS {
             let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
             for peer in &report.peers {
@@ -54,6 +63,14 @@ impl Collector for Reports {
         let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
         for peer in &report.peers {
             let Some(last) = peer.last_handshake else { continue };
+            let gauge = ConstGauge::new(Instant::now().saturating_duration_since(last).as_secs_f64());
+            gauge.encode(family.encode_family(&[("peer", peer.name.as_str())])?)?;
+        }
+        let (name, help) =
+            ("liquid_gateway_silence", "Time since the peer was heard of last; absent if it never was");
+        let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
+        for peer in &report.peers {
+            let Some(last) = peer.last_heard else { continue };
             let gauge = ConstGauge::new(Instant::now().saturating_duration_since(last).as_secs_f64());
             gauge.encode(family.encode_family(&[("peer", peer.name.as_str())])?)?;
         }

@@ -74,6 +74,7 @@ pub(crate) struct Peer {
     pub(crate) path_mtu: Option<u16>,
     pub(crate) traffic: Traffic,
     pub(crate) last_handshake: Option<Instant>,
+    pub(crate) last_heard: Option<Instant>,
     current: Option<Session>,
     previous: Option<Session>,
     /// Made by the peer's initiation; used once the peer does.
@@ -142,6 +143,7 @@ impl Peer {
             path_mtu: None,
             traffic: Traffic::default(),
             last_handshake: None,
+            last_heard: None,
             current: None,
             previous: None,
             next: None,
@@ -247,7 +249,7 @@ impl Peer {
     fn sent_anything(&mut self, now: Instant) {
         self.timers.keepalive = None;
         self.timers.keepalive_again = false;
-        self.traversed(now);
+        self.put_off_keepalive(now);
     }
 
     /// Whether a packet that is sent now should bring a handshake with it.
@@ -289,7 +291,7 @@ impl Peer {
             self.send_waiting(transmits, now);
         }
         self.timers.silence = None;
-        self.traversed(now);
+        self.last_heard = Some(now);
         if data {
             if self.timers.keepalive.is_some() {
                 self.timers.keepalive_again = true;
@@ -305,7 +307,9 @@ impl Peer {
         (wanted, retired)
     }
 
-    fn traversed(&mut self, now: Instant) {
+    /// Only what is sent puts the next keepalive off, not what is received as well: of two ends with the same interval
+    /// one would always be just in time, the other never send any, and nobody could tell silence from a broken way.
+    fn put_off_keepalive(&mut self, now: Instant) {
         if let Some(interval) = self.config.keepalive {
             self.timers.persistent = Some(now + interval);
         }
@@ -349,7 +353,7 @@ impl Peer {
         );
         let Ok((handshake, message)) = begun else { return Some(local) };
         transmits.push(to, &message);
-        self.traversed(now);
+        self.put_off_keepalive(now);
         let since = self.pending.as_ref().map_or(now, |pending| pending.since);
         let replaced = self.pending.replace(Pending { handshake, since });
         replaced.map(|pending| pending.handshake.local)
@@ -391,6 +395,7 @@ impl Peer {
         let (keys, remote) = pending.handshake.finish(response).ok()?;
         let session = Session::new(&keys, pending.handshake.local, remote, true, now);
         self.pending = None;
+        self.last_heard = Some(now);
         if self.endpoint != Some(from) {
             self.endpoint = Some(from);
             self.path_mtu = None;
@@ -471,7 +476,7 @@ impl Peer {
         }
         handshake |= due(&mut self.timers.silence);
         if due(&mut self.timers.persistent) {
-            self.traversed(now);
+            self.put_off_keepalive(now);
             if self.can_send(now) {
                 self.send_keepalive(transmits, now);
             } else {

@@ -1,32 +1,109 @@
-//! Roll-outs of Deployments, judged as `kubectl rollout status` does and explained by their pods.
+//! Roll-outs of workloads, judged as `kubectl rollout status` does and explained by their pods.
 
 use crate::failure::Failure;
 use crate::wait::{Look, until};
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::ListParams;
 use kube::{Api, Client};
 use std::cmp::Reverse;
+use std::fmt::Debug;
 use std::time::Duration;
 
-/// Waits until Deployment `name` runs what its spec says, and nothing else.
+/// How far a roll-out is.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// The controller has seen the spec as it is.
+    noticed: bool,
+    wanted: i32,
+    total: i32,
+    updated: i32,
+    available: i32,
+    /// Why no pods can be made (a quota, say).
+    refused: Option<String>,
+    selector: String,
+}
+
+/// What has pods that are rolled out.
+pub(crate) trait Workload:
+    kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+    + Clone
+    + Debug
+    + serde::de::DeserializeOwned
+{
+    /// How far its roll-out is.
+    fn progress(&self) -> Progress;
+}
+
+impl Workload for Deployment {
+    fn progress(&self) -> Progress {
+        let status = self.status.clone().unwrap_or_default();
+        let spec = self.spec.as_ref();
+        let failure = |c: &&k8s_openapi::api::apps::v1::DeploymentCondition| {
+            c.type_ == "ReplicaFailure" && c.status == "True"
+        };
+        Progress {
+            noticed: status.observed_generation >= self.metadata.generation,
+            wanted: spec.and_then(|spec| spec.replicas).unwrap_or(1),
+            total: status.replicas.unwrap_or(0),
+            updated: status.updated_replicas.unwrap_or(0),
+            available: status.available_replicas.unwrap_or(0),
+            refused: status.conditions.iter().flatten().find(failure).and_then(|c| c.message.clone()),
+            selector: spec.map(|spec| selector(&spec.selector)).unwrap_or_default(),
+        }
+    }
+}
+
+impl Workload for StatefulSet {
+    fn progress(&self) -> Progress {
+        let status = self.status.clone().unwrap_or_default();
+        let spec = self.spec.as_ref();
+        Progress {
+            noticed: status.observed_generation >= self.metadata.generation,
+            wanted: spec.and_then(|spec| spec.replicas).unwrap_or(1),
+            total: status.replicas,
+            updated: status.updated_replicas.unwrap_or(0),
+            available: status.available_replicas.unwrap_or(0),
+            refused: None,
+            selector: spec.map(|spec| selector(&spec.selector)).unwrap_or_default(),
+        }
+    }
+}
+
+impl Workload for DaemonSet {
+    fn progress(&self) -> Progress {
+        let status = self.status.clone().unwrap_or_default();
+        Progress {
+            noticed: status.observed_generation >= self.metadata.generation,
+            wanted: status.desired_number_scheduled,
+            total: status.current_number_scheduled,
+            updated: status.updated_number_scheduled.unwrap_or(0),
+            available: status.number_available.unwrap_or(0),
+            refused: None,
+            selector: self.spec.as_ref().map(|spec| selector(&spec.selector)).unwrap_or_default(),
+        }
+    }
+}
+
+/// Waits until the workload `name` runs what its spec says, and nothing else.
 ///
 /// # Errors
 /// If it does not within `timeout`; the failure says what keeps the newest pod from running.
-pub(crate) async fn wait(
+pub(crate) async fn wait<W: Workload>(
     client: &Client,
     namespace: &str,
     name: &str,
     timeout: Duration,
 ) -> Result<(), Failure> {
-    let deployments: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+    let workloads: Api<W> = Api::namespaced(client.clone(), namespace);
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     until(name, timeout, || async {
-        let deployment = deployments.get(name).await?;
-        let Some(missing) = missing(&deployment) else { return Ok(Look::Done(())) };
-        let why = match refused(&deployment) {
+        let progress = workloads.get(name).await?.progress();
+        let Some(missing) = progress.missing() else { return Ok(Look::Done(())) };
+        let why = match progress.refused {
             Some(why) => Some(why),
-            None => trouble(&pods.list(&ListParams::default().labels(&selector(&deployment))).await?.items),
+            None => trouble(&pods.list(&ListParams::default().labels(&progress.selector)).await?.items),
         };
         Ok(Look::NotYet(why.map_or(missing.clone(), |why| format!("{missing}; {why}"))))
     })
@@ -34,36 +111,42 @@ pub(crate) async fn wait(
     .map_err(|failure| Failure::failed(format!("{failure}; see also `kubectl -n {namespace} describe pods`")))
 }
 
-/// What the roll-out lacks; `None` when it is finished.
-fn missing(deployment: &Deployment) -> Option<String> {
-    let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-    let status = deployment.status.clone().unwrap_or_default();
-    if status.observed_generation < deployment.metadata.generation {
-        return Some("the change has not been noticed yet".to_owned());
+/// As [`wait`], if there is such a workload.
+///
+/// # Errors
+/// As [`wait`].
+pub(crate) async fn wait_if_there<W: Workload>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    timeout: Duration,
+) -> Result<(), Failure> {
+    match Api::<W>::namespaced(client.clone(), namespace).get_metadata_opt(name).await? {
+        Some(_) => wait::<W>(client, namespace, name, timeout).await,
+        None => Ok(()),
     }
-    let total = status.replicas.unwrap_or(0);
-    let updated = status.updated_replicas.unwrap_or(0);
-    let available = status.available_replicas.unwrap_or(0);
-    if updated != wanted {
-        return Some(format!("{updated} of {wanted} new pods exist"));
-    }
-    if total != updated {
-        return Some(format!("{} old pods are left", total.saturating_sub(updated)));
-    }
-    (available < wanted).then(|| format!("{available} of {wanted} new pods are ready"))
 }
 
-/// Why no pods can be made (a quota, say).
-fn refused(deployment: &Deployment) -> Option<String> {
-    let conditions = deployment.status.as_ref()?.conditions.as_ref()?;
-    let failure = conditions.iter().find(|c| c.type_ == "ReplicaFailure" && c.status == "True");
-    failure?.message.clone()
+impl Progress {
+    /// What the roll-out lacks; `None` when it is finished.
+    fn missing(&self) -> Option<String> {
+        let Self { noticed, wanted, total, updated, available, .. } = self;
+        if !noticed {
+            return Some("the change has not been noticed yet".to_owned());
+        }
+        if updated != wanted {
+            return Some(format!("{updated} of {wanted} new pods exist"));
+        }
+        if total != updated {
+            return Some(format!("{} old pods are left", total.saturating_sub(*updated)));
+        }
+        (available < wanted).then(|| format!("{available} of {wanted} new pods are ready"))
+    }
 }
 
-fn selector(deployment: &Deployment) -> String {
-    let labels = deployment.spec.as_ref().and_then(|spec| spec.selector.match_labels.as_ref());
-    let terms: Vec<_> = labels.into_iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
-    terms.join(",")
+fn selector(selector: &LabelSelector) -> String {
+    let labels = selector.match_labels.iter().flatten();
+    labels.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
 /// What keeps the newest pod that has a trouble from running. Pods of before the change run, or are older.
@@ -134,10 +217,12 @@ mod tests {
     #[test]
     fn a_rollout_is_finished_when_only_new_pods_are_left_and_available() {
         let status = |observed: i64, total: i32, updated: i32, available: i32| {
-            missing(&deployment(json!({
+            deployment(json!({
                 "observedGeneration": observed, "replicas": total, "updatedReplicas": updated,
                 "availableReplicas": available, "readyReplicas": 1,
-            })))
+            }))
+            .progress()
+            .missing()
         };
         assert_eq!(status(2, 1, 1, 1), None);
         assert_eq!(status(1, 1, 1, 1).unwrap(), "the change has not been noticed yet");
@@ -148,7 +233,25 @@ mod tests {
             "the old one is the one that is ready"
         );
         assert_eq!(status(2, 1, 1, 0).unwrap(), "0 of 1 new pods are ready");
-        assert!(missing(&deployment(json!({}))).is_some(), "nothing is known yet");
+        assert!(deployment(json!({})).progress().missing().is_some(), "nothing is known yet");
+    }
+
+    #[test]
+    fn a_daemon_set_is_finished_when_each_node_has_its_new_pod() {
+        let status = |nodes: i32, updated: i32, available: i32| {
+            let object = json!({
+                "metadata": {"generation": 1},
+                "status": {
+                    "observedGeneration": 1, "desiredNumberScheduled": nodes, "currentNumberScheduled": nodes,
+                    "updatedNumberScheduled": updated, "numberAvailable": available,
+                    "numberMisscheduled": 0, "numberReady": available,
+                },
+            });
+            serde_json::from_value::<DaemonSet>(object).unwrap().progress().missing()
+        };
+        assert_eq!(status(2, 2, 2), None);
+        assert_eq!(status(2, 1, 2).unwrap(), "1 of 2 new pods exist");
+        assert_eq!(status(2, 2, 1).unwrap(), "1 of 2 new pods are ready");
     }
 
     #[test]
@@ -185,11 +288,14 @@ mod tests {
     #[test]
     fn pods_that_cannot_be_made_are_explained_by_the_deployment() {
         let conditions = json!([{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}]);
-        assert_eq!(refused(&deployment(json!({"conditions": conditions}))).unwrap(), "exceeded quota");
+        assert_eq!(
+            deployment(json!({"conditions": conditions})).progress().refused.unwrap(),
+            "exceeded quota"
+        );
     }
 
     #[test]
     fn pods_are_found_by_the_selector() {
-        assert_eq!(selector(&deployment(json!({}))), "a=b,c=d");
+        assert_eq!(deployment(json!({})).progress().selector, "a=b,c=d");
     }
 }

@@ -1,6 +1,7 @@
 //! Command line of `liquid-controller`.
 
-use clap::Parser;
+use clap::{ArgAction, Args as ClapArgs, Parser};
+use ipnet::IpNet;
 use liquid_crds::ClusterName;
 use liquid_runtime::admin::AdminArgs;
 use std::net::SocketAddr;
@@ -44,7 +45,44 @@ pub(crate) struct Args {
     pub(crate) pod_security: String,
 
     #[command(flatten)]
+    pub(crate) network: NetworkArgs,
+
+    #[command(flatten)]
     pub(crate) admin: AdminArgs,
+}
+
+/// The network between this cluster's pods and those of its peers
+#[derive(Debug, Clone, Default, PartialEq, ClapArgs)]
+#[command(next_help_heading = "Network")]
+pub(crate) struct NetworkArgs {
+    /// Whether there is one: gateways run, and peers are told of them
+    #[arg(id = "network", long = "network", env = "LIQUID_NETWORK", default_value_t = false, action = ArgAction::Set)]
+    pub(crate) enabled: bool,
+
+    /// Prefix of this cluster's pods; may be repeated. Without it the prefixes of its nodes are used
+    #[arg(long = "pod-cidr", env = "LIQUID_POD_CIDRS", value_delimiter = ',', value_parser = prefix)]
+    pub(crate) pod_cidrs: Vec<IpNet>,
+
+    /// Prefix under which no pods of peers may be seen, besides those of pods, services and nodes; may be repeated
+    #[arg(long = "reserved-cidr", env = "LIQUID_RESERVED_CIDRS", value_delimiter = ',', value_parser = prefix)]
+    pub(crate) reserved_cidrs: Vec<IpNet>,
+
+    /// Prefix from which pods of peers get addresses if their own are taken here; may be repeated
+    #[arg(long = "remap-pool", env = "LIQUID_REMAP_POOL", value_delimiter = ',', value_parser = prefix)]
+    pub(crate) remap_pool: Vec<IpNet>,
+
+    /// Address (host:port) under which peers reach the gateway; may be repeated. Without it the address of the load
+    /// balancer, or of nodes with the node port, is used
+    #[arg(long = "gateway-advertise", env = "LIQUID_GATEWAY_ADVERTISE", value_delimiter = ',', value_parser = host_port)]
+    pub(crate) advertise: Vec<String>,
+}
+
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let net: IpNet = text.parse().map_err(|_| format!("{text:?} is no prefix, such as 10.0.0.0/16"))?;
+    if net.trunc() != net {
+        return Err(format!("{text} has bits beyond its length: {} is meant", net.trunc()));
+    }
+    Ok(net)
 }
 
 fn host_port(text: &str) -> Result<String, String> {
@@ -76,6 +114,13 @@ mod tests {
         for bad in ["", "192.0.2.1", ":7443", "host:0", "host:70000", "2001:db8::1:7443"] {
             assert!(host_port(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn prefixes_end_where_they_say() {
+        assert!(prefix("10.1.0.0/16").is_ok() && prefix("fd00::/48").is_ok());
+        assert!(prefix("10.1.0.1/16").is_err_and(|error| error.contains("10.1.0.0/16")));
+        assert!(prefix("10.1.0.0").is_err());
     }
 
     #[test]

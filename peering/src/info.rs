@@ -23,7 +23,7 @@ const LINK_SERVICE: &str = "liquid-link";
 /// Addresses of nodes advertised for a NodePort: enough to survive the loss of two, few enough for a token.
 const MAX_NODE_ADDRESSES: usize = 3;
 /// Changes of nodes come in bursts, and addresses are not urgent.
-const SETTLE: Duration = Duration::from_millis(500);
+pub(crate) const SETTLE: Duration = Duration::from_millis(500);
 
 /// Publishes what peers need to know, and keeps the advertised addresses up to date; `configured` (host:port)
 /// wins over what the Service says.
@@ -93,33 +93,36 @@ impl Picture {
         }
     }
 
-    /// Addresses (host:port) under which the Service is reachable from outside; none for a ClusterIP.
     fn advertised(&self) -> Vec<String> {
-        let Some(spec) = self.service.as_ref().and_then(|service| service.spec.as_ref()) else {
-            return Vec::new();
-        };
-        let Some(port) = spec.ports.iter().flatten().next() else { return Vec::new() };
-        let ingress = self
-            .service
+        self.service
             .as_ref()
-            .and_then(|service| service.status.as_ref()?.load_balancer.as_ref()?.ingress.as_ref());
-        let balanced: Vec<String> = ingress
-            .into_iter()
-            .flatten()
-            .filter_map(|ingress| ingress.hostname.clone().or_else(|| ingress.ip.clone()))
-            .map(|host| host_port(&host, port.port))
-            .collect();
-        if !balanced.is_empty() {
-            return balanced;
-        }
-        let Some(node_port) = port.node_port else { return Vec::new() };
-        let hosts = self.nodes.values().flatten().take(MAX_NODE_ADDRESSES);
-        hosts.map(|host| host_port(host, node_port)).collect()
+            .map(|service| outside(service, self.nodes.values().flatten()))
+            .unwrap_or_default()
     }
 }
 
+/// Addresses (host:port) under which the first port of `service` is reachable from outside, at nodes with the addresses
+/// `hosts` if it has no balancer; none for a ClusterIP.
+pub(crate) fn outside<'a>(service: &Service, hosts: impl Iterator<Item = &'a String>) -> Vec<String> {
+    let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref());
+    let Some(port) = ports.and_then(|ports| ports.first()) else { return Vec::new() };
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let balanced: Vec<String> = status
+        .and_then(|balancer| balancer.ingress.as_ref())
+        .into_iter()
+        .flatten()
+        .filter_map(|ingress| ingress.hostname.clone().or_else(|| ingress.ip.clone()))
+        .map(|host| host_port(&host, port.port))
+        .collect();
+    if !balanced.is_empty() {
+        return balanced;
+    }
+    let Some(node_port) = port.node_port else { return Vec::new() };
+    hosts.take(MAX_NODE_ADDRESSES).map(|host| host_port(host, node_port)).collect()
+}
+
 /// The address of a ready node that is best reachable from elsewhere.
-fn address(node: &Node) -> Option<String> {
+pub(crate) fn address(node: &Node) -> Option<String> {
     let status = node.status.as_ref()?;
     let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
     let of_type = |type_: &str| {

@@ -16,6 +16,7 @@ use crate::lend::shadows::{Policy, Shadows};
 use crate::lend::sync_service::SyncService;
 use crate::lend::tokens;
 use crate::metrics::Metrics;
+use crate::network::Network;
 use crate::peers;
 use crate::readers;
 use crate::webhook::{self, Offloadings};
@@ -71,10 +72,12 @@ pub(crate) async fn lead(
         shadows: shadows.clone(),
         ending: Arc::default(),
     };
-    let borrowing = Borrowing::new(client.clone(), cluster.clone(), metrics);
+    let network = Network::new(&args.network);
+    let borrowing = Borrowing::new(client.clone(), cluster.clone(), network.clone(), metrics);
     let offloadings = Offloadings::default();
 
-    run(drain, peers::follow(client.clone(), borrowing, lending, peers_known));
+    run(drain, peers::follow(client.clone(), borrowing, lending, network.clone(), peers_known));
+    run(drain, network.clone().run(client.clone(), args.namespace.clone(), args.network.clone()));
     run(drain, shadows_actor);
     run(drain, info::publish(client.clone(), cluster.clone(), args.advertise.clone(), endpoints_sender));
     let labels = args.cluster_labels.iter().cloned().collect();
@@ -117,6 +120,7 @@ pub(crate) async fn lead(
         capacity,
         endpoints,
         connections,
+        network,
     };
     let sync =
         SyncService { consumers: consumers.clone(), shadows: shadows.clone(), streams: AtomicU64::new(0) };

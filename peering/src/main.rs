@@ -9,6 +9,7 @@ mod kubelet_certificates;
 mod leading;
 mod lend;
 mod metrics;
+mod network;
 mod peers;
 mod readers;
 mod status;

@@ -1,25 +1,33 @@
-//! Follows all `Peer`s and tells both halves.
+//! Follows all `Peer`s and tells both halves, and the network.
 
 use crate::consume::Borrowing;
 use crate::lend::reconcile::Lending;
+use crate::network::Network;
 use futures::StreamExt as _;
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::Peer;
 use liquid_runtime::health::Part;
 use liquid_runtime::watch::{Change, changes};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 /// Follows the `Peer`s until the stream ends, which it does not.
-pub(crate) async fn follow(client: Client, mut borrowing: Borrowing, lending: Lending, ready: Part) {
+pub(crate) async fn follow(
+    client: Client,
+    mut borrowing: Borrowing,
+    lending: Lending,
+    network: Network,
+    ready: Part,
+) {
     let mut news = changes(Api::<Peer>::all(client), watcher::Config::default()).boxed();
-    let mut known: BTreeSet<String> = BTreeSet::new();
+    let mut known: BTreeMap<String, Peer> = BTreeMap::new();
+    let mut listed = false;
     while let Some(change) = news.next().await {
         match change {
             Change::Applied(peer) => {
-                known.insert(peer.name_any());
                 lending.applied(&peer);
                 borrowing.applied(&peer);
+                known.insert(peer.name_any(), peer);
             }
             Change::Deleted(peer) => {
                 known.remove(&peer.name_any());
@@ -27,7 +35,7 @@ pub(crate) async fn follow(client: Client, mut borrowing: Borrowing, lending: Le
                 borrowing.deleted(&peer.name_any());
             }
             Change::Listed(seen) => {
-                known.retain(|name| {
+                known.retain(|name, _| {
                     let there = seen.contains(&(String::new(), name.clone()));
                     if !there {
                         lending.deleted(name);
@@ -35,8 +43,12 @@ pub(crate) async fn follow(client: Client, mut borrowing: Borrowing, lending: Le
                     }
                     there
                 });
+                listed = true;
                 ready.ready();
             }
+        }
+        if listed {
+            network.peers(&known);
         }
     }
 }

@@ -1,20 +1,24 @@
-//! Writing the status of a `Peer`. Borrowing and lending are reported by different field managers, so neither
-//! overwrites the other.
+//! Writing the status of a `Peer`. Borrowing, lending and the network are reported by different field managers, so none
+//! overwrites another.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, ResourceExt as _};
-use liquid_crds::{ConditionUpdate, ConsumeStatus, GROUP, LendStatus, Peer, VERSION, set_condition};
+use liquid_crds::{
+    ConditionUpdate, ConsumeStatus, GROUP, LendStatus, NetworkStatus, Peer, VERSION, set_condition,
+};
 use serde_json::json;
 
-/// Which half reports.
+/// Which part reports.
 #[derive(Debug, Clone)]
 pub(crate) enum Report {
     /// What this cluster borrows; conditions Joined and LinkUp.
     Consume(ConsumeStatus),
     /// What this cluster lends; condition ConsumerConnected.
     Lend(LendStatus),
+    /// The network, if there is one; condition NetworkReady.
+    Network(Option<NetworkStatus>),
 }
 
 impl Report {
@@ -22,6 +26,7 @@ impl Report {
         match self {
             Report::Consume(_) => "liquid-controller-consume",
             Report::Lend(_) => "liquid-controller-lend",
+            Report::Network(_) => "liquid-controller-network",
         }
     }
 
@@ -29,11 +34,12 @@ impl Report {
         match self {
             Report::Consume(_) => &["Joined", "LinkUp"],
             Report::Lend(_) => &["ConsumerConnected"],
+            Report::Network(_) => &["NetworkReady"],
         }
     }
 }
 
-/// Writes one half of the status of `peer` (as it was last read), with the given conditions changed.
+/// Writes one part of the status of `peer` (as it was last read), with the given conditions changed.
 pub(crate) async fn report(
     client: &Client,
     peer: &Peer,
@@ -50,6 +56,8 @@ pub(crate) async fn report(
     let status = match report {
         Report::Consume(consume) => json!({ "consume": consume, "conditions": conditions }),
         Report::Lend(lend) => json!({ "lend": lend, "conditions": conditions }),
+        Report::Network(Some(network)) => json!({ "network": network, "conditions": conditions }),
+        Report::Network(None) => json!({ "conditions": [] }),
     };
     let patch = json!({
         "apiVersion": format!("{GROUP}/{VERSION}"),

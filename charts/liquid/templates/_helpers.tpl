@@ -18,7 +18,33 @@ app.kubernetes.io/component: {{ .component }}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
-{{/* Pod of one of the processes: everything but its containers' arguments and ports is the same. */}}
+{{/* What every process is told. */}}
+{{- define "liquid.environment" -}}
+- name: LIQUID_NAMESPACE
+  valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+- name: LIQUID_POD_NAME
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- name: LIQUID_LOG
+  value: {{ .Values.log | quote }}
+{{- end }}
+
+{{- define "liquid.probes" -}}
+readinessProbe:
+  httpGet: {path: /readyz, port: {{ . }}}
+  periodSeconds: 2
+livenessProbe:
+  httpGet: {path: /healthz, port: {{ . }}}
+  periodSeconds: 10
+  failureThreshold: 6
+{{- end }}
+
+{{- define "liquid.netAdmin" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL], add: [NET_ADMIN]}
+{{- end }}
+
+{{/* Pod of one of the processes without a network of its own: everything but its containers' arguments and ports is the same. */}}
 {{- define "liquid.deployment" -}}
 apiVersion: apps/v1
 kind: Deployment
@@ -62,23 +88,12 @@ spec:
           imagePullPolicy: {{ .root.Values.image.pullPolicy }}
           command: [/usr/local/bin/liquid-{{ .component }}]
           env:
-            - name: LIQUID_NAMESPACE
-              valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
-            - name: LIQUID_POD_NAME
-              valueFrom: {fieldRef: {fieldPath: metadata.name}}
-            - name: LIQUID_LOG
-              value: {{ .root.Values.log | quote }}
+            {{- include "liquid.environment" .root | nindent 12 }}
             {{- .env | nindent 12 }}
           ports:
             - {name: admin, containerPort: 9090}
             {{- .ports | nindent 12 }}
-          readinessProbe:
-            httpGet: {path: /readyz, port: admin}
-            periodSeconds: 2
-          livenessProbe:
-            httpGet: {path: /healthz, port: admin}
-            periodSeconds: 10
-            failureThreshold: 6
+          {{- include "liquid.probes" "admin" | nindent 10 }}
           resources: {{- toYaml .process.resources | nindent 12 }}
           securityContext:
             allowPrivilegeEscalation: false

@@ -8,6 +8,7 @@ use crate::output::{print, tell};
 use crate::rollout;
 use crate::wait::{Look, until};
 use clap::{Args, ValueEnum};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ListParams, Patch, PatchParams};
@@ -36,7 +37,8 @@ pub(crate) struct Arguments {
     /// Label of this cluster for the virtual nodes of its consumers (key=value); may be repeated
     #[arg(long = "cluster-label", value_name = "KEY=VALUE", value_parser = key_value)]
     cluster_labels: Vec<(String, String)>,
-    /// How peers reach this cluster; cluster-ip is enough for a cluster that only borrows
+    /// How peers reach this cluster, its link endpoint and its gateway; cluster-ip is enough for a cluster that only
+    /// borrows
     #[arg(long, value_enum, default_value_t = ServiceType::LoadBalancer)]
     link_service: ServiceType,
     /// Address (host:port) under which peers reach this cluster, if it cannot be found at the Service; may be repeated
@@ -124,8 +126,12 @@ pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(
     options.extend(["--install".into(), "--create-namespace".into(), "--skip-crds".into()]);
     helm.run(options).await?;
     for deployment in ["liquid-controller", "liquid-kubelet"] {
-        rollout::wait(&client, &cluster.namespace, deployment, arguments.timeout).await?;
+        rollout::wait::<Deployment>(&client, &cluster.namespace, deployment, arguments.timeout).await?;
     }
+    // Without a network there are none.
+    let (namespace, timeout) = (&cluster.namespace, arguments.timeout);
+    rollout::wait_if_there::<StatefulSet>(&client, namespace, "liquid-gateway", timeout).await?;
+    rollout::wait_if_there::<DaemonSet>(&client, namespace, "liquid-fabric", timeout).await?;
     let published = wait_published(&client, &cluster.namespace, &arguments).await?;
     tell(&format!("Liquid {} runs in cluster {} ({})", published.version, published.name, published.id));
     if published.endpoints.is_empty() {
@@ -149,6 +155,7 @@ fn values(arguments: &Arguments) -> Result<Value, Failure> {
             "service": { "type": arguments.link_service.kubernetes() },
             "advertise": arguments.advertise,
         },
+        "network": { "service": { "type": arguments.link_service.kubernetes() } },
     });
     if let Some(image) = &arguments.image {
         let (repository, tag) = image

@@ -8,9 +8,12 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
-use liquid_crds::{NamespaceOffloading, Peer, ShadowPod, VirtualNode, condition};
+use liquid_crds::{NamespaceOffloading, Peer, PodCidr, ShadowPod, VirtualNode, condition};
 use serde::Serialize;
 use std::collections::BTreeMap;
+
+/// The condition of a Peer that tells of the network.
+const NETWORK_READY: &str = "NetworkReady";
 
 /// Arguments of `liquidctl status`.
 #[derive(Debug, Args)]
@@ -49,7 +52,18 @@ struct PeerStatus {
     cluster_id: String,
     borrows: Option<String>,
     lends: Option<String>,
+    network: Option<NetworkState>,
     shadow_pods: usize,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NetworkState {
+    ready: bool,
+    reason: String,
+    /// Prefixes of its pods: as it has them, and as they are seen here.
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Vec<PodCidr>,
 }
 
 #[derive(Debug, Serialize)]
@@ -102,12 +116,18 @@ async fn gather(client: &Client, namespace: &str) -> Result<Status, Failure> {
             if borrows.is_some() {
                 problems.extend(problem(conditions, "LinkUp").map(|why| format!("peer {name}: {why}")));
             }
+            let network = network_state(peer, conditions);
+            if network.as_ref().is_some_and(|network| !network.ready) {
+                let why = problem(conditions, NETWORK_READY);
+                problems.extend(why.map(|why| format!("network to peer {name}: {why}")));
+            }
             let mine = |shadow: &&kube::core::PartialObjectMeta<ShadowPod>| {
                 shadow.labels().get(liquid_crds::vocabulary::ORIGIN_CLUSTER) == Some(&peer.spec.cluster_id)
             };
             PeerStatus {
                 cluster_id: peer.spec.cluster_id.clone(),
                 borrows,
+                network,
                 lends: peer.spec.lend.as_ref().map(|_| reason(conditions, "ConsumerConnected")),
                 shadow_pods: shadows.iter().filter(mine).count(),
                 name,
@@ -127,6 +147,28 @@ async fn gather(client: &Client, namespace: &str) -> Result<Status, Failure> {
         endpoints: info.endpoints,
     };
     Ok(Status { cluster, peers, virtual_nodes, namespaces, problems })
+}
+
+/// None without a network.
+fn network_state(peer: &Peer, conditions: &[Condition]) -> Option<NetworkState> {
+    let condition = condition(conditions, NETWORK_READY)?;
+    let status = peer.status.as_ref().and_then(|status| status.network.as_ref());
+    Some(NetworkState {
+        ready: condition.status == "True",
+        reason: condition.reason.clone(),
+        pod_cidrs: status.map(|network| network.pod_cidrs.clone()).unwrap_or_default(),
+    })
+}
+
+/// Networks of a peer for the table: the first, and how many more.
+fn shown_prefixes(prefixes: &[PodCidr]) -> String {
+    let Some((first, rest)) = prefixes.split_first() else { return "-".to_owned() };
+    let first = if first.real == first.seen {
+        first.real.clone()
+    } else {
+        format!("{} as {}", first.real, first.seen)
+    };
+    if rest.is_empty() { first } else { format!("{first} and {} more", rest.len()) }
 }
 
 async fn node_status(
@@ -188,10 +230,18 @@ fn render(status: &Status) -> String {
     let rows = peers
         .iter()
         .map(|peer| {
-            vec![peer.name.clone(), dash(&peer.borrows), dash(&peer.lends), peer.shadow_pods.to_string()]
+            let network = peer.network.as_ref();
+            vec![
+                peer.name.clone(),
+                dash(&peer.borrows),
+                dash(&peer.lends),
+                dash(&network.map(|network| network.reason.clone())),
+                network.map_or("-".to_owned(), |network| shown_prefixes(&network.pod_cidrs)),
+                peer.shadow_pods.to_string(),
+            ]
         })
         .collect();
-    section(&mut text, &["PEER", "BORROWS", "LENDS", "SHADOW PODS"], rows);
+    section(&mut text, &["PEER", "BORROWS", "LENDS", "NETWORK", "PODS SEEN", "SHADOW PODS"], rows);
     let rows = virtual_nodes
         .iter()
         .map(|node| {
@@ -235,5 +285,19 @@ fn section(text: &mut String, header: &[&str], rows: Vec<Vec<String>>) {
     if !rows.is_empty() {
         text.push('\n');
         text.push_str(&table(header, rows));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_say_under_which_they_are_seen() {
+        let cidr = |real: &str, seen: &str| PodCidr { real: real.to_owned(), seen: seen.to_owned() };
+        assert_eq!(shown_prefixes(&[]), "-");
+        assert_eq!(shown_prefixes(&[cidr("10.1.0.0/16", "10.1.0.0/16")]), "10.1.0.0/16");
+        let two = [cidr("10.1.0.0/16", "10.200.0.0/16"), cidr("fd00::/56", "fd00::/56")];
+        assert_eq!(shown_prefixes(&two), "10.1.0.0/16 as 10.200.0.0/16 and 1 more");
     }
 }

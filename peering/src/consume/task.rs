@@ -6,18 +6,22 @@ use super::{join, leave};
 use crate::cluster::Cluster;
 use crate::finalizers;
 use crate::metrics::Metrics;
+use crate::network::Network;
 use crate::status::{Report, report};
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::vocabulary::{ENDED_BY_PROVIDER, FINALIZER_CONSUME, credentials_secret};
 use liquid_crds::{ConditionUpdate, ConsumeSpec, ConsumeStatus, Peer};
+use liquid_link::proto::peering_client::PeeringClient;
 use liquid_runtime::backoff::Backoff;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
+use tonic::transport::Channel;
 use tracing::{Instrument as _, info, info_span, warn};
 
 /// First and longest pause between two tries to reach a provider: it is back in the picture 3 s after it is back.
@@ -32,14 +36,15 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 pub(crate) struct Borrowing {
     client: Client,
     cluster: Arc<Cluster>,
+    network: Network,
     metrics: Metrics,
     tasks: BTreeMap<String, (watch::Sender<Peer>, JoinHandle<()>)>,
 }
 
 impl Borrowing {
     /// Starts without any.
-    pub(crate) fn new(client: Client, cluster: Arc<Cluster>, metrics: Metrics) -> Self {
-        Self { client, cluster, metrics, tasks: BTreeMap::new() }
+    pub(crate) fn new(client: Client, cluster: Arc<Cluster>, network: Network, metrics: Metrics) -> Self {
+        Self { client, cluster, network, metrics, tasks: BTreeMap::new() }
     }
 
     /// A `Peer` has appeared or changed.
@@ -63,6 +68,7 @@ impl Borrowing {
         let task = Task {
             client: self.client.clone(),
             cluster: self.cluster.clone(),
+            network: self.network.clone(),
             metrics: self.metrics.clone(),
             peer: receiver,
         };
@@ -86,6 +92,7 @@ fn holds(peer: &Peer) -> bool {
 struct Task {
     client: Client,
     cluster: Arc<Cluster>,
+    network: Network,
     metrics: Metrics,
     peer: watch::Receiver<Peer>,
 }
@@ -213,8 +220,11 @@ impl Task {
         let mut link = session.client.clone();
         let mut check = tokio::time::interval(CHECK_INTERVAL);
         let mut changes = self.peer.clone();
+        let networks = exchange_networks(&self.network, session.client.clone(), peer);
+        let mut networks = pin!(networks);
         loop {
             tokio::select! {
+                () = &mut networks => {}
                 said = next(&mut session.events) => match said {
                     Ok(Said::Offers(offer, endpoints)) => {
                         backoff.reset();
@@ -350,6 +360,14 @@ async fn changed_by_others(peer: &mut watch::Receiver<Peer>, consume: &ConsumeSp
         |now: &Peer| now.spec.consume.as_ref() != Some(consume) || now.metadata.deletion_timestamp.is_some();
     // The sender lives in the same table as this task: if it is gone, so is the `Peer`.
     drop(peer.wait_for(differs).await);
+}
+
+/// Does not end: the link does.
+async fn exchange_networks(network: &Network, link: PeeringClient<Channel>, peer: &Peer) {
+    if let Ok(provider) = peer.spec.cluster_id.parse() {
+        network.exchange(link, &provider).await;
+    }
+    std::future::pending().await
 }
 
 fn no<'a>(type_: &'a str, reason: &'a str, message: &dyn std::fmt::Display) -> ConditionUpdate<'a> {

@@ -5,6 +5,7 @@ use super::consumers::{Consumer, Consumers};
 use super::enrollment::{key_digest, keys};
 use super::shadows::Shadows;
 use crate::cluster::Cluster;
+use crate::network::Network;
 use futures::Stream;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client};
@@ -15,7 +16,8 @@ use liquid_link::identity::PeerIdentity;
 use liquid_link::proto;
 use liquid_link::proto::peering_server::Peering;
 use liquid_link::proto::{
-    LeaveProgress, LeaveRequest, PeeringEvent, RenewRequest, RenewResponse, WatchRequest, peering_event,
+    LeaveProgress, LeaveRequest, NetworkInfo, PeeringEvent, RenewRequest, RenewResponse, WatchRequest,
+    peering_event,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -24,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
 /// Offers on their way to one consumer; a newer one makes an older one worthless, so few are enough.
@@ -41,6 +43,7 @@ pub(crate) struct PeeringService {
     pub(crate) capacity: watch::Receiver<Option<Capacity>>,
     pub(crate) endpoints: watch::Receiver<Vec<String>>,
     pub(crate) connections: Connections,
+    pub(crate) network: Network,
 }
 
 /// Which consumers watch their offers now, for the status of their `Peer`.
@@ -113,6 +116,7 @@ fn stream_of<T: Send + 'static>(mut events: mpsc::Receiver<Result<T, Status>>) -
 #[tonic::async_trait]
 impl Peering for PeeringService {
     type WatchStream = EventStream<PeeringEvent>;
+    type NetworkStream = EventStream<NetworkInfo>;
     type LeaveStream = EventStream<LeaveProgress>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
@@ -134,6 +138,15 @@ impl Peering for PeeringService {
             info!(peer = %consumer.name, "consumer disconnected");
         });
         Ok(Response::new(stream_of(receiver)))
+    }
+
+    async fn network(
+        &self,
+        request: Request<Streaming<NetworkInfo>>,
+    ) -> Result<Response<Self::NetworkStream>, Status> {
+        let consumer = self.consumers.authorize(request.extensions())?;
+        let told = self.network.answer(self.consumers.clone(), consumer, request.into_inner())?;
+        Ok(Response::new(Box::pin(told)))
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {

@@ -15,8 +15,12 @@ use crate::progress::Progress;
 /// Repository of the image; the tag is the hash of its content.
 const REPOSITORY: &str = "liquid.mesh/liquid";
 /// What the image holds: to add a binary, add its package and name.
-const BINARIES: [(&str, &str); 2] =
-    [("liquid-peering", "liquid-controller"), ("liquid-vk-provider", "liquid-kubelet")];
+const BINARIES: [(&str, &str); 4] = [
+    ("liquid-peering", "liquid-controller"),
+    ("liquid-vk-provider", "liquid-kubelet"),
+    ("liquid-gateway", "liquid-gateway"),
+    ("liquid-fabric", "liquid-fabric"),
+];
 /// The root of the source tree.
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 /// There is no C library in an image built from scratch.

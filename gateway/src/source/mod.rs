@@ -1,0 +1,54 @@
+//! Where the gateway's configuration comes from: a file, or the Peers of the cluster it runs in.
+
+pub(crate) mod cluster;
+pub(crate) mod file;
+mod plan;
+mod resolve;
+
+use cluster::ClusterSource;
+use file::FileSource;
+use liquid_gateway::gateway::Config;
+use liquid_gateway::io::worker::Handle;
+use std::net::SocketAddr;
+
+/// What is settled when the gateway starts.
+#[derive(Debug, Clone)]
+pub(crate) struct Device {
+    /// Name of the TUN device.
+    pub(crate) name: String,
+    /// Longest packet in the tunnel.
+    pub(crate) mtu: u16,
+    /// Address and port for peers.
+    pub(crate) listen: SocketAddr,
+}
+
+/// A source that has been read once.
+pub(crate) enum Source {
+    File(Box<FileSource>),
+    Cluster(Box<ClusterSource>),
+}
+
+impl Source {
+    pub(crate) fn device(&self) -> Device {
+        match self {
+            Source::File(source) => source.device(),
+            Source::Cluster(source) => source.device(),
+        }
+    }
+
+    /// What it says now.
+    pub(crate) fn config(&self) -> &Config {
+        match self {
+            Source::File(source) => &source.config,
+            Source::Cluster(source) => source.config(),
+        }
+    }
+
+    /// Gives the worker what changes; ends only with an error.
+    pub(crate) async fn follow(self, handle: &Handle) -> anyhow::Result<()> {
+        match self {
+            Source::File(source) => source.follow(handle).await,
+            Source::Cluster(source) => source.follow(handle).await,
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The few fields of objects that are read. What is not named here is not even kept while an object is decoded: a Node
+//! lists all its images, and changes every few minutes.
+
+use crate::topology::{Gateway, GatewayState, Node};
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1 as core;
+use kube::Resource;
+use kube::api::ObjectMeta;
+use liquid_crds::PodCidr;
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// A Node.
+#[derive(Debug, Clone, Deserialize, Resource)]
+#[resource(inherit = "core::Node")]
+pub(super) struct NodeObject {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: NodeSpec,
+    #[serde(default)]
+    status: NodeStatus,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct NodeSpec {
+    #[serde(default, rename = "podCIDRs")]
+    pod_cidrs: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct NodeStatus {
+    #[serde(default)]
+    addresses: Vec<NodeAddress>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct NodeAddress {
+    #[serde(rename = "type")]
+    kind: String,
+    address: String,
+}
+
+impl From<NodeObject> for Node {
+    fn from(object: NodeObject) -> Self {
+        let internal = object.status.addresses.into_iter().filter(|address| address.kind == "InternalIP");
+        Self {
+            addresses: internal.filter_map(|address| address.address.parse().ok()).collect(),
+            pod_cidrs: object.spec.pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
+        }
+    }
+}
+
+/// A Pod.
+#[derive(Debug, Clone, Deserialize, Resource)]
+#[resource(inherit = "core::Pod")]
+pub(super) struct PodObject {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    status: PodStatus,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodStatus {
+    #[serde(default)]
+    phase: String,
+    #[serde(default)]
+    conditions: Vec<Condition>,
+    #[serde(default, rename = "podIPs")]
+    pod_ips: Vec<Address>,
+    #[serde(default, rename = "hostIPs")]
+    host_ips: Vec<Address>,
+    #[serde(default, rename = "hostIP")]
+    host_ip: Option<IpAddr>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Condition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Address {
+    ip: IpAddr,
+}
+
+impl PodObject {
+    /// The gateway it is; none before it has an address, and after it has ended.
+    pub(super) fn gateway(self) -> Option<Gateway> {
+        let status = self.status;
+        if status.phase != "Running" || status.pod_ips.is_empty() {
+            return None;
+        }
+        let is_ready = status.conditions.iter().any(|it| it.kind == "Ready" && it.status == "True");
+        let state = match (self.metadata.deletion_timestamp, is_ready) {
+            (Some(_), _) => GatewayState::Leaving,
+            (None, true) => GatewayState::Ready,
+            (None, false) => GatewayState::Doubtful,
+        };
+        let mut hosts: Vec<_> = status.host_ips.into_iter().map(|host| host.ip).collect();
+        if hosts.is_empty() {
+            hosts.extend(status.host_ip);
+        }
+        Some(Gateway { addresses: status.pod_ips.into_iter().map(|it| it.ip).collect(), hosts, state })
+    }
+}
+
+/// A Peer.
+#[derive(Debug, Clone, Deserialize, Resource)]
+#[resource(inherit = "liquid_crds::Peer")]
+pub(super) struct PeerObject {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    status: PeerStatus,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct PeerStatus {
+    #[serde(default)]
+    network: Network,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct Network {
+    #[serde(default, rename = "podCIDRs")]
+    pod_cidrs: Vec<PodCidr>,
+}
+
+impl PeerObject {
+    /// Where its pods are seen.
+    pub(super) fn prefixes(self) -> BTreeSet<IpNet> {
+        let cidrs = self.status.network.pod_cidrs;
+        cidrs.iter().filter_map(PodCidr::prefixes).map(|(_, seen)| seen).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn pod(status: Value, deleted: bool) -> Option<Gateway> {
+        let mut pod = json!({"metadata": {"name": "g"}, "status": status});
+        if deleted {
+            pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        }
+        serde_json::from_value::<PodObject>(pod).unwrap().gateway()
+    }
+
+    #[test]
+    fn a_gateway_is_used_by_what_its_pod_says() {
+        let running = json!({
+            "phase": "Running", "podIPs": [{"ip": "10.0.0.1"}], "hostIP": "192.0.2.1",
+            "conditions": [{"type": "Ready", "status": "True"}]
+        });
+        let gateway = pod(running.clone(), false).unwrap();
+        assert_eq!(gateway.state, GatewayState::Ready);
+        assert_eq!(gateway.hosts, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(pod(running.clone(), true).unwrap().state, GatewayState::Leaving);
+        let mut unready = running;
+        unready["conditions"][0]["status"] = json!("False");
+        assert_eq!(pod(unready, false).unwrap().state, GatewayState::Doubtful);
+        assert!(pod(json!({"phase": "Pending"}), false).is_none());
+    }
+
+    #[test]
+    fn a_node_has_internal_addresses_and_all_its_pod_cidrs() {
+        let node: NodeObject = serde_json::from_value(json!({
+            "metadata": {"name": "n"},
+            "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:1::/64"]},
+            "status": {"addresses": [{"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": "192.0.2.1"}]}
+        }))
+        .unwrap();
+        let node = Node::from(node);
+        assert_eq!(node.addresses, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(node.pod_cidrs.len(), 2);
+    }
+
+    #[test]
+    fn a_peer_is_seen_where_its_status_says() {
+        let peer = json!({
+            "metadata": {"name": "p"}, "spec": {},
+            "status": {"network": {"podCIDRs": [{"real": "10.244.0.0/16", "seen": "10.201.0.0/16"}]}}
+        });
+        let peer: PeerObject = serde_json::from_value(peer).unwrap();
+        assert_eq!(peer.prefixes(), BTreeSet::from(["10.201.0.0/16".parse().unwrap()]));
+        let new: PeerObject = serde_json::from_value(json!({"metadata": {"name": "p"}})).unwrap();
+        assert!(new.prefixes().is_empty());
+    }
+}

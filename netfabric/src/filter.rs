@@ -1,0 +1,233 @@
+//! The packet filter table of ours: source addresses that peers can answer to, and who may use the overlay.
+
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+/// Name of the table, of family `inet`.
+pub const TABLE: &str = "liquid";
+
+/// A table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// Chains, in the order they are made.
+    pub chains: Vec<Chain>,
+    /// Sets of addresses by name; each of one family.
+    pub sets: BTreeMap<&'static str, AddressSet>,
+}
+
+/// Addresses of one family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressSet {
+    /// IPv6 instead of IPv4.
+    pub v6: bool,
+    /// The addresses.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// A base chain that accepts what none of its rules is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Name.
+    pub name: &'static str,
+    /// Where packets pass it.
+    pub hook: Hook,
+    /// Chains with lower values come first.
+    pub priority: i32,
+    /// Its rules.
+    pub rules: Vec<Rule>,
+}
+
+/// Where packets pass a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// To this host.
+    Input,
+    /// Through this host.
+    Forward,
+    /// Source addresses, on the way out.
+    Source,
+}
+
+impl Hook {
+    /// Type of the chain, as nftables calls it.
+    #[must_use]
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Input | Self::Forward => "filter",
+            Self::Source => "nat",
+        }
+    }
+
+    /// Number of the hook (`NF_INET_*`).
+    #[must_use]
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Input => 1,
+            Self::Forward => 2,
+            Self::Source => 4,
+        }
+    }
+}
+
+/// All conditions have to hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Conditions.
+    pub when: Vec<Condition>,
+    /// What happens then.
+    pub action: Action,
+}
+
+/// A condition on a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// It came in here.
+    InDevice(String),
+    /// It goes out there.
+    OutDevice(String),
+    /// It is of this family: IPv6 instead of IPv4.
+    Family {
+        /// IPv6 instead of IPv4.
+        v6: bool,
+    },
+    /// Its source is in the prefix.
+    Source(IpNet),
+    /// Its destination is in the prefix.
+    Destination(IpNet),
+    /// Its destination is not in the prefix.
+    NotDestination(IpNet),
+    /// Its source is not in the set of that name.
+    SourceNotIn {
+        /// IPv6 instead of IPv4.
+        v6: bool,
+        /// Name of the set.
+        set: &'static str,
+    },
+    /// Its destination is in the set of that name.
+    DestinationIn {
+        /// IPv6 instead of IPv4.
+        v6: bool,
+        /// Name of the set.
+        set: &'static str,
+    },
+    /// It is UDP for this port.
+    UdpPort(u16),
+    /// As UDP, it holds VXLAN with this network identifier.
+    Vni(u32),
+    /// It is ICMP, or ICMPv6.
+    Icmp {
+        /// ICMPv6 instead of ICMP.
+        v6: bool,
+    },
+    /// It begins a connection.
+    New,
+}
+
+/// What happens to a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Its source stays, whatever later NAT chains would say.
+    KeepSource {
+        /// IPv6 instead of IPv4.
+        v6: bool,
+    },
+    /// Its source becomes this address.
+    Source(IpAddr),
+    /// No further rule of the chain is asked.
+    Accept,
+    /// It is dropped, and counted.
+    Drop,
+}
+
+/// What can be read back of a table.
+///
+/// A rule is known by its comment, which is its text: whoever replaces a rule replaces that too.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outline {
+    /// Chains by name: type, hook, priority, and the comments of the rules in their order.
+    pub chains: BTreeMap<String, ChainOutline>,
+    /// Sets by name.
+    pub sets: BTreeMap<String, BTreeSet<IpAddr>>,
+}
+
+/// What can be read back of a chain.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChainOutline {
+    /// `filter` or `nat`.
+    pub kind: String,
+    /// Number of the hook.
+    pub hook: u32,
+    /// Priority.
+    pub priority: i32,
+    /// Comments of its rules, in their order.
+    pub rules: Vec<String>,
+}
+
+impl Table {
+    /// What is read back when the table is as it should be.
+    #[must_use]
+    pub fn outline(&self) -> Outline {
+        let chain = |chain: &Chain| {
+            let outline = ChainOutline {
+                kind: chain.hook.kind().to_owned(),
+                hook: chain.hook.number(),
+                priority: chain.priority,
+                rules: chain.rules.iter().map(ToString::to_string).collect(),
+            };
+            (chain.name.to_owned(), outline)
+        };
+        Outline {
+            chains: self.chains.iter().map(chain).collect(),
+            sets: self.sets.iter().map(|(name, set)| ((*name).to_owned(), set.addresses.clone())).collect(),
+        }
+    }
+}
+
+fn ip(v6: bool) -> &'static str {
+    if v6 { "ip6" } else { "ip" }
+}
+
+fn family(prefix: &IpNet) -> &'static str {
+    ip(matches!(prefix, IpNet::V6(_)))
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for condition in &self.when {
+            write!(formatter, "{condition} ")?;
+        }
+        write!(formatter, "{}", self.action)
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InDevice(name) => write!(formatter, "iif {name}"),
+            Self::OutDevice(name) => write!(formatter, "oif {name}"),
+            Self::Family { v6 } => write!(formatter, "{}", ip(*v6)),
+            Self::Source(prefix) => write!(formatter, "{} saddr {prefix}", family(prefix)),
+            Self::Destination(prefix) => write!(formatter, "{} daddr {prefix}", family(prefix)),
+            Self::NotDestination(prefix) => write!(formatter, "{} daddr != {prefix}", family(prefix)),
+            Self::SourceNotIn { v6, set } => write!(formatter, "{} saddr != @{set}", ip(*v6)),
+            Self::DestinationIn { v6, set } => write!(formatter, "{} daddr @{set}", ip(*v6)),
+            Self::UdpPort(port) => write!(formatter, "udp dport {port}"),
+            Self::Vni(vni) => write!(formatter, "vxlan vni {vni}"),
+            Self::Icmp { v6 } => write!(formatter, "{}", if *v6 { "icmpv6" } else { "icmp" }),
+            Self::New => formatter.write_str("new"),
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::KeepSource { .. } => formatter.write_str("keeps its source"),
+            Self::Source(address) => write!(formatter, "source becomes {address}"),
+            Self::Accept => formatter.write_str("accept"),
+            Self::Drop => formatter.write_str("drop"),
+        }
+    }
+}

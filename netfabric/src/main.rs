@@ -1,0 +1,116 @@
+//! `liquid-fabric`: the overlay between the nodes of a cluster and its gateways.
+
+mod args;
+
+use args::{Args, Role, SharedArgs};
+use clap::Parser as _;
+use k8s_openapi::api::core::v1::ObjectReference;
+use liquid_fabric::cluster::{Events, Knowledge, Watched, follow};
+use liquid_fabric::kernel::{Kernel, Monitor};
+use liquid_fabric::metrics::{Metrics, Probes};
+use liquid_fabric::probe::task::{self, Aim, Measured};
+use liquid_fabric::reconcile::{Reconciler, bring};
+use liquid_fabric::state::Desired;
+use liquid_fabric::topology::{Place, Settings};
+use liquid_runtime::drain::{DRAIN_DEADLINE, Drain};
+use liquid_runtime::health::Health;
+use liquid_runtime::{admin, metrics as process_metrics, telemetry, tls};
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use tokio::sync::watch;
+use tracing::{error, info};
+
+/// One thread: the kernel answers at once, and there is little to do.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    match args.role {
+        Role::Node(node) => {
+            // As the kubelet refers to its Node, so that `kubectl describe node` shows the event.
+            let about = ObjectReference {
+                kind: Some("Node".to_owned()),
+                name: Some(node.node_name.clone()),
+                uid: Some(node.node_name.clone()),
+                ..ObjectReference::default()
+            };
+            work(Place::Node(node.node_name), Some(node.daemon_set), about, node.shared).await
+        }
+        Role::Gateway(gateway) => {
+            let about = ObjectReference {
+                kind: Some("Pod".to_owned()),
+                name: Some(gateway.pod_name),
+                namespace: Some(gateway.shared.namespace.clone()),
+                ..ObjectReference::default()
+            };
+            work(Place::Gateway(gateway.pod_ips), None, about, gateway.shared).await
+        }
+        Role::Cleanup { overlay, log } => {
+            telemetry::init(&log)?;
+            cleanup(&overlay.into())
+        }
+    }
+}
+
+async fn work(
+    place: Place,
+    daemon_set: Option<String>,
+    about: ObjectReference,
+    args: SharedArgs,
+) -> anyhow::Result<()> {
+    tls::install_crypto_provider();
+    let log = telemetry::init(&args.admin.log)?;
+    let drain = Drain::default();
+    drain.on_signals()?;
+    let settings = Settings::from(args.overlay);
+    let kernel = Kernel::open(&settings)?;
+    let monitor = Monitor::open(&settings)?;
+
+    let mut registry = process_metrics::registry("liquid-fabric");
+    let metrics = Metrics::register(&mut registry);
+    let measured = Measured::default();
+    registry.register_collector(Box::new(Probes(measured.clone())));
+    let health = Health::default();
+    let ready = health.part("overlay", "reading Peers, Nodes and gateway pods");
+    admin::serve(&args.admin, health, registry, log, &drain).await?;
+
+    let client = kube::Client::try_default().await?;
+    let (sender, known) = watch::channel(Knowledge::default());
+    let watched = Watched { namespace: args.namespace, place: place.clone(), daemon_set };
+    let events = Events::about(client.clone(), about);
+    let (aim, aims) = watch::channel(Aim::default());
+    let (dead_sender, dead) = watch::channel(BTreeSet::new());
+    match &place {
+        Place::Node(_) => drain.spawn(task::probe(aims, settings.probe_port, dead_sender, measured)),
+        Place::Gateway(_) => drain.spawn(task::answer(aims, settings.probe_port)),
+    };
+    let reconciler = Reconciler::new(kernel, place, settings, metrics, events, ready, (dead, aim));
+    let ended = tokio::select! {
+        () = follow(client, watched, sender) => Ok(()),
+        ended = reconciler.run(monitor, known) => ended,
+        () = drain.requested() => Ok(()),
+    };
+    drain.finish(DRAIN_DEADLINE).await;
+    Ok(ended?)
+}
+
+fn cleanup(settings: &Settings) -> anyhow::Result<()> {
+    let mut kernel = Kernel::open(settings)?;
+    let outcome = bring(&mut kernel, &Desired::default(), &Metrics::default())?;
+    match outcome.failure {
+        Some(failure) => Err(failure.into()),
+        None => {
+            info!(changes = ?outcome.changes, "nothing of the overlay is left here");
+            Ok(())
+        }
+    }
+}

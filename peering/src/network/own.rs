@@ -1,0 +1,344 @@
+//! What there is to know of this cluster's own network: the prefixes of its pods, its gateways, and which addresses
+//! have a meaning here.
+
+use super::announcement::{Announcement, MAX_PREFIXES, address};
+use super::ipam::block;
+use super::keys;
+use crate::args::NetworkArgs;
+use crate::info::{SETTLE, address as outside_address, outside};
+use futures::stream::{BoxStream, StreamExt as _, select_all};
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use kube::runtime::watcher::Config;
+use kube::{Api, Client, ResourceExt as _};
+use liquid_crds::PeerGateway;
+use liquid_crds::vocabulary::{COMPONENT, COMPONENT_GATEWAY, TYPE};
+use liquid_runtime::watch::{Change, changes};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{info, warn};
+
+/// Pause after a failed request.
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
+/// Tells a process in a pod where the Service `kubernetes` is.
+const SERVICE_HOST: &str = "KUBERNETES_SERVICE_HOST";
+
+/// This cluster's network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Own {
+    /// What peers are told.
+    pub(crate) announcement: Announcement,
+    /// Addresses that mean something here.
+    pub(crate) reserved: Vec<IpNet>,
+    /// Gateways whose pods are Ready, by their names.
+    pub(crate) ready: BTreeSet<String>,
+}
+
+/// Keeps `own` up to date. It is `None` until everything was read once.
+pub(super) async fn observe(
+    client: Client,
+    namespace: String,
+    settings: NetworkArgs,
+    own: watch::Sender<Option<Own>>,
+) {
+    let gateway = format!("{COMPONENT}={COMPONENT_GATEWAY}");
+    let of_gateways = || Config::default().labels(&gateway);
+    let nodes = changes(Api::<Node>::all(client.clone()), Config::default().labels(&format!("!{TYPE}")));
+    let services = changes(Api::<Service>::namespaced(client.clone(), &namespace), of_gateways());
+    let pods = changes(Api::<Pod>::namespaced(client.clone(), &namespace), of_gateways());
+    let mut sources: Vec<BoxStream<'static, News>> = vec![
+        nodes.map(|change| News::Node(Box::new(change))).boxed(),
+        services.map(|change| News::Service(Box::new(change))).boxed(),
+        pods.map(|change| News::Pod(Box::new(change))).boxed(),
+    ];
+    let mut picture =
+        Picture { missing: BTreeSet::from(["nodes", "services", "pods"]), ..Picture::default() };
+    if serves_service_cidrs(&client).await {
+        picture.missing.insert("service CIDRs");
+        let ranges = changes(Api::<ServiceCIDR>::all(client.clone()), Config::default());
+        sources.push(ranges.map(|change| News::ServiceCidr(Box::new(change))).boxed());
+    } else {
+        let host = std::env::var(SERVICE_HOST).ok().and_then(|host| host.parse::<IpAddr>().ok());
+        picture.services_around = host.map(|host| block(&host.into()));
+    }
+    let mut news = select_all(sources);
+    let mut keys = BTreeMap::new();
+    while let Some(first) = news.next().await {
+        picture.learn(first);
+        let settled = Instant::now() + SETTLE;
+        while let Ok(Some(more)) = timeout_at(settled, news.next()).await {
+            picture.learn(more);
+        }
+        if !picture.missing.is_empty() {
+            continue;
+        }
+        let gateways: Vec<String> = picture.services.keys().cloned().collect();
+        while gateways.iter().any(|gateway| !keys.contains_key(gateway)) {
+            match keys::ensure(&client, &namespace, &gateways).await {
+                Ok(made) => keys = made,
+                Err(error) => {
+                    warn!(error = format!("{error:#}"), "keys of gateways not written; trying again");
+                    sleep(RETRY_PAUSE).await;
+                }
+            }
+        }
+        let found = picture.own(&settings, &keys);
+        own.send_if_modified(|known| {
+            let changed = known.as_ref() != Some(&found);
+            if changed {
+                info!(pods = ?found.announcement.pod_cidrs, gateways = ?found.announcement.gateways, "network of this cluster");
+                *known = Some(found);
+            }
+            changed
+        });
+    }
+}
+
+/// Whether the API server has ServiceCIDRs, as of Kubernetes 1.33.
+async fn serves_service_cidrs(client: &Client) -> bool {
+    loop {
+        match client.list_api_group_resources("networking.k8s.io/v1").await {
+            Ok(list) => return list.resources.iter().any(|resource| resource.name == "servicecidrs"),
+            Err(error) => warn!(%error, "kinds of the API server not read; trying again"),
+        }
+        sleep(RETRY_PAUSE).await;
+    }
+}
+
+enum News {
+    Node(Box<Change<Node>>),
+    Service(Box<Change<Service>>),
+    Pod(Box<Change<Pod>>),
+    ServiceCidr(Box<Change<ServiceCIDR>>),
+}
+
+#[derive(Debug, Default)]
+struct Picture {
+    /// What was not read to the end yet.
+    missing: BTreeSet<&'static str>,
+    nodes: BTreeMap<String, NodeNetwork>,
+    services: BTreeMap<String, Service>,
+    ready: BTreeMap<String, bool>,
+    service_cidrs: BTreeMap<String, Vec<IpNet>>,
+    /// Where Services are likely to be, if the API server does not say.
+    services_around: Option<IpNet>,
+}
+
+#[derive(Debug, Default)]
+struct NodeNetwork {
+    pod_cidrs: Vec<IpNet>,
+    addresses: Vec<IpNet>,
+    outside: Option<String>,
+}
+
+impl Picture {
+    fn learn(&mut self, news: News) {
+        match news {
+            News::Node(change) => follow(&mut self.nodes, &mut self.missing, "nodes", *change, node_network),
+            News::Service(change) => {
+                follow(&mut self.services, &mut self.missing, "services", *change, Service::clone);
+            }
+            News::Pod(change) => follow(&mut self.ready, &mut self.missing, "pods", *change, is_ready),
+            News::ServiceCidr(change) => {
+                follow(&mut self.service_cidrs, &mut self.missing, "service CIDRs", *change, service_cidrs);
+            }
+        }
+    }
+
+    fn own(&self, settings: &NetworkArgs, keys: &BTreeMap<String, String>) -> Own {
+        let nodes = || self.nodes.values();
+        let of_nodes: Vec<IpNet> = nodes().flat_map(|node| node.pod_cidrs.iter().copied()).collect();
+        let pod_cidrs = if settings.pod_cidrs.is_empty() {
+            bounded(&of_nodes)
+        } else {
+            let mut configured = IpNet::aggregate(&settings.pod_cidrs);
+            configured.sort();
+            configured
+        };
+        let hosts: Vec<String> = nodes().filter_map(|node| node.outside.clone()).collect();
+        let gateways = self.services.iter().filter_map(|(name, service)| {
+            let found = || outside(service, hosts.iter());
+            let endpoints = if settings.advertise.is_empty() { found() } else { settings.advertise.clone() };
+            Some(PeerGateway { public_key: keys.get(name)?.clone(), endpoints })
+        });
+        // Other nodes get their prefixes from around those there are.
+        let pods =
+            pod_cidrs.iter().map(|cidr| if settings.pod_cidrs.is_empty() { block(cidr) } else { *cidr });
+        let mut reserved: Vec<IpNet> = pods
+            .chain(self.service_cidrs.values().flatten().copied())
+            .chain(self.services_around)
+            .chain(nodes().flat_map(|node| node.addresses.iter().copied()))
+            .chain(settings.reserved_cidrs.iter().copied())
+            .collect();
+        reserved.sort();
+        reserved.dedup();
+        let ready = self.ready.iter().filter(|(_, ready)| **ready).map(|(name, _)| name.clone()).collect();
+        let announcement = Announcement { pod_cidrs, gateways: gateways.collect() };
+        Own { announcement, reserved, ready }
+    }
+}
+
+/// Keeps what `of` makes of the objects, by their names.
+fn follow<K: kube::Resource, V>(
+    known: &mut BTreeMap<String, V>,
+    missing: &mut BTreeSet<&'static str>,
+    kind: &'static str,
+    change: Change<K>,
+    of: fn(&K) -> V,
+) {
+    match change {
+        Change::Applied(object) => drop(known.insert(object.name_any(), of(&object))),
+        Change::Deleted(object) => drop(known.remove(&object.name_any())),
+        Change::Listed(seen) => {
+            let names: BTreeSet<&String> = seen.iter().map(|(_, name)| name).collect();
+            known.retain(|name, _| names.contains(name));
+            missing.remove(kind);
+        }
+    }
+}
+
+/// At most [`MAX_PREFIXES`] prefixes that hold all of `prefixes`, with as little else as that takes.
+fn bounded(prefixes: &[IpNet]) -> Vec<IpNet> {
+    let mut aggregated = IpNet::aggregate(&prefixes.to_vec());
+    while aggregated.len() > MAX_PREFIXES {
+        let longest = aggregated.iter().map(IpNet::prefix_len).max().unwrap_or(0);
+        let widened: Vec<IpNet> = aggregated
+            .iter()
+            .map(|net| if net.prefix_len() == longest { net.supernet().unwrap_or(*net) } else { *net })
+            .collect();
+        aggregated = IpNet::aggregate(&widened);
+    }
+    aggregated.sort();
+    aggregated
+}
+
+fn node_network(node: &Node) -> NodeNetwork {
+    let spec = node.spec.as_ref();
+    let several = spec.and_then(|spec| spec.pod_cidrs.as_ref()).into_iter().flatten();
+    let one = spec.and_then(|spec| spec.pod_cidr.as_ref()).into_iter();
+    let mut pod_cidrs: Vec<IpNet> = several.chain(one).filter_map(|cidr| cidr.parse().ok()).collect();
+    pod_cidrs.sort();
+    pod_cidrs.dedup();
+    let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref()).into_iter().flatten();
+    let addresses = addresses.filter_map(|found| found.address.parse::<IpAddr>().ok()).map(IpNet::from);
+    NodeNetwork { pod_cidrs, addresses: addresses.collect(), outside: outside_address(node) }
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let ready = conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    ready && pod.metadata.deletion_timestamp.is_none()
+}
+
+fn service_cidrs(range: &ServiceCIDR) -> Vec<IpNet> {
+    let cidrs = range.spec.as_ref().and_then(|spec| spec.cidrs.as_ref());
+    cidrs.into_iter().flatten().filter_map(|cidr| cidr.parse().ok()).collect()
+}
+
+/// Addresses in endpoints (host:port): what they lead to must not be behind a tunnel.
+pub(super) fn addresses<'a>(endpoints: impl Iterator<Item = &'a String>) -> impl Iterator<Item = IpNet> {
+    endpoints.filter_map(|endpoint| address(endpoint)).map(IpNet::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn object<K: serde::de::DeserializeOwned>(value: Value) -> K {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn picture() -> Picture {
+        let mut picture =
+            Picture { missing: BTreeSet::from(["nodes", "service CIDRs"]), ..Picture::default() };
+        for (at, pods) in ["10.244.0.0/24", "10.244.1.0/24"].iter().enumerate() {
+            let node: Node = object(json!({
+                "metadata": {"name": format!("n{at}")},
+                "spec": {"podCIDR": pods, "podCIDRs": [pods]},
+                "status": {
+                    "conditions": [{"type": "Ready", "status": "True"}],
+                    "addresses": [{"type": "InternalIP", "address": format!("192.0.2.{at}")}],
+                },
+            }));
+            picture.learn(News::Node(Box::new(Change::Applied(node))));
+        }
+        let service: Service = object(json!({
+            "metadata": {"name": "liquid-gateway-0"},
+            "spec": {"ports": [{"port": 51820, "nodePort": 31820, "protocol": "UDP"}]},
+        }));
+        picture.learn(News::Service(Box::new(Change::Applied(service))));
+        let range: ServiceCIDR =
+            object(json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/16"]}}));
+        picture.learn(News::ServiceCidr(Box::new(Change::Applied(range))));
+        picture
+    }
+
+    fn keys() -> BTreeMap<String, String> {
+        BTreeMap::from([("liquid-gateway-0".to_owned(), "key".to_owned())])
+    }
+
+    #[test]
+    fn peers_are_told_the_prefixes_of_the_nodes_and_where_the_gateways_are() {
+        let own = picture().own(&NetworkArgs::default(), &keys());
+        assert_eq!(own.announcement.pod_cidrs, nets(&["10.244.0.0/23"]));
+        let endpoints = vec!["192.0.2.0:31820".to_owned(), "192.0.2.1:31820".to_owned()];
+        assert_eq!(own.announcement.gateways, [PeerGateway { public_key: "key".to_owned(), endpoints }]);
+    }
+
+    #[test]
+    fn what_pods_services_and_nodes_have_is_reserved() {
+        let own = picture().own(&NetworkArgs::default(), &keys());
+        assert_eq!(own.reserved, nets(&["10.96.0.0/16", "10.244.0.0/16", "192.0.2.0/32", "192.0.2.1/32"]));
+    }
+
+    #[test]
+    fn what_is_configured_wins() {
+        let settings = NetworkArgs {
+            pod_cidrs: nets(&["10.10.0.0/20"]),
+            reserved_cidrs: nets(&["172.16.0.0/12"]),
+            advertise: vec!["gw.example:51820".to_owned()],
+            ..NetworkArgs::default()
+        };
+        let own = picture().own(&settings, &keys());
+        assert_eq!(own.announcement.pod_cidrs, nets(&["10.10.0.0/20"]));
+        assert!(
+            own.reserved.contains(&nets(&["10.10.0.0/20"])[0])
+                && own.reserved.contains(&nets(&["172.16.0.0/12"])[0])
+        );
+        assert_eq!(own.announcement.gateways[0].endpoints, ["gw.example:51820"]);
+    }
+
+    #[test]
+    fn a_gateway_without_a_key_is_not_told_of() {
+        assert!(picture().own(&NetworkArgs::default(), &BTreeMap::new()).announcement.gateways.is_empty());
+    }
+
+    #[test]
+    fn scattered_nodes_are_told_of_in_few_prefixes_that_hold_them_all() {
+        let scattered: Vec<IpNet> = (0..1000_u32)
+            .map(|at| format!("10.{}.{}.0/24", at / 100, at % 100 * 2).parse().unwrap())
+            .collect();
+        let told = bounded(&scattered);
+        assert!(told.len() <= MAX_PREFIXES && !told.is_empty());
+        assert!(scattered.iter().all(|prefix| told.iter().any(|net| net.contains(prefix))));
+    }
+
+    #[test]
+    fn nothing_is_known_before_everything_was_read() {
+        let mut picture = picture();
+        assert!(!picture.missing.is_empty());
+        let names = (0..2).map(|at| (String::new(), format!("n{at}"))).collect();
+        picture.learn(News::Node(Box::new(Change::Listed(names))));
+        picture.learn(News::ServiceCidr(Box::new(Change::Listed(BTreeSet::new()))));
+        assert!(picture.missing.is_empty() && picture.service_cidrs.is_empty() && picture.nodes.len() == 2);
+    }
+}

@@ -1,0 +1,303 @@
+//! Brings together what is known of this cluster and what was heard of the peers, in the status of the `Peer`s.
+
+use super::announcement::Announcement;
+use super::condition::{self, Trouble};
+use super::ipam::{Mapping, Space, assign};
+use super::own::{Own, addresses};
+use super::{CONDITION, Heard, Network, is_peered, name, seed};
+use crate::status::{Report, report};
+use ipnet::IpNet;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use liquid_crds::{ConditionUpdate, NetworkStatus, Peer, PodCidr, condition as find_condition};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+/// Pause after a status could not be written.
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
+
+/// Keeps the status of all `Peer`s as it should be.
+pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>) {
+    let mut peers = network.peers.subscribe();
+    let mut own = network.own.subscribe();
+    let mut heard = network.heard.subscribe();
+    loop {
+        let (known, ours) = (peers.borrow_and_update().clone(), own.borrow_and_update().clone());
+        let told = heard.borrow_and_update().clone();
+        let mut failed = false;
+        if let (Some(known), Some(ours)) = (&known, &ours) {
+            let heard = |peer: &Peer| {
+                told.iter().find(|(id, _)| id.as_str() == peer.spec.cluster_id).map(|(_, heard)| heard)
+            };
+            for (peer, wanted) in wanted(known, ours, heard, &pool) {
+                if is_written(peer, &wanted) {
+                    continue;
+                }
+                match write(&client, peer, wanted).await {
+                    Ok(()) => {}
+                    Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                    Err(error) => {
+                        warn!(peer = %name(peer), %error, "status of the network not written; trying again");
+                        failed = true;
+                    }
+                }
+            }
+        }
+        tokio::select! {
+            changed = peers.changed() => if changed.is_err() { return },
+            changed = own.changed() => if changed.is_err() { return },
+            changed = heard.changed() => if changed.is_err() { return },
+            () = sleep(RETRY_PAUSE), if failed => {}
+        }
+    }
+}
+
+/// Without a network, takes away what an earlier installation has written of one.
+pub(super) async fn clear(client: Client, mut peers: watch::Receiver<Option<BTreeMap<String, Peer>>>) {
+    loop {
+        let known = peers.borrow_and_update().clone().unwrap_or_default();
+        let stale = known.values().filter(|peer| {
+            peer.status.as_ref().is_some_and(|status| {
+                status.network.is_some() || find_condition(&status.conditions, CONDITION).is_some()
+            })
+        });
+        let mut failed = false;
+        for peer in stale {
+            // The gateways' part goes too: they are no more.
+            let network = json!({ "metadata": { "uid": peer.metadata.uid }, "status": { "network": null } });
+            let api = Api::<Peer>::all(client.clone());
+            let removed =
+                api.patch_status(&name(peer), &PatchParams::default(), &Patch::Merge(&network)).await;
+            let cleared = match removed {
+                Ok(peer) => report(&client, &peer, &Report::Network(None), Vec::new()).await.map(drop),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = cleared {
+                warn!(peer = %name(peer), %error, "status of the network not taken away; trying again");
+                failed = true;
+            }
+        }
+        tokio::select! {
+            changed = peers.changed() => if changed.is_err() { return },
+            () = sleep(RETRY_PAUSE), if failed => {}
+        }
+    }
+}
+
+/// What one `Peer` should show.
+type Wanted = (Option<NetworkStatus>, Option<ConditionUpdate<'static>>);
+
+/// What each `Peer` should show. Peers that were seen under other prefixes before are settled first.
+fn wanted<'a, 'h>(
+    peers: &'a BTreeMap<String, Peer>,
+    own: &Own,
+    heard: impl Fn(&Peer) -> Option<&'h Heard>,
+    pool: &[IpNet],
+) -> Vec<(&'a Peer, Wanted)> {
+    let endpoints = peers.values().flat_map(|peer| {
+        let link = peer.spec.consume.as_ref().map(|consume| peer.endpoints(consume)).unwrap_or_default();
+        let gateways = peer.status.as_ref().and_then(|status| status.network.as_ref());
+        let gateways = gateways.into_iter().flat_map(|network| &network.gateways);
+        link.into_iter().chain(gateways.flat_map(|gateway| gateway.endpoints.clone()))
+    });
+    let mut outside: Vec<String> = endpoints.collect();
+    for peer in peers.values() {
+        if let Some(Heard::Told(told)) = heard(peer) {
+            outside.extend(told.gateways.iter().flat_map(|gateway| gateway.endpoints.iter().cloned()));
+        }
+    }
+    let reserved = own.reserved.iter().copied().chain(addresses(outside.iter())).collect();
+    let space = Space { reserved, pool: pool.to_vec() };
+
+    let mut claims: BTreeMap<&str, Vec<IpNet>> = peers
+        .iter()
+        .filter(|(_, peer)| is_peered(peer))
+        .map(|(name, peer)| (name.as_str(), claimed(&recorded(peer))))
+        .collect();
+    let (settled, new): (Vec<_>, Vec<_>) = peers.iter().partition(|(_, peer)| !recorded(peer).is_empty());
+    let mut all = Vec::with_capacity(peers.len());
+    for (name, peer) in settled.into_iter().chain(new) {
+        if !is_peered(peer) {
+            all.push((peer, (None, None)));
+            continue;
+        }
+        let others: Vec<IpNet> = claims
+            .iter()
+            .filter(|(other, _)| *other != name)
+            .flat_map(|(_, claims)| claims.iter().copied())
+            .collect();
+        let (wanted, mapped) = of_peer(peer, own, heard(peer), &others, &space);
+        claims.insert(name, claimed(&mapped));
+        all.push((peer, wanted));
+    }
+    all
+}
+
+fn of_peer(
+    peer: &Peer,
+    own: &Own,
+    heard: Option<&Heard>,
+    others: &[IpNet],
+    space: &Space,
+) -> (Wanted, Vec<Mapping>) {
+    let known = recorded(peer);
+    let status = peer.status.as_ref().and_then(|status| status.network.clone());
+    let persisted = || Announcement {
+        pod_cidrs: known.iter().map(|mapping| mapping.real).collect(),
+        gateways: status.as_ref().map(|network| network.gateways.clone()).unwrap_or_default(),
+    };
+    // What a peer told before this process began holds until it says something else.
+    let (theirs, mut trouble) = match heard {
+        Some(Heard::Told(told)) => (told.clone(), None),
+        Some(Heard::Absent(why)) => (Announcement::default(), Some(Trouble::Absent(why))),
+        Some(Heard::Invalid(why)) => (persisted(), Some(Trouble::Invalid(why))),
+        None if known.is_empty() => (persisted(), Some(Trouble::Untold)),
+        None => (persisted(), None),
+    };
+    let (mapped, no_room) = match assign(&theirs.pod_cidrs, &known, others, space, seed(peer)) {
+        Ok(mapped) => (mapped, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    if let Some(why) = &no_room {
+        trouble = trouble.or(Some(Trouble::NoRoom(why)));
+    }
+    let texts = mapped
+        .iter()
+        .map(|mapping| PodCidr { real: mapping.real.to_string(), seen: mapping.seen.to_string() });
+    let network = NetworkStatus {
+        pod_cidrs: texts.collect(),
+        our_pod_cidrs: own.announcement.pod_cidrs.iter().map(ToString::to_string).collect(),
+        gateways: theirs.gateways,
+        // The gateways write these.
+        tunnels: status.map(|network| network.tunnels).unwrap_or_default(),
+    };
+    let update = condition::of(own, Some(&network), trouble);
+    ((Some(NetworkStatus { tunnels: Vec::new(), ..network }), Some(update)), mapped)
+}
+
+/// How the peer was seen so far.
+fn recorded(peer: &Peer) -> Vec<Mapping> {
+    let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
+    let prefixes = network.into_iter().flat_map(|network| &network.pod_cidrs).filter_map(PodCidr::prefixes);
+    prefixes.map(|(real, seen)| Mapping { real, seen }).collect()
+}
+
+fn claimed(mapped: &[Mapping]) -> Vec<IpNet> {
+    mapped.iter().map(Mapping::claims).collect()
+}
+
+fn is_written(peer: &Peer, (network, update): &Wanted) -> bool {
+    let status = peer.status.clone().unwrap_or_default();
+    let written = status.network.map(|network| NetworkStatus { tunnels: Vec::new(), ..network });
+    let written = written.filter(|network| *network != NetworkStatus::default());
+    let wanted = network.clone().filter(|network| *network != NetworkStatus::default());
+    let shown = find_condition(&status.conditions, CONDITION);
+    let said = match (shown, update) {
+        (None, None) => true,
+        (Some(shown), Some(update)) => {
+            let status = if update.status == Some(true) { "True" } else { "False" };
+            (shown.status.as_str(), shown.reason.as_str(), &shown.message)
+                == (status, update.reason, &update.message)
+        }
+        _ => false,
+    };
+    written == wanted && said
+}
+
+async fn write(client: &Client, peer: &Peer, (network, update): Wanted) -> Result<(), kube::Error> {
+    if let (Some(network), Some(update)) = (&network, &update) {
+        info!(peer = %name(peer), reason = update.reason, pods = ?network.pod_cidrs, "network");
+    }
+    report(client, peer, &Report::Network(network), update.into_iter().collect()).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use liquid_crds::{ConsumeSpec, PeerGateway, PeerSpec, PeerStatus};
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn peer(name: &str, seen: &[(&str, &str)]) -> (String, Peer) {
+        let consume = ConsumeSpec {
+            endpoints: vec!["192.0.2.9:7443".to_owned()],
+            ca_sha256: String::new(),
+            join_secret: None,
+            create_virtual_node: true,
+        };
+        let cluster_id = format!("{}0000000-0000-4000-8000-000000000000", name.len());
+        let mut peer = Peer::new(name, PeerSpec { cluster_id, consume: Some(consume), lend: None });
+        let pod_cidrs =
+            seen.iter().map(|(real, seen)| PodCidr { real: (*real).to_owned(), seen: (*seen).to_owned() });
+        let network = NetworkStatus { pod_cidrs: pod_cidrs.collect(), ..NetworkStatus::default() };
+        peer.status = Some(PeerStatus { network: Some(network), ..PeerStatus::default() });
+        (name.to_owned(), peer)
+    }
+
+    fn own() -> Own {
+        Own {
+            announcement: Announcement { pod_cidrs: nets(&["10.244.0.0/24"]), gateways: Vec::new() },
+            reserved: nets(&["10.244.0.0/16"]),
+            ..Own::default()
+        }
+    }
+
+    fn told(pods: &[&str]) -> Heard {
+        Heard::Told(Announcement { pod_cidrs: nets(pods), gateways: Vec::new() })
+    }
+
+    fn seen(all: &[(&Peer, Wanted)], name: &str) -> Vec<String> {
+        let (_, (network, _)) = all.iter().find(|(peer, _)| super::name(peer) == name).unwrap();
+        network.as_ref().unwrap().pod_cidrs.iter().map(|cidr| cidr.seen.clone()).collect()
+    }
+
+    #[test]
+    fn two_peers_with_equal_prefixes_are_seen_apart_and_the_earlier_stays() {
+        let peers = BTreeMap::from([peer("a", &[]), peer("bb", &[("10.1.0.0/16", "10.1.0.0/16")])]);
+        let heard = told(&["10.1.0.0/16"]);
+        let all = wanted(&peers, &own(), |_| Some(&heard), &nets(&["10.192.0.0/10"]));
+        assert_eq!(seen(&all, "bb"), ["10.1.0.0/16"]);
+        assert!(seen(&all, "a")[0].starts_with("10.") && seen(&all, "a") != seen(&all, "bb"));
+    }
+
+    #[test]
+    fn a_peer_that_is_silent_after_a_restart_stays_as_it_was() {
+        let peers = BTreeMap::from([peer("b", &[("10.244.0.0/24", "10.200.0.0/24")])]);
+        let all = wanted(&peers, &own(), |_| None, &nets(&["10.192.0.0/10"]));
+        assert_eq!(seen(&all, "b"), ["10.200.0.0/24"]);
+        let absent = Heard::Absent("none".to_owned());
+        let all = wanted(&peers, &own(), |_| Some(&absent), &nets(&["10.192.0.0/10"]));
+        assert!(seen(&all, "b").is_empty(), "it says itself that it has none");
+    }
+
+    #[test]
+    fn gateways_are_never_behind_their_own_tunnel() {
+        let peers = BTreeMap::from([peer("b", &[])]);
+        let gateway =
+            PeerGateway { public_key: "k".to_owned(), endpoints: vec!["10.1.0.7:51820".to_owned()] };
+        let heard = Heard::Told(Announcement { pod_cidrs: nets(&["10.1.0.0/16"]), gateways: vec![gateway] });
+        let all = wanted(&peers, &own(), |_| Some(&heard), &nets(&["10.192.0.0/10"]));
+        assert_ne!(seen(&all, "b"), ["10.1.0.0/16"]);
+    }
+
+    #[test]
+    fn what_was_written_is_not_written_again() {
+        let peers = BTreeMap::from([peer("b", &[])]);
+        let heard = told(&["10.1.0.0/16"]);
+        let (peer, wanted) = wanted(&peers, &own(), |_| Some(&heard), &[]).remove(0);
+        assert!(!is_written(peer, &wanted));
+        let mut written = peer.clone();
+        let status = written.status.as_mut().unwrap();
+        status.network = wanted.0.clone();
+        let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(k8s_openapi::jiff::Timestamp::now());
+        liquid_crds::set_condition(&mut status.conditions, wanted.1.clone().unwrap(), None, &now);
+        assert!(is_written(&written, &wanted));
+    }
+}
