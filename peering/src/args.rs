@@ -73,7 +73,7 @@ pub(crate) struct NetworkArgs {
 
     /// Address (host:port) under which peers reach the gateway; may be repeated. Without it the address of the load
     /// balancer, or of nodes with the node port, is used
-    #[arg(long = "gateway-advertise", env = "LIQUID_GATEWAY_ADVERTISE", value_delimiter = ',', value_parser = host_port)]
+    #[arg(id = "gateway-advertise", long = "gateway-advertise", env = "LIQUID_GATEWAY_ADVERTISE", value_delimiter = ',', value_parser = host_port)]
     pub(crate) advertise: Vec<String>,
 }
 
