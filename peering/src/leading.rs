@@ -37,11 +37,16 @@ use liquid_runtime::tls::{ReloadableCert, certified_key};
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
+
+/// How long streams of peers may take to end (somebody's exec, say): the next leader waits for it.
+const LINK_DRAIN: Duration = Duration::from_secs(5);
 
 /// Leads until the drain.
 pub(crate) async fn lead(
@@ -96,7 +101,7 @@ pub(crate) async fn lead(
     // Consumers are let in when it is known who they are and what runs for them.
     while health.missing().iter().any(|(part, _)| *part == "peers" || *part == "shadows") {
         tokio::select! {
-            () = tokio::time::sleep(std::time::Duration::from_millis(20)) => {}
+            () = sleep(Duration::from_millis(20)) => {}
             () = drain.requested() => return Ok(()),
         }
     }
@@ -121,19 +126,29 @@ pub(crate) async fn lead(
         endpoints,
         connections,
         network,
+        draining: drain.token(),
     };
-    let sync =
-        SyncService { consumers: consumers.clone(), shadows: shadows.clone(), streams: AtomicU64::new(0) };
+    let sync = SyncService {
+        consumers: consumers.clone(),
+        shadows: shadows.clone(),
+        streams: AtomicU64::new(0),
+        draining: drain.token(),
+    };
     let figures = Figures::new(client.clone(), shadows.clone());
     let kubelet = KubeletService { client, consumers, shadows, figures };
-    server::builder()
+    let serving = server::builder()
         .add_service(EnrollmentServer::new(enrollment).max_decoding_message_size(MAX_UNARY))
         .add_service(PeeringServer::new(peering).max_decoding_message_size(MAX_UNARY))
         .add_service(ReflectionServer::new(sync).max_decoding_message_size(MAX_MESSAGE))
         .add_service(KubeletServer::new(kubelet))
-        .serve_with_incoming_shutdown(server::accept(listener, acceptor), drain.token().cancelled_owned())
-        .await
-        .context("the link endpoint failed")
+        .serve_with_incoming_shutdown(server::accept(listener, acceptor), drain.token().cancelled_owned());
+    tokio::select! {
+        served = serving => served.context("the link endpoint failed"),
+        () = async { drain.requested().await; sleep(LINK_DRAIN).await } => {
+            info!("streams of peers cut off: they go on with the next leader");
+            Ok(())
+        }
+    }
 }
 
 /// Runs `task` until the drain is requested.
@@ -160,7 +175,7 @@ fn issue(cluster: &Cluster, cert: &ReloadableCert) -> Result<()> {
 
 async fn renew(cluster: Arc<Cluster>, cert: Arc<ReloadableCert>) {
     loop {
-        tokio::time::sleep(SERVER_CERTIFICATE_LIFE * 2 / 3).await;
+        sleep(SERVER_CERTIFICATE_LIFE * 2 / 3).await;
         if let Err(error) = issue(&cluster, &cert) {
             warn!(%error, "certificate of the link endpoint not renewed");
         }

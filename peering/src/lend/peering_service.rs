@@ -6,7 +6,7 @@ use super::enrollment::{key_digest, keys};
 use super::shadows::Shadows;
 use crate::cluster::Cluster;
 use crate::network::Network;
-use futures::Stream;
+use futures::{Stream, StreamExt as _};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client};
 use liquid_crds::vocabulary::CONSUMER_KEYS;
@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
@@ -44,6 +45,8 @@ pub(crate) struct PeeringService {
     pub(crate) endpoints: watch::Receiver<Vec<String>>,
     pub(crate) connections: Connections,
     pub(crate) network: Network,
+    /// Cancelled when the process is to end.
+    pub(crate) draining: CancellationToken,
 }
 
 /// Which consumers watch their offers now, for the status of their `Peer`.
@@ -146,7 +149,7 @@ impl Peering for PeeringService {
     ) -> Result<Response<Self::NetworkStream>, Status> {
         let consumer = self.consumers.authorize(request.extensions())?;
         let told = self.network.answer(self.consumers.clone(), consumer, request.into_inner())?;
-        Ok(Response::new(Box::pin(told)))
+        Ok(Response::new(Box::pin(told.take_until(self.draining.clone().cancelled_owned()))))
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {

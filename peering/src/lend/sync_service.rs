@@ -7,6 +7,7 @@ use liquid_link::proto::reflection_server::Reflection;
 use liquid_reflection::ConsumerFrame;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
@@ -15,6 +16,8 @@ pub(crate) struct SyncService {
     pub(crate) consumers: Arc<Consumers>,
     pub(crate) shadows: Shadows,
     pub(crate) streams: AtomicU64,
+    /// Cancelled when the process is to end.
+    pub(crate) draining: CancellationToken,
 }
 
 #[tonic::async_trait]
@@ -36,9 +39,15 @@ impl Reflection for SyncService {
         shadows.connected(id.clone(), consumer.peering, stream, outbox.clone()).await;
         info!(peer = %name, stream, "reflection stream opened");
         let answers = outbox.clone();
+        let draining = self.draining.clone();
         tokio::spawn(async move {
             let end = loop {
-                let frame = match frames.message().await {
+                let message = tokio::select! {
+                    message = frames.message() => message,
+                    // The consumer finds the next leader, and begins with an inventory there.
+                    () = draining.cancelled() => break Status::unavailable("the provider's controller is shutting down"),
+                };
+                let frame = match message {
                     Ok(Some(frame)) => frame,
                     Ok(None) => break Status::ok("the consumer hung up"),
                     Err(status) => break status,

@@ -9,6 +9,7 @@ mod joining;
 mod kubelet_api;
 mod leaving;
 mod manifests;
+mod network;
 mod nodes;
 mod pod_features;
 mod pods;

@@ -2,6 +2,7 @@
 
 use crate::manifests::{FOREVER, deployment, drop_namespace, offloaded};
 use anyhow::Context as _;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt as _};
@@ -153,5 +154,31 @@ async fn what_others_delete_comes_back() -> anyhow::Result<()> {
     home.kubectl.run(["delete", "node", "liquid-provider", "--wait=false"]).await?.ok()?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     home.wait_for_node("liquid-provider", true, SOON).await?;
+    Ok(())
+}
+
+/// Would catch: a leader that goes without giving its lease back, because streams of peers keep it.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs two clusters"]
+async fn a_roll_out_changes_leaders_at_once() -> anyhow::Result<()> {
+    let environment = Environment::open().await?.peered().await?;
+    let (home, provider) = (&environment.home, &environment.provider);
+    let leases: Api<Lease> = Api::namespaced(provider.client.clone(), "liquid-system");
+    let holder = || async {
+        let spec = leases.get("liquid-controller").await?.spec.unwrap_or_default();
+        anyhow::Ok(spec.holder_identity.unwrap_or_default())
+    };
+    let earlier = holder().await?;
+    let started = Instant::now();
+    let restart = ["rollout", "restart", "-n", "liquid-system", "deployment/liquid-controller"];
+    provider.kubectl.run(restart).await?.ok()?;
+    provider
+        .wait("another leader", Duration::from_secs(20), || async {
+            let now = holder().await?;
+            Ok(if now.is_empty() || now == earlier { Look::NotYet(now) } else { Look::Done(()) })
+        })
+        .await?;
+    home.wait_for_node("liquid-provider", true, SOON).await?;
+    println!("another leader, and the node Ready, after {:.1} s", started.elapsed().as_secs_f64());
     Ok(())
 }

@@ -1,0 +1,113 @@
+//! The network between the pods of peered clusters.
+
+use ipnet::Ipv4Net;
+use liquid_crds::{Peer, PodCidr, condition};
+use liquid_scenarios::{Cluster, Environment, Look};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(90);
+const NAMESPACE: &str = "network";
+
+/// Kubernetes' test server, which says by which address it is called (TCP 8080) and answers to UDP 8081.
+const SERVER: &str = r"
+apiVersion: v1
+kind: Pod
+metadata: {name: server, labels: {app: server}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: main
+      image: lab.local/agnhost:1
+      imagePullPolicy: IfNotPresent
+      command: [/agnhost, netexec, --http-port=8080, --udp-port=8081]
+";
+
+/// A pod of a cluster, and how the other cluster sees it.
+struct Server {
+    real: Ipv4Addr,
+    seen: Ipv4Addr,
+}
+
+impl Server {
+    /// The server of `cluster`, as `other` sees it.
+    async fn of(cluster: &Cluster, other: &Cluster) -> anyhow::Result<Self> {
+        let pods = cluster.wait_for_pods(NAMESPACE, "app=server", 1, SOON).await?;
+        let status = pods[0].status.clone().unwrap_or_default();
+        let real: Ipv4Addr = status.pod_ip.unwrap_or_default().parse()?;
+        let prefixes = connected(other, &cluster.name).await?;
+        let translated = prefixes.iter().find_map(|prefix| {
+            let (from, to): (Ipv4Net, Ipv4Net) = (prefix.real.parse().ok()?, prefix.seen.parse().ok()?);
+            let host = u32::from(real) & !u32::from(from.netmask());
+            from.contains(&real).then(|| Ipv4Addr::from(host | u32::from(to.network())))
+        });
+        let seen = translated.unwrap_or_else(|| panic!("{real} is in none of {prefixes:?}"));
+        Ok(Self { real, seen })
+    }
+}
+
+/// Waits until `cluster` says that the network with `peer` is up, and returns under which prefixes it sees its pods.
+async fn connected(cluster: &Cluster, peer: &str) -> anyhow::Result<Vec<PodCidr>> {
+    let peers: kube::Api<Peer> = kube::Api::all(cluster.client.clone());
+    cluster
+        .wait(&format!("network with {peer}"), SOON, || async {
+            let status = peers.get(peer).await?.status.unwrap_or_default();
+            Ok(match (condition(&status.conditions, "NetworkReady"), status.network) {
+                (Some(said), Some(network)) if said.status == "True" => Look::Done(network.pod_cidrs),
+                (said, _) => {
+                    Look::NotYet(said.map_or("nothing said".to_owned(), |said| said.message.clone()))
+                }
+            })
+        })
+        .await
+}
+
+async fn call(from: &Cluster, script: &str) -> anyhow::Result<String> {
+    let output = from.kubectl.run(["exec", "-n", NAMESPACE, "server", "--", "sh", "-c", script]).await?;
+    Ok(format!("{}{}", output.out, output.err))
+}
+
+/// Would catch: pods that do not reach pods of a peer with the same prefixes, one direction or protocol that works without
+/// the other, sources that lead back to somebody else, and routes that outlive the peering.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs two clusters"]
+async fn pods_reach_each_other_although_both_clusters_use_the_same_addresses() -> anyhow::Result<()> {
+    let environment = Environment::open().await?.peered().await?;
+    let (home, provider) = (&environment.home, &environment.provider);
+    for cluster in [home, provider] {
+        cluster.delete_namespace(NAMESPACE).await?;
+        cluster.create_namespace(NAMESPACE).await?;
+        cluster.apply(NAMESPACE, SERVER).await?;
+    }
+    let (at_home, at_provider) = (Server::of(home, provider).await?, Server::of(provider, home).await?);
+    for (from, caller, called) in [(home, &at_home, &at_provider), (provider, &at_provider, &at_home)] {
+        assert_ne!(called.real, called.seen, "the clusters of the lab overlap");
+        let tcp = format!("timeout 5 wget -q -O - http://{}:8080/clientip", called.seen);
+        from.wait(&format!("{} answers", called.seen), SOON, || async {
+            let answer = call(from, &tcp).await?;
+            // The called side sees the caller under the address it can answer to.
+            Ok(if answer.starts_with(&format!("{}:", caller.seen)) {
+                Look::Done(())
+            } else {
+                Look::NotYet(answer)
+            })
+        })
+        .await?;
+        let udp =
+            format!("/agnhost connect --protocol udp --timeout 3s {}:8081 && echo reached", called.seen);
+        let answer = call(from, &udp).await?;
+        assert!(answer.contains("reached"), "{answer}");
+    }
+
+    home.liquidctl.run(["unpeer", "provider"]).await?.ok()?;
+    let tcp = format!("/agnhost connect --timeout 2s {}:8080 && echo reached", at_provider.seen);
+    home.wait(&format!("{} answers no more", at_provider.seen), SOON, || async {
+        let answer = call(home, &tcp).await?;
+        Ok(if answer.contains("reached") { Look::NotYet(answer) } else { Look::Done(()) })
+    })
+    .await?;
+    for cluster in [home, provider] {
+        cluster.delete_namespace(NAMESPACE).await?;
+    }
+    Ok(())
+}
