@@ -4,8 +4,8 @@ use crate::manifests::{FOREVER, drop_namespace, offloaded, pod};
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::Api;
-use kube::api::{Patch, PatchParams};
-use liquid_crds::Peer;
+use kube::api::{ListParams, Patch, PatchParams};
+use liquid_crds::{Peer, ShadowPod};
 use liquid_scenarios::{Cluster, Environment, Look};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -62,7 +62,23 @@ async fn wait_for(home: &Cluster, name: &str, wanted: &str, limit: Duration) -> 
 async fn a_consumer_gets_what_it_is_lent_and_no_more() -> anyhow::Result<()> {
     let environment = Environment::open().await?.peered().await?;
     let (home, provider) = (&environment.home, &environment.provider);
+    // What earlier scenarios have left to end counts, too.
+    provider
+        .wait("nothing of home", SOON, || async {
+            let shadows: Api<ShadowPod> = Api::all(provider.client.clone());
+            let left = shadows.list_metadata(&ListParams::default()).await?.items.len();
+            Ok(if left == 0 { Look::Done(()) } else { Look::NotYet(format!("{left} pods")) })
+        })
+        .await?;
     offloaded(home, "quota").await?;
+    let course = course(home, provider).await;
+    // Others would not get what they need.
+    limit(provider, Value::Null).await?;
+    course?;
+    drop_namespace(home, "quota").await
+}
+
+async fn course(home: &Cluster, provider: &Cluster) -> anyhow::Result<()> {
     limit(provider, json!({ "cpu": "100m" })).await?;
 
     home.apply("quota", &bound("first", UNTIL_TOLD, "60m")).await?;
@@ -124,7 +140,5 @@ async fn a_consumer_gets_what_it_is_lent_and_no_more() -> anyhow::Result<()> {
     }
     limit(provider, json!({ "cpu": "90m" })).await?;
     wait_for(home, "patient", "Running", AT_ONCE).await?;
-
-    limit(provider, Value::Null).await?;
-    drop_namespace(home, "quota").await
+    Ok(())
 }
