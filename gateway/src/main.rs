@@ -10,37 +10,27 @@ use clap::Parser as _;
 use liquid_gateway::io::tun::Tun;
 use liquid_gateway::io::udp::Udp;
 use liquid_gateway::io::worker::{self, Worker};
-use liquid_runtime::drain::{DRAIN_DEADLINE, Drain};
-use liquid_runtime::health::{Health, Part};
-use liquid_runtime::{admin, metrics as process_metrics, telemetry, tls};
+use liquid_runtime::admin;
+use liquid_runtime::drain::DRAIN_DEADLINE;
+use liquid_runtime::health::Part;
+use liquid_runtime::process::{self, Process};
 use metrics::Reports;
 use source::cluster::ClusterSource;
 use source::file::FileSource;
 use source::{Device, Source};
 use std::process::ExitCode;
 use tokio::sync::oneshot;
-use tracing::{error, info};
+use tracing::info;
 
 /// The data path has a thread of its own; this one serves metrics and reads the configuration.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    match run(args).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            error!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    process::exit_code(run(args).await)
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
-    tls::install_crypto_provider();
-    let log = telemetry::init(&args.admin.log)?;
-    let drain = Drain::default();
-    drain.on_signals()?;
-    let mut registry = process_metrics::registry("liquid-gateway");
-    let health = Health::default();
+    let Process { log, drain, mut registry, health } = Process::begin("liquid-gateway", &args.admin.log)?;
     let forwarding = health.part("data path", "not begun");
     let reports = Reports::default();
     registry.register_collector(Box::new(reports.clone()));

@@ -12,25 +12,19 @@ use liquid_fabric::probe::task::{self, Aim, Measured};
 use liquid_fabric::reconcile::{Reconciler, bring};
 use liquid_fabric::state::Desired;
 use liquid_fabric::topology::{Place, Settings};
-use liquid_runtime::drain::{DRAIN_DEADLINE, Drain};
-use liquid_runtime::health::Health;
-use liquid_runtime::{admin, metrics as process_metrics, telemetry, tls};
+use liquid_runtime::drain::DRAIN_DEADLINE;
+use liquid_runtime::process::{self, Process};
+use liquid_runtime::{admin, telemetry};
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 use tokio::sync::watch;
-use tracing::{error, info};
+use tracing::info;
 
 /// One thread: the kernel answers at once, and there is little to do.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    match run(args).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            error!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    process::exit_code(run(args).await)
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
@@ -67,19 +61,14 @@ async fn work(
     about: ObjectReference,
     args: SharedArgs,
 ) -> anyhow::Result<()> {
-    tls::install_crypto_provider();
-    let log = telemetry::init(&args.admin.log)?;
-    let drain = Drain::default();
-    drain.on_signals()?;
+    let Process { log, drain, mut registry, health } = Process::begin("liquid-fabric", &args.admin.log)?;
     let settings = Settings::from(args.overlay);
     let kernel = Kernel::open(&settings)?;
     let monitor = Monitor::open(&settings)?;
 
-    let mut registry = process_metrics::registry("liquid-fabric");
     let metrics = Metrics::register(&mut registry);
     let measured = Measured::default();
     registry.register_collector(Box::new(Probes(measured.clone())));
-    let health = Health::default();
     let ready = health.part("overlay", "reading Peers, Nodes and gateway pods");
     admin::serve(&args.admin, health, registry, log, &drain).await?;
 

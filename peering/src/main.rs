@@ -17,34 +17,22 @@ mod webhook;
 
 use args::Args;
 use clap::Parser as _;
-use liquid_runtime::drain::{DRAIN_DEADLINE, Drain};
-use liquid_runtime::health::Health;
+use liquid_runtime::admin;
+use liquid_runtime::drain::DRAIN_DEADLINE;
 use liquid_runtime::leader::Candidate;
-use liquid_runtime::{admin, metrics as process_metrics, telemetry, tls};
+use liquid_runtime::process::{self, Process};
 use std::process::ExitCode;
-use tracing::error;
 
 /// Two workers: one may be busy with JSON while the other moves bytes.
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    match run(args).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            error!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    process::exit_code(run(args).await)
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
-    tls::install_crypto_provider();
-    let log = telemetry::init(&args.admin.log)?;
-    let drain = Drain::default();
-    drain.on_signals()?;
-    let mut registry = process_metrics::registry("liquid-controller");
+    let Process { log, drain, mut registry, health } = Process::begin("liquid-controller", &args.admin.log)?;
     let metrics = metrics::Metrics::register(&mut registry);
-    let health = Health::default();
     admin::serve(&args.admin, health.clone(), registry, log, &drain).await?;
     let client = kube::Client::try_default().await?;
 

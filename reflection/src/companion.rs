@@ -10,8 +10,8 @@ const FOREIGN_SECRETS: [&str; 2] = ["kubernetes.io/service-account-token", "boot
 /// Every cluster has a ConfigMap of this name of its own in every namespace: who its API server is.
 const ROOT_CA: &str = "kube-root-ca.crt";
 
-/// Annotations that belong to the object at home alone.
-const HOME_ANNOTATIONS: [&str; 1] = ["kubectl.kubernetes.io/last-applied-configuration"];
+/// Annotations that belong to an object at home alone, whatever its kind.
+pub const HOME_ANNOTATIONS: [&str; 1] = ["kubectl.kubernetes.io/last-applied-configuration"];
 
 /// Fields of a Service that are left to the provider, and why.
 const SERVICE_LEFT: [(&str, &str); 12] = [

@@ -1,5 +1,6 @@
 //! Waiting times between tries that never give up for good.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::Duration;
 
 /// Exponential waiting times from `first` to `cap`, doubling, with a spread of a quarter so that many
@@ -30,6 +31,11 @@ impl Backoff {
         let percent = u32::try_from(entropy % 26).unwrap_or(0);
         doubled - doubled * percent / 100
     }
+}
+
+/// A number that differs between waiters, for [`Backoff::next`].
+pub fn entropy() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ pub mod exposition;
 pub mod health;
 pub mod leader;
 pub mod metrics;
+pub mod process;
 pub mod telemetry;
 pub mod tls;
 pub mod watch;

@@ -86,6 +86,12 @@ async fn aimed(aims: &mut watch::Receiver<Aim>, port: u16) -> Option<(Aim, UdpSo
     }
 }
 
+/// Takes the newest aim; whether it needs another socket.
+fn retarget(aim: &mut Aim, aims: &mut watch::Receiver<Aim>) -> bool {
+    let before = std::mem::replace(aim, aims.borrow_and_update().clone());
+    before.socket() != aim.socket()
+}
+
 /// On a node: probes the gateways for ever, and tells which are dead.
 pub async fn probe(
     mut aims: watch::Receiver<Aim>,
@@ -119,10 +125,7 @@ pub async fn probe(
                     if changed.is_err() {
                         return;
                     }
-                    let new = aims.borrow_and_update().clone();
-                    let reopen = new.socket() != aim.socket();
-                    aim = new;
-                    if reopen {
+                    if retarget(&mut aim, &mut aims) {
                         break;
                     }
                 }
@@ -160,10 +163,7 @@ pub async fn answer(mut aims: watch::Receiver<Aim>, port: u16) {
                     if changed.is_err() {
                         return;
                     }
-                    let new = aims.borrow_and_update().clone();
-                    let reopen = new.socket() != aim.socket();
-                    aim = new;
-                    if reopen {
+                    if retarget(&mut aim, &mut aims) {
                         break;
                     }
                 }

@@ -12,9 +12,8 @@ use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::vocabulary::{ENDED_BY_PROVIDER, FINALIZER_CONSUME, credentials_secret};
 use liquid_crds::{ConditionUpdate, ConsumeSpec, ConsumeStatus, Peer};
 use liquid_link::proto::peering_client::PeeringClient;
-use liquid_runtime::backoff::Backoff;
+use liquid_runtime::backoff::{Backoff, entropy};
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,7 +135,7 @@ impl Task {
                     backoff.reset();
                 }
                 Next::Pause => {
-                    let pause = backoff.next(RandomState::new().build_hasher().finish());
+                    let pause = backoff.next(entropy());
                     tokio::select! {
                         () = sleep(pause) => {}
                         changed = self.wait_for_change(&peer) => if changed.is_err() { return },

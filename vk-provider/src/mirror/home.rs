@@ -11,10 +11,9 @@ use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Api, Client};
 use liquid_reflection::Kind;
 use liquid_reflection::frame::{Ref, Refusal};
-use liquid_runtime::backoff::Backoff;
+use liquid_runtime::backoff::{Backoff, entropy};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -120,7 +119,7 @@ impl Home {
                 let Some(slot) = self.slots.get_mut(&target) else { return };
                 if !left.is_empty() {
                     slot.work = left.followed_by(std::mem::take(&mut slot.work));
-                    let pause = slot.backoff.next(RandomState::new().build_hasher().finish());
+                    let pause = slot.backoff.next(entropy());
                     let done = self.done.clone();
                     tokio::spawn(async move {
                         sleep(pause).await;

@@ -12,8 +12,7 @@ use liquid_link::proto;
 use liquid_link::proto::reflection_client::ReflectionClient;
 use liquid_link::tls::{ClientCredentials, client_config};
 use liquid_reflection::ProviderFrame;
-use liquid_runtime::backoff::Backoff;
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use liquid_runtime::backoff::{Backoff, entropy};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
@@ -188,7 +187,7 @@ impl Keeper {
                     self.state.send_replace(Link::Down(why));
                 }
             }
-            let pause = backoff.next(RandomState::new().build_hasher().finish());
+            let pause = backoff.next(entropy());
             tokio::select! {
                 () = sleep(pause) => {}
                 changed = self.provider.changed() => {

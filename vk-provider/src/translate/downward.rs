@@ -3,9 +3,10 @@
 //! Values that differ in the provider travel as annotations of the shadow, and references are turned to these. They
 //! stay references: a volume shows a label that is changed at home within a minute or so, as anywhere.
 
-use super::{HOME_ANNOTATIONS, OWN_PREFIX, each_container, list_mut};
+use super::{OWN_PREFIX, each_container, list_mut};
 use liquid_crds::vocabulary::{HOME_VALUE, MANAGED_BY};
 use liquid_link::digest::Hash;
+use liquid_reflection::companion::HOME_ANNOTATIONS;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 

@@ -15,6 +15,7 @@ mod table;
 pub(crate) use references::{Reference, references};
 
 use liquid_crds::vocabulary::VIRTUAL_NODE_TAINT;
+use liquid_reflection::companion::HOME_ANNOTATIONS;
 use liquid_reflection::frame::Refusal;
 use serde_json::{Map, Value, json};
 
@@ -42,9 +43,6 @@ const TOKEN_VOLUME: &str = "kube-api-access-";
 
 /// Prefix of labels and annotations that Liquid sets, on each side its own.
 const OWN_PREFIX: &str = "liquid.mesh/";
-
-/// Annotations that belong to the object at home alone.
-const HOME_ANNOTATIONS: [&str; 1] = ["kubectl.kubernetes.io/last-applied-configuration"];
 
 /// Makes the body of the shadow of `pod` (as the API server of home has it).
 ///
@@ -112,6 +110,10 @@ fn each_container(spec: &mut Map<String, Value>, mut change: impl FnMut(&mut Val
 
 fn list_mut<'a>(value: &'a mut Value, pointer: &str) -> impl Iterator<Item = &'a mut Value> {
     value.pointer_mut(pointer).and_then(Value::as_array_mut).into_iter().flatten()
+}
+
+fn items<'a>(value: &'a Value, list: &str) -> impl Iterator<Item = &'a Value> {
+    value.get(list).and_then(Value::as_array).into_iter().flatten()
 }
 
 fn name_of(value: &Value) -> &str {

@@ -1,6 +1,6 @@
 //! Which ConfigMaps and Secrets a pod refers to.
 
-use super::{TOKEN_VOLUME, name_of};
+use super::{TOKEN_VOLUME, items, name_of};
 use liquid_reflection::Kind;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -39,10 +39,6 @@ pub(crate) fn references(spec: &Value) -> BTreeSet<Reference> {
         note(Kind::Secret, Some(secret), "name");
     }
     found
-}
-
-fn items<'a>(value: &'a Value, list: &str) -> impl Iterator<Item = &'a Value> {
-    value.get(list).and_then(Value::as_array).into_iter().flatten()
 }
 
 #[cfg(test)]

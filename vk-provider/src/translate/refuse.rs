@@ -1,6 +1,6 @@
 //! What cannot work in another cluster (yet), and is refused with a reason instead of failing there obscurely.
 
-use super::{TOKEN_VOLUME, name_of};
+use super::{TOKEN_VOLUME, items, name_of};
 use liquid_reflection::frame::Refusal;
 use serde_json::Value;
 
@@ -87,10 +87,6 @@ fn check_volume(volume: &Value) -> Result<(), Refusal> {
         }
     }
     Ok(())
-}
-
-fn items<'a>(value: &'a Value, list: &str) -> impl Iterator<Item = &'a Value> {
-    value.get(list).and_then(Value::as_array).into_iter().flatten()
 }
 
 fn refusal(message: &str) -> Refusal {

@@ -17,10 +17,10 @@ use liquid_link::digest::Hash;
 use liquid_reflection::frame::{ProviderFrame, Ref, Refusal};
 use liquid_reflection::provider::{Action, Deleted, Instance, Outcome, Record, StatusFound, Step};
 use liquid_reflection::{ConsumerFrame, Key, Kind, Provider, SetRef, Uid};
+use liquid_runtime::backoff::entropy;
 use liquid_runtime::health::Part;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -517,7 +517,7 @@ impl Actor {
                     self.metrics.steps_failed(&refusal.reason);
                     debug!(%cluster, key = %target.key, reason = %refusal.reason, message = %refusal.message, "step failed");
                 }
-                let entropy = RandomState::new().build_hasher().finish();
+                let entropy = entropy();
                 self.with(&cluster, |lent| {
                     lent.held = lent.held.saturating_sub(held);
                     if target.set.kind == Kind::Pod {

@@ -1,12 +1,11 @@
 //! Companions of pods: ConfigMaps, Secrets and Services in shadow namespaces.
 
-use super::objects::{Owned, annotation, hash_of, label, object_uid, origin, owner_labels, strings, version};
+use super::objects::{Owned, label, origin, owner_labels, read_record, strings};
 use super::steps::{Job, RequestError, call, delete, only, refusal, request, typed};
 use crate::lend::consumers::Consumer;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
-use kube::api::{ApiResource, DynamicObject, PostParams};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, PostParams};
 use liquid_crds::vocabulary::{HASH, ORIGIN_NAMESPACE, ORIGIN_UID};
 use liquid_link::digest::Hash;
 use liquid_reflection::companion::{is_reflected, portable};
@@ -17,30 +16,17 @@ use serde_json::{Value, json};
 
 /// How the API server calls companions of this kind.
 pub(super) fn resource(kind: Kind) -> ApiResource {
-    match kind {
-        Kind::Secret => ApiResource::erase::<Secret>(&()),
-        Kind::Service => ApiResource::erase::<Service>(&()),
-        Kind::ConfigMap | Kind::Namespace | Kind::Pod => ApiResource::erase::<ConfigMap>(&()),
-    }
+    ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", kind.as_str()))
 }
 
 /// Reads a companion; `None` if it is not one of ours.
 pub(super) fn read(kind: Kind, meta: &ObjectMeta) -> Option<Owned<Record>> {
     let namespace = label(meta, ORIGIN_NAMESPACE)?;
-    let what = Record {
-        object: object_uid(meta),
-        version: version(meta),
-        home: Uid::from(annotation(meta, ORIGIN_UID)?),
-        hash: hash_of(annotation(meta, HASH)?),
-        terminating: meta.deletion_timestamp.is_some(),
-        finished: false,
-        status: None,
-    };
     Some(Owned {
         cluster: origin(meta)?,
         set: SetRef::companions(kind, namespace),
         key: Key::new(namespace, meta.name.as_deref()?),
-        what,
+        what: read_record(meta)?,
     })
 }
 

@@ -111,7 +111,12 @@ pub(super) fn hash_of(text: &str) -> Hash {
 pub(crate) fn read_namespace(meta: &ObjectMeta) -> Option<Owned<Record>> {
     let cluster = origin(meta)?;
     let home = label(meta, ORIGIN_NAMESPACE)?;
-    let what = Record {
+    Some(Owned { cluster, set: SetRef::namespaces(), key: Key::new("", home), what: read_record(meta)? })
+}
+
+/// The record of an object that says in its annotations what it stands for.
+pub(super) fn read_record(meta: &ObjectMeta) -> Option<Record> {
+    Some(Record {
         object: object_uid(meta),
         version: version(meta),
         home: Uid::from(annotation(meta, ORIGIN_UID)?),
@@ -119,8 +124,7 @@ pub(crate) fn read_namespace(meta: &ObjectMeta) -> Option<Owned<Record>> {
         terminating: meta.deletion_timestamp.is_some(),
         finished: false,
         status: None,
-    };
-    Some(Owned { cluster, set: SetRef::namespaces(), key: Key::new("", home), what })
+    })
 }
 
 /// Reads a ShadowPod; `None` if it lacks the labels of one.

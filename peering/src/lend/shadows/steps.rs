@@ -17,10 +17,9 @@ use liquid_link::digest::Hash;
 use liquid_reflection::frame::{Ref, Refusal};
 use liquid_reflection::provider::{Instance, Outcome, Record, StatusFound, Step};
 use liquid_reflection::{Kind, Uid};
-use liquid_runtime::backoff::Backoff;
+use liquid_runtime::backoff::{Backoff, entropy};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -345,7 +344,7 @@ pub(super) async fn read_status(
             Ok(found) => return Some(found),
             Err(refusal) => debug!(key = %target.key, message = %refusal.message, "status not read"),
         }
-        tokio::time::sleep(backoff.next(RandomState::new().build_hasher().finish())).await;
+        tokio::time::sleep(backoff.next(entropy())).await;
     }
     None
 }

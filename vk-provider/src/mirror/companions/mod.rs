@@ -11,8 +11,7 @@ use crate::request::within;
 use crate::translate::Reference;
 use bytes::Bytes;
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
-use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, PartialObjectMeta};
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use liquid_crds::{ConfigurationReflection, Reflection, ServiceReflection};
@@ -20,11 +19,10 @@ use liquid_link::digest::Hash;
 use liquid_reflection::companion::{is_reflected, portable};
 use liquid_reflection::frame::{Ref, Refusal, Wanted};
 use liquid_reflection::{Consumer, Key, Kind, SetRef, Uid};
-use liquid_runtime::backoff::Backoff;
+use liquid_runtime::backoff::{Backoff, entropy};
 use liquid_runtime::watch::{Change, changes_of};
 use references::{Companion, References};
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
@@ -387,14 +385,10 @@ async fn get(client: Client, (kind, key): &Companion) -> Option<DynamicObject> {
             }
             Err(error) => warn!(kind = kind.as_str(), %key, %error, "not read; trying again"),
         }
-        sleep(backoff.next(RandomState::new().build_hasher().finish())).await;
+        sleep(backoff.next(entropy())).await;
     }
 }
 
 fn resource(kind: Kind) -> ApiResource {
-    match kind {
-        Kind::Secret => ApiResource::erase::<Secret>(&()),
-        Kind::Service => ApiResource::erase::<Service>(&()),
-        Kind::ConfigMap | Kind::Namespace | Kind::Pod => ApiResource::erase::<ConfigMap>(&()),
-    }
+    ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", kind.as_str()))
 }
