@@ -1,5 +1,6 @@
 //! The consumer half: knows what is wanted, and how far the provider is with it.
 
+use crate::addresses::Prefixes;
 use crate::frame::{self, ConsumerFrame, ProviderFrame, Ref, Refusal, Wanted};
 use crate::key::{Key, SetRef, Uid};
 use bytes::Bytes;
@@ -101,6 +102,8 @@ struct Set {
 pub struct Consumer {
     sets: BTreeMap<SetRef, Set>,
     connected: bool,
+    /// How this side sees the addresses of the provider's pods.
+    prefixes: Prefixes,
     /// Bodies sent and not answered.
     in_flight: usize,
     /// Objects whose body waits for its turn.
@@ -168,6 +171,13 @@ impl Consumer {
             member.progress = Progress::Queued;
             self.in_flight = self.in_flight.saturating_sub(1);
             self.queue.insert((target.set.clone(), target.key.clone()));
+        }
+    }
+
+    /// This is how this side sees the addresses of the provider's pods.
+    pub fn see_addresses(&mut self, prefixes: Prefixes) {
+        if std::mem::replace(&mut self.prefixes, prefixes) != self.prefixes {
+            self.send_prefixes();
         }
     }
 
@@ -318,6 +328,9 @@ impl Consumer {
     pub fn connected(&mut self) {
         self.disconnected();
         self.connected = true;
+        if !self.prefixes.is_empty() {
+            self.send_prefixes();
+        }
         self.send_sets();
         let sets: Vec<SetRef> = self.sets.keys().cloned().collect();
         for set in sets {
@@ -486,6 +499,12 @@ impl Consumer {
             self.in_flight += 1;
             let target = Ref { set, key, uid: member.uid.clone() };
             self.actions.push_back(Action::SendBody { target, hash });
+        }
+    }
+
+    fn send_prefixes(&mut self) {
+        if self.connected {
+            self.actions.push_back(Action::Send(ConsumerFrame::Addresses(self.prefixes.clone())));
         }
     }
 

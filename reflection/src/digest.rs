@@ -1,7 +1,9 @@
 //! Digests of JSON, computed alike on both sides.
 
+use crate::addresses::Prefixes;
 use liquid_link::digest::Hash;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+use std::net::IpAddr;
 
 /// Digest of a JSON value. Objects are compared by content, not by the order of their fields: serde_json keeps
 /// them sorted.
@@ -10,7 +12,7 @@ pub fn json(value: &Value) -> Hash {
 }
 
 /// Fields of a pod's status that the provider's kubelet decides and the consumer shows as they are. What a side
-/// has of its own (addresses, node names, conditions of other controllers) does not count.
+/// has of its own (node names, conditions of other controllers) does not count.
 const STATUS_FIELDS: [&str; 11] = [
     "phase",
     "reason",
@@ -38,7 +40,7 @@ pub const STATUS_CONDITIONS: [&str; 6] = [
 /// Of these, conditions that are there while something is under way (KEP-1287), and then are not.
 pub const PASSING_CONDITIONS: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
 
-/// The part of a pod's status that both sides share.
+/// The part of a pod's status that both sides share, but for its addresses.
 pub fn shared_pod_status(status: &Value) -> Value {
     let mut shared = Map::new();
     for field in STATUS_FIELDS {
@@ -68,10 +70,73 @@ fn shared_condition(condition: &Value) -> Value {
     condition
 }
 
-/// Digest of the shared part of a pod's status; `None` if nothing was reported yet.
+/// Addresses a pod can have: one of each family.
+const MAX_ADDRESSES: usize = 2;
+
+/// A pod's status, as far as both sides share it, in brief. Addresses are apart: each side has its own view of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatusDigest {
+    rest: Hash,
+    addresses: [Option<IpAddr>; MAX_ADDRESSES],
+}
+
+impl StatusDigest {
+    /// That of `status`; `None` if nothing was reported yet.
+    pub fn of(status: &Value) -> Option<Self> {
+        let shared = shared_pod_status(status);
+        shared.get("phase")?;
+        let mut addresses = [None; MAX_ADDRESSES];
+        for (place, address) in addresses.iter_mut().zip(pod_addresses(status)) {
+            *place = Some(address);
+        }
+        Some(Self { rest: json(&shared), addresses })
+    }
+
+    /// As the side with the pod at home sees it, to which the addresses here are those of `prefixes`.
+    pub fn seen(&self, prefixes: &Prefixes) -> Hash {
+        self.with(self.addresses.iter().flatten().filter_map(|address| prefixes.seen(*address)))
+    }
+
+    /// As it is.
+    fn unchanged(&self) -> Hash {
+        self.with(self.addresses.iter().flatten().copied())
+    }
+
+    fn with(&self, addresses: impl Iterator<Item = IpAddr>) -> Hash {
+        let addresses: Vec<String> = addresses.map(|address| address.to_string()).collect();
+        // Without a network between the clusters there are none, and nothing to add.
+        if addresses.is_empty() { self.rest } else { json(&json!([self.rest.to_string(), addresses])) }
+    }
+}
+
+impl From<Hash> for StatusDigest {
+    /// A status without addresses.
+    fn from(rest: Hash) -> Self {
+        Self { rest, addresses: [None; MAX_ADDRESSES] }
+    }
+}
+
+/// Digest of the status of a pod at home; `None` if nothing was reported yet.
 pub fn pod_status(status: &Value) -> Option<Hash> {
-    let shared = shared_pod_status(status);
-    shared.get("phase").is_some().then(|| json(&shared))
+    StatusDigest::of(status).map(|status| status.unchanged())
+}
+
+/// The addresses in a pod's status, in their order.
+pub fn pod_addresses(status: &Value) -> impl Iterator<Item = IpAddr> {
+    let listed = status.get("podIPs").and_then(Value::as_array).into_iter().flatten();
+    listed.filter_map(|entry| entry.get("ip")?.as_str()?.parse().ok()).take(MAX_ADDRESSES)
+}
+
+/// Puts other addresses into a pod's status.
+pub fn set_pod_addresses(status: &mut Value, addresses: &[IpAddr]) {
+    let Some(status) = status.as_object_mut() else { return };
+    status.remove("podIP");
+    status.remove("podIPs");
+    if let Some(first) = addresses.first() {
+        status.insert("podIP".to_owned(), json!(first));
+        let all: Vec<Value> = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
+        status.insert("podIPs".to_owned(), all.into());
+    }
 }
 
 #[cfg(test)]
@@ -80,22 +145,44 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn own_addresses_and_foreign_conditions_do_not_count() {
+    fn nodes_and_foreign_conditions_do_not_count() {
         let remote = json!({
-            "phase": "Running", "podIP": "10.244.1.7", "hostIP": "192.0.2.1", "observedGeneration": 2,
+            "phase": "Running", "hostIP": "192.0.2.1", "observedGeneration": 2,
             "conditions": [
                 {"type": "Ready", "status": "True", "observedGeneration": 2},
                 {"type": "PodScheduled", "status": "True"},
             ],
         });
         let home = json!({
-            "phase": "Running", "podIP": "100.64.1.7", "hostIP": "198.51.100.1",
+            "phase": "Running", "hostIP": "198.51.100.1",
             "conditions": [
                 {"type": "example.org/gate", "status": "True"},
                 {"type": "Ready", "status": "True", "observedGeneration": 1, "lastProbeTime": null},
             ],
         });
         assert_eq!(pod_status(&remote), pod_status(&home));
+    }
+
+    #[test]
+    fn addresses_count_as_home_sees_them() {
+        let status = |ips: &[&str]| {
+            let mut status = json!({"phase": "Running", "podIP": "old", "podIPs": [{"ip": "192.0.2.9"}]});
+            let addresses: Vec<IpAddr> = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+            set_pod_addresses(&mut status, &addresses);
+            assert_eq!(pod_addresses(&status).collect::<Vec<_>>(), addresses);
+            assert_eq!(status["podIP"].as_str(), ips.first().copied());
+            status
+        };
+        let prefixes = |pairs: &[(&str, &str)]| {
+            Prefixes::new(pairs.iter().map(|(real, seen)| (real.parse().unwrap(), seen.parse().unwrap())))
+        };
+        let remote = StatusDigest::of(&status(&["10.244.1.7", "fd00:1::7"])).unwrap();
+        let both = prefixes(&[("10.244.0.0/16", "100.64.0.0/16"), ("fd00:1::/64", "fd00:1::/64")]);
+        assert_eq!(Some(remote.seen(&both)), pod_status(&status(&["100.64.1.7", "fd00:1::7"])));
+        let one = prefixes(&[("10.244.0.0/16", "100.64.0.0/16")]);
+        assert_eq!(Some(remote.seen(&one)), pod_status(&status(&["100.64.1.7"])));
+        assert_eq!(Some(remote.seen(&Prefixes::default())), pod_status(&status(&[])));
+        assert_ne!(remote.seen(&one), remote.seen(&Prefixes::default()));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the two halves say to each other. The peer link delivers frames of one stream in order and at most
 //! once; when a stream breaks, everything in flight is lost and the consumer starts a new one.
 
+use crate::addresses::Prefixes;
 use crate::key::{Key, SetRef, Uid};
 use bytes::Bytes;
 use liquid_link::digest::Hash;
@@ -11,6 +12,9 @@ pub enum ConsumerFrame {
     /// The sets the consumer has; those not named are given up. First frame of a stream, and again whenever a
     /// set comes or goes.
     Sets(Vec<SetRef>),
+    /// How the consumer sees the addresses of the provider's pods: statuses have them so. Before the first one, and for
+    /// pods outside of these prefixes, they have none.
+    Addresses(Prefixes),
     /// Part of what a set holds. With `complete`, members no part has named are given up. A part after that only says
     /// which statuses its entries have by now.
     Inventory {

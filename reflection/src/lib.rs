@@ -11,6 +11,7 @@
 //! - an object at home is finished off only when the provider said that nothing of it exists any more;
 //! - when everything has calmed down, the provider holds exactly what the consumer wants.
 
+pub mod addresses;
 pub mod companion;
 pub mod consumer;
 pub mod digest;
@@ -19,6 +20,7 @@ pub mod key;
 pub mod provider;
 pub mod wire;
 
+pub use addresses::Prefixes;
 pub use consumer::Consumer;
 pub use frame::{ConsumerFrame, ProviderFrame};
 pub use key::{Key, Kind, SetRef, Uid};

@@ -11,6 +11,7 @@ mod state;
 
 pub use state::{Action, Deleted, Instance, Outcome, Record, StatusFound, Step};
 
+use crate::addresses::Prefixes;
 use crate::frame::{ConsumerFrame, ProviderFrame, Ref, Refusal, Wanted};
 use crate::key::{Key, SetRef};
 use decide::{Decision, decide};
@@ -36,6 +37,8 @@ pub const MAX_SETS: usize = 20_000;
 pub struct Provider {
     members: BTreeMap<(SetRef, Key), Member>,
     connected: bool,
+    /// How the consumer sees the addresses of pods, as it has said in this stream.
+    prefixes: Prefixes,
     paused: bool,
     /// The sets of this stream.
     named: BTreeSet<SetRef>,
@@ -96,6 +99,11 @@ impl Provider {
         Some((member.record.as_ref(), member.instance.as_ref()))
     }
 
+    /// How the consumer sees the addresses of pods.
+    pub fn prefixes(&self) -> &Prefixes {
+        &self.prefixes
+    }
+
     /// Every object that is known, with its record and its instance.
     pub fn objects(&self) -> impl Iterator<Item = (&SetRef, &Key, Option<&Record>, Option<&Instance>)> {
         self.members
@@ -112,6 +120,7 @@ impl Provider {
     /// The stream is lost. Everything goes on as it was wanted last.
     pub fn disconnected(&mut self) {
         self.connected = false;
+        self.prefixes = Prefixes::default();
         self.named.clear();
         self.inventories.clear();
         self.complete.clear();
@@ -132,6 +141,14 @@ impl Provider {
                 self.complete.retain(|set| named.contains(set));
                 self.give_up(|set, _| !named.contains(set));
                 self.named = named;
+            }
+            ConsumerFrame::Addresses(prefixes) => {
+                if std::mem::replace(&mut self.prefixes, prefixes) != self.prefixes {
+                    let members: Vec<_> = self.members.keys().cloned().collect();
+                    for (set, key) in members {
+                        self.offer_status(&set, &key);
+                    }
+                }
             }
             // It says nothing of sets that do not exist.
             ConsumerFrame::Inventory { set, .. } if !self.named.contains(&set) => {}
@@ -317,6 +334,7 @@ impl Provider {
     /// the [`Instance::interim`] one; `None` if nothing is.
     pub fn status_read(&mut self, target: &Ref, found: StatusFound) -> Option<(Hash, bool)> {
         let Ref { set, key, uid } = target;
+        let prefixes = &self.prefixes;
         let member = self.members.get_mut(&(set.clone(), key.clone()))?;
         let shown = match &found {
             StatusFound::Running(instance) if instance.home == *uid => {
@@ -327,9 +345,9 @@ impl Provider {
                     return None;
                 }
                 let (status, interim) = member.shown(instance);
-                status.map(|status| (status, interim))
+                status.map(|status| (status.seen(prefixes), interim))
             }
-            StatusFound::Kept(status) => Some((*status, false)),
+            StatusFound::Kept(status) => Some((status.seen(prefixes), false)),
             StatusFound::Running(_) | StatusFound::Nothing => None,
         };
         member.status = shown.map(|(status, _)| status);
@@ -556,7 +574,7 @@ impl Provider {
             (None, Some(record)) => (&record.home, record.status, false),
             (None, None) => return,
         };
-        let Some(hash) = status else { return };
+        let Some(hash) = status.map(|status| status.seen(&self.prefixes)) else { return };
         // Before the consumer has spoken of the object in this stream it is not known what status it has.
         let spoken = match &member.wish {
             Wish::Present { uid, .. } | Wish::Absent { uid, .. } => uid == home,

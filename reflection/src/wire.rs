@@ -1,8 +1,10 @@
 //! Frames as they travel: conversion from and to the messages of the peer link. Everything that comes in is
 //! checked here, once.
 
+use crate::addresses::Prefixes;
 use crate::frame::{ConsumerFrame, Entry, ProviderFrame, Ref, Refusal, Wanted};
 use crate::key::{Key, Kind, SetRef, Uid};
+use ipnet::IpNet;
 use liquid_link::digest::Hash;
 use liquid_link::proto;
 use std::sync::Arc;
@@ -12,6 +14,9 @@ use thiserror::Error;
 const MAX_NAME: usize = 253;
 /// Longest message of a refusal passed on; API server messages can hold whole objects.
 const MAX_MESSAGE: usize = 4096;
+
+/// Most prefixes of a cluster's pods: as many as are exchanged for the network.
+const MAX_PREFIXES: usize = 256;
 
 /// Why a message is no frame.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -137,6 +142,13 @@ impl From<ConsumerFrame> for proto::ConsumerFrame {
             ConsumerFrame::Sets(sets) => {
                 Frame::Sets(proto::Sets { sets: sets.iter().map(set_to_wire).collect() })
             }
+            ConsumerFrame::Addresses(prefixes) => {
+                let pair = |(real, seen): &(IpNet, IpNet)| proto::Prefix {
+                    real: real.to_string(),
+                    seen: seen.to_string(),
+                };
+                Frame::Addresses(proto::Addresses { prefixes: prefixes.pairs().iter().map(pair).collect() })
+            }
             ConsumerFrame::Inventory { set, entries, complete } => Frame::Inventory(proto::Inventory {
                 set: Some(set_to_wire(&set)),
                 entries: entries.into_iter().map(entry_to_wire).collect(),
@@ -184,6 +196,7 @@ impl TryFrom<proto::ConsumerFrame> for ConsumerFrame {
                 let sets = sets.sets.into_iter().map(|set| set_from_wire(Some(set)));
                 Ok(Self::Sets(sets.collect::<Result<_, _>>()?))
             }
+            Frame::Addresses(addresses) => prefixes_from_wire(&addresses.prefixes).map(Self::Addresses),
             Frame::Inventory(inventory) => {
                 let set = set_from_wire(inventory.set)?;
                 let entries = inventory.entries.into_iter().map(|entry| entry_from_wire(&set, entry));
@@ -201,6 +214,17 @@ impl TryFrom<proto::ConsumerFrame> for ConsumerFrame {
             }),
         }
     }
+}
+
+fn prefixes_from_wire(pairs: &[proto::Prefix]) -> Result<Prefixes, WireError> {
+    if pairs.len() > MAX_PREFIXES {
+        return Err(WireError::Invalid("prefixes", format!("{} of them", pairs.len())));
+    }
+    let net = |text: &String| {
+        text.parse::<IpNet>().map_err(|_| WireError::Invalid("prefix", text.chars().take(64).collect()))
+    };
+    let pairs = pairs.iter().map(|pair| Ok((net(&pair.real)?.trunc(), net(&pair.seen)?.trunc())));
+    Ok(Prefixes::new(pairs.collect::<Result<Vec<_>, WireError>>()?))
 }
 
 fn entry_from_wire(set: &SetRef, entry: proto::Entry) -> Result<Entry, WireError> {
@@ -284,6 +308,11 @@ mod tests {
         let entry = |wanted, status| Entry { key: target().key, uid: target().uid, wanted, status };
         for frame in [
             ConsumerFrame::Sets(vec![SetRef::namespaces(), SetRef::pods("n")]),
+            ConsumerFrame::Addresses(Prefixes::default()),
+            ConsumerFrame::Addresses(Prefixes::new([
+                ("10.244.0.0/16".parse().unwrap(), "100.64.0.0/16".parse().unwrap()),
+                ("fd00::/64".parse().unwrap(), "fd00::/64".parse().unwrap()),
+            ])),
             ConsumerFrame::Inventory {
                 set: SetRef::pods("n"),
                 entries: vec![

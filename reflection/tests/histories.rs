@@ -231,7 +231,7 @@ fn what_is_replaced_does_not_end_at_home() {
     let mut provider = connected();
     provider.received(upsert("u1"));
     actions(&mut provider);
-    let running = Instance { status: Some(Hash::of(b"running")), ..instance("p1", 2, "u1") };
+    let running = Instance { status: Some(Hash::of(b"running").into()), ..instance("p1", 2, "u1") };
     let found = Outcome::Found { record: Some(record("r1", 1, "u1")), instance: Some(running.clone()) };
     provider.done(&target("u1"), found, Instant::now(), 0);
     actions(&mut provider);
@@ -244,8 +244,13 @@ fn what_is_replaced_does_not_end_at_home() {
     };
 
     let (failed, instead) = (Hash::of(b"failed"), Hash::of(b"instead"));
-    let ending =
-        Instance { version: 3, terminating: true, status: Some(failed), interim: Some(instead), ..running };
+    let ending = Instance {
+        version: 3,
+        terminating: true,
+        status: Some(failed.into()),
+        interim: Some(instead.into()),
+        ..running
+    };
     provider.instance_changed(&set(), &target("u1").key, Ok(ending));
     assert_eq!(shown(&mut provider), [(instead, true)]);
 
@@ -256,7 +261,7 @@ fn what_is_replaced_does_not_end_at_home() {
 #[test]
 fn how_something_ended_is_told_also_when_it_is_gone() {
     let mut provider = Provider::default();
-    let status = Some(Hash::of(b"succeeded"));
+    let status = Some(Hash::of(b"succeeded").into());
     let finished = Record { finished: true, status, ..record("r1", 1, "u1") };
     provider.record_changed(&set(), &target("u1").key, Ok(finished));
     connect(&mut provider);

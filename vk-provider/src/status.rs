@@ -6,9 +6,10 @@ mod restarts;
 use kube::api::DynamicObject;
 use liquid_crds::vocabulary::{CONDITION_REFUSED, RESTARTS_BEFORE};
 use liquid_link::digest::Hash;
-use liquid_reflection::digest::{PASSING_CONDITIONS, pod_status, shared_pod_status};
+use liquid_reflection::digest::{PASSING_CONDITIONS, pod_addresses, pod_status, shared_pod_status};
 use liquid_reflection::frame::Refusal;
 use serde_json::{Map, Value, json};
+use std::net::IpAddr;
 
 /// Fields that vanish from a status when they no longer hold; a merge would keep them.
 const CLEARED: [&str; 5] =
@@ -17,8 +18,7 @@ const CLEARED: [&str; 5] =
 /// The strategic merge patch that shows `remote` (a status as the provider's API server has it) on the pod with this UID.
 ///
 /// Conditions are merged by type, so those set at home (by the scheduler, by controllers behind readiness gates) stay.
-/// Addresses of the pod are left out: without a network between the clusters the provider's address would lead to
-/// another pod here, or nowhere.
+/// Addresses are those under which the pod is seen here; it has none without a network between the clusters.
 pub(crate) fn patch(uid: &str, remote: &Value, node_address: Option<&str>) -> Value {
     let mut status = match shared_pod_status(remote) {
         Value::Object(fields) => fields,
@@ -42,6 +42,10 @@ pub(crate) fn patch(uid: &str, remote: &Value, node_address: Option<&str>) -> Va
         status.insert("hostIP".to_owned(), json!(address));
         status.insert("hostIPs".to_owned(), json!([{ "ip": address }, { "$patch": "replace" }]));
     }
+    let addresses: Vec<IpAddr> = pod_addresses(remote).collect();
+    status.insert("podIP".to_owned(), json!(addresses.first()));
+    let all = addresses.iter().map(|address| json!({ "ip": address }));
+    status.insert("podIPs".to_owned(), all.chain([json!({ "$patch": "replace" })]).collect());
     json!({ "metadata": { "uid": uid }, "status": status })
 }
 
@@ -194,16 +198,17 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_the_provider_are_not_shown() {
+    fn the_node_is_that_of_home() {
         let remote = json!({
-            "phase": "Running", "podIP": "10.244.1.7", "podIPs": [{"ip": "10.244.1.7"}], "hostIP": "192.0.2.1",
+            "phase": "Running", "podIP": "100.64.1.7", "podIPs": [{"ip": "100.64.1.7"}], "hostIP": "192.0.2.1",
             "conditions": [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}],
             "containerStatuses": [{"name": "c", "restartCount": 2}],
         });
         let patch = patch("u1", &remote, Some("10.244.0.9"));
         let status = &patch["status"];
         assert_eq!(patch["metadata"]["uid"], "u1");
-        assert!(status.get("podIP").is_none() && status.get("podIPs").is_none());
+        assert_eq!(status["podIP"], "100.64.1.7");
+        assert_eq!(status["podIPs"], json!([{"ip": "100.64.1.7"}, {"$patch": "replace"}]));
         assert_eq!(status["hostIP"], "10.244.0.9");
         assert_eq!(status["containerStatuses"][0]["restartCount"], 2);
         let ready = json!({"type": "Ready", "status": "True", "reason": null, "message": null});

@@ -1,6 +1,7 @@
 //! The picture of one object.
 
 use super::state::{Instance, Record};
+use crate::digest::StatusDigest;
 use crate::key::Uid;
 use bytes::Bytes;
 use liquid_link::digest::Hash;
@@ -112,8 +113,8 @@ impl Member {
         (record.home == *uid && record.hash == *hash && !record.terminating).then_some(*hash)
     }
 
-    /// Digest of what the consumer is to be shown of `instance`, and whether that is the interim one.
-    pub(super) fn shown(&self, instance: &Instance) -> (Option<Hash>, bool) {
+    /// What the consumer is to be shown of `instance`, and whether that is the interim status.
+    pub(super) fn shown(&self, instance: &Instance) -> (Option<StatusDigest>, bool) {
         let wanted = matches!(self.wish, Wish::Present { .. });
         let interim = wanted && instance.terminating && !instance.finished;
         (if interim { instance.interim } else { instance.status }, interim)

@@ -1,5 +1,6 @@
 //! What the provider half knows of an object, and what it asks its shell to do.
 
+use crate::digest::StatusDigest;
 use crate::frame::{ProviderFrame, Ref, Refusal};
 use crate::key::Uid;
 use bytes::Bytes;
@@ -20,8 +21,8 @@ pub struct Record {
     pub terminating: bool,
     /// What ran has ended for good (a pod that Succeeded or Failed) and must not be started again.
     pub finished: bool,
-    /// Digest of the status it ended with.
-    pub status: Option<Hash>,
+    /// The status it ended with.
+    pub status: Option<StatusDigest>,
 }
 
 /// What runs behind a record.
@@ -39,10 +40,10 @@ pub struct Instance {
     pub terminating: bool,
     /// Has ended for good.
     pub finished: bool,
-    /// Digest of its status.
-    pub status: Option<Hash>,
-    /// Digest of what is shown instead while it ends although it is wanted: another one is going to take its place.
-    pub interim: Option<Hash>,
+    /// Its status.
+    pub status: Option<StatusDigest>,
+    /// What is shown instead while it ends although it is wanted: another one is going to take its place.
+    pub interim: Option<StatusDigest>,
 }
 
 /// An object that is gone.
@@ -103,7 +104,7 @@ pub enum Action {
     SendStatus {
         /// Which object.
         target: Ref,
-        /// Digest the status had.
+        /// Digest the status had, as the consumer sees it.
         hash: Hash,
         /// Whether it is the [`Instance::interim`] one.
         interim: bool,
@@ -136,7 +137,7 @@ pub enum StatusFound {
     /// That of what runs.
     Running(Instance),
     /// The one the record keeps of what has ended.
-    Kept(Hash),
+    Kept(StatusDigest),
     /// There is none (any more).
     Nothing,
 }

@@ -39,6 +39,7 @@ impl World {
                     let at_hand = self.pods.get(&target.key).map(|pod| &pod.instance);
                     let at_hand = at_hand.filter(|instance| instance.home == target.uid);
                     let shown = at_hand.and_then(|i| if interim { i.interim } else { i.status });
+                    let shown = shown.map(|status| status.seen(self.provider.prefixes()));
                     if shown == Some(hash) && self.chance(1, 2) {
                         self.send_status(target, hash);
                     } else {
@@ -195,14 +196,19 @@ impl World {
                 match self.pods.get(key) {
                     None => {
                         assert!(record.finished, "seed {seed}: {key} does not run");
-                        assert_eq!(record.status, object.status, "seed {seed}: how {key} ended");
+                        let kept = record.status.map(|status| status.seen(&self.prefixes));
+                        assert_eq!(kept, object.status, "seed {seed}: how {key} ended");
                     }
                     Some(pod) => {
                         assert_eq!(pod.instance.home, object.uid, "seed {seed}: {key}");
                         let current = pod.instance.hash == object.hash || pod.instance.finished;
                         assert!(current, "seed {seed}: {key} runs an old body");
-                        if pod.instance.status.is_some() {
-                            assert_eq!(pod.instance.status, object.status, "seed {seed}: status of {key}");
+                        if let Some(status) = pod.instance.status {
+                            assert_eq!(
+                                Some(status.seen(&self.prefixes)),
+                                object.status,
+                                "seed {seed}: status of {key}"
+                            );
                         }
                     }
                 }

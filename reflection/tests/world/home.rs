@@ -1,6 +1,7 @@
 //! The home cluster: its user, its watches, and the shell of the consumer half.
 
 use super::{HomeEvent, HomeObject, NAMES, NODES, World};
+use liquid_reflection::Prefixes;
 use liquid_reflection::consumer::{self, Consumer};
 use liquid_reflection::frame::{Ref, Wanted};
 use liquid_reflection::key::{Key, Kind, SetRef};
@@ -120,12 +121,22 @@ impl World {
         self.tell(format_args!("consumer restarts"));
         self.lose_link();
         self.consumer = Consumer::default();
+        self.consumer.see_addresses(self.prefixes.clone());
         self.consumer_todo.clear();
         self.settled.clear();
         for set in Self::sets() {
             self.consumer.add_set(set);
         }
         self.relist_home();
+    }
+
+    /// Home comes to see the addresses of the provider's pods in another way, or no longer.
+    pub(super) fn renumber(&mut self) {
+        let seen = self.below(3);
+        let pair = || ("10.244.0.0/16".parse().unwrap(), format!("100.{seen}.0.0/16").parse().unwrap());
+        self.prefixes = Prefixes::new((seen > 0).then(pair));
+        self.tell(format_args!("seen as {:?}", self.prefixes));
+        self.consumer.see_addresses(self.prefixes.clone());
     }
 
     pub(super) fn relist_home(&mut self) {

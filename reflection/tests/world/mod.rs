@@ -6,10 +6,13 @@ mod link;
 mod provider;
 
 use liquid_link::digest::Hash;
+use liquid_reflection::Prefixes;
 use liquid_reflection::consumer::{self, Consumer};
+use liquid_reflection::digest::StatusDigest;
 use liquid_reflection::frame::{ConsumerFrame, ProviderFrame, Ref};
 use liquid_reflection::key::{Key, Kind, SetRef, Uid};
 use liquid_reflection::provider::{Deleted, Instance, Outcome, Provider, Record, StatusFound, Step};
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -31,6 +34,7 @@ pub(crate) struct Counts {
     pub(crate) failed_requests: u64,
     pub(crate) owner_deletions: u64,
     pub(crate) finished: u64,
+    pub(crate) renumberings: u64,
     pub(crate) agreements: u64,
 }
 
@@ -46,6 +50,7 @@ impl Counts {
         self.failed_requests += other.failed_requests;
         self.owner_deletions += other.owner_deletions;
         self.finished += other.finished;
+        self.renumberings += other.renumberings;
         self.agreements += other.agreements;
     }
 
@@ -60,6 +65,7 @@ impl Counts {
             self.failed_requests,
             self.owner_deletions,
             self.finished,
+            self.renumberings,
             self.agreements,
         ]
         .iter()
@@ -114,6 +120,8 @@ pub(crate) struct World {
     released: BTreeSet<Uid>,
     home_events: VecDeque<HomeEvent>,
     consumer: Consumer,
+    /// How home sees the addresses of the provider's pods.
+    prefixes: Prefixes,
     consumer_todo: VecDeque<consumer::Action>,
     /// Namespaces the shell of the consumer was told of: pods wait for them.
     settled: BTreeSet<Uid>,
@@ -149,6 +157,7 @@ impl World {
             released: BTreeSet::new(),
             home_events: VecDeque::new(),
             consumer: Consumer::default(),
+            prefixes: Prefixes::default(),
             consumer_todo: VecDeque::new(),
             settled: BTreeSet::new(),
             link: false,
@@ -202,6 +211,12 @@ impl World {
 
     fn fresh_uid(&mut self, what: &str) -> Uid {
         Uid::from(format!("{what}{}", self.serial()).as_str())
+    }
+
+    fn fresh_status(&mut self) -> StatusDigest {
+        let (phase, host) = (self.serial().to_string(), self.below(200));
+        let status = json!({"phase": phase, "podIPs": [{"ip": format!("10.244.0.{host}")}]});
+        StatusDigest::of(&status).unwrap()
     }
 
     fn fresh_hash(&mut self) -> Hash {

@@ -7,7 +7,11 @@ use liquid_reflection::provider::{Deleted, Instance, Outcome, Provider, Record, 
 
 impl World {
     pub(super) fn rare_step(&mut self) {
-        match self.below(5) {
+        match self.below(6) {
+            5 => {
+                self.counts.renumberings += 1;
+                self.renumber();
+            }
             0 => {
                 self.counts.consumer_restarts += 1;
                 self.restart_consumer();
@@ -134,7 +138,7 @@ impl World {
                 self.delete_pod(&key);
             }
         } else if !self.pods[&key].instance.finished {
-            let status = self.fresh_hash();
+            let status = self.fresh_status();
             let ends = self.chance(1, 12);
             self.counts.finished += u64::from(ends);
             self.change_pod(&key, |instance| {
@@ -156,7 +160,7 @@ impl World {
 
     pub(super) fn terminate(&mut self, key: &Key) {
         if !self.pods[key].instance.terminating {
-            let (status, interim) = (self.fresh_hash(), self.fresh_hash());
+            let (status, interim) = (self.fresh_status(), self.fresh_status());
             self.change_pod(key, |instance| {
                 instance.terminating = true;
                 instance.status = Some(status);

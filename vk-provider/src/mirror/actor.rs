@@ -108,11 +108,12 @@ impl Mirror {
         let (provider, watched) = watch::channel(provider);
         let (link_events, link, keeper) = keep(client.clone(), own_namespace, watched.clone());
         let (namespaces, known) = watch::channel(RemoteNamespaces::new());
-        let (home, written) = Home::new(client.clone(), recorder, node_address);
+        let (home, written) = Home::new(client.clone(), recorder, node_address, watched.clone());
         let (changes, changed) = mpsc::channel(CHANGE_QUEUE);
         let (companions, learned) = Companions::new(client.clone());
         let mut consumer = Consumer::default();
         consumer.add_set(SetRef::namespaces());
+        consumer.see_addresses(watched.borrow().prefixes.clone());
         let actor = Actor {
             name,
             client,
@@ -291,6 +292,8 @@ impl Actor {
                     if changed.is_err() {
                         return;
                     }
+                    let prefixes = self.provider.borrow_and_update().prefixes.clone();
+                    self.consumer.see_addresses(prefixes);
                     self.finish_if_gone();
                     None
                 }

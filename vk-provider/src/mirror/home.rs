@@ -1,6 +1,7 @@
 //! Writes to objects at home: one at a time per object, in order, the newest status winning. What fails is tried again
 //! for ever, together with what has come in the meantime; what the API server does not accept is dropped.
 
+use super::link::Provider;
 use crate::request::within;
 use crate::status::{Seen, fit, keep_ended, patch, refusal_patch};
 use bytes::Bytes;
@@ -9,8 +10,9 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Api, Client};
-use liquid_reflection::Kind;
+use liquid_reflection::digest::pod_addresses;
 use liquid_reflection::frame::{Ref, Refusal};
+use liquid_reflection::{Kind, Prefixes};
 use liquid_runtime::backoff::{Backoff, entropy};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -80,6 +82,7 @@ pub(super) struct Home {
     client: Client,
     recorder: Recorder,
     node_address: watch::Receiver<Option<String>>,
+    provider: watch::Receiver<Provider>,
     slots: BTreeMap<Ref, Slot>,
     requests: Arc<Semaphore>,
     done: mpsc::UnboundedSender<Finished>,
@@ -91,10 +94,11 @@ impl Home {
         client: Client,
         recorder: Recorder,
         node_address: watch::Receiver<Option<String>>,
+        provider: watch::Receiver<Provider>,
     ) -> (Self, mpsc::UnboundedReceiver<Finished>) {
         let (done, finished) = mpsc::unbounded_channel();
         let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
-        (Self { client, recorder, node_address, slots: BTreeMap::new(), requests, done }, finished)
+        (Self { client, recorder, node_address, provider, slots: BTreeMap::new(), requests, done }, finished)
     }
 
     /// Shows a status on a pod of which this is known.
@@ -157,6 +161,7 @@ impl Home {
             client: self.client.clone(),
             recorder: self.recorder.clone(),
             node_address: self.node_address.borrow().clone(),
+            prefixes: self.provider.borrow().prefixes.clone(),
             target: target.clone(),
         };
         let work = std::mem::take(&mut slot.work);
@@ -175,6 +180,8 @@ struct Round {
     client: Client,
     recorder: Recorder,
     node_address: Option<String>,
+    /// Where addresses of the provider's pods are.
+    prefixes: Prefixes,
     target: Ref,
 }
 
@@ -239,6 +246,10 @@ impl Round {
             Ok(remote) => remote,
             Err(error) => return Ended::Rejected(format!("it is not JSON: {error}")),
         };
+        if let Some(address) = pod_addresses(&remote).find(|address| !self.prefixes.is_seen(*address)) {
+            // It comes again as it should be if the prefixes have just changed; another address is not shown, whoever says it.
+            return Ended::Failed(format!("{address} is not among the addresses of the provider's pods"));
+        }
         let mut patch = patch(self.target.uid.as_str(), &remote, self.node_address.as_deref());
         if seen.needs_fit(&remote) {
             match self.read().await {

@@ -5,13 +5,13 @@ use bytes::Bytes;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use liquid_crds::vocabulary::{CREDENTIALS_CONSUME, FINALIZER_CONSUME, credentials_secret};
-use liquid_crds::{ConsumeSpec, Peer, is_true};
+use liquid_crds::{ConsumeSpec, Peer, PodCidr, is_true};
 use liquid_link::client::Dialer;
 use liquid_link::limits::MAX_MESSAGE;
 use liquid_link::proto;
 use liquid_link::proto::reflection_client::ReflectionClient;
 use liquid_link::tls::{ClientCredentials, client_config};
-use liquid_reflection::ProviderFrame;
+use liquid_reflection::{Prefixes, ProviderFrame};
 use liquid_runtime::backoff::{Backoff, entropy};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -40,6 +40,8 @@ pub(crate) struct Provider {
     pub(crate) ca_sha256: String,
     /// We have a client certificate.
     pub(crate) joined: bool,
+    /// How the addresses of its pods are seen here.
+    pub(crate) prefixes: Prefixes,
     /// It has ended the peering, or is to be forgotten: nothing runs there any more as far as we are concerned.
     pub(crate) gone: bool,
 }
@@ -53,6 +55,7 @@ impl Provider {
             endpoints: Vec::new(),
             ca_sha256: String::new(),
             joined: false,
+            prefixes: Prefixes::default(),
             gone: true,
         }
     }
@@ -90,9 +93,17 @@ impl Provider {
             endpoints: peer.endpoints(consume),
             ca_sha256: consume.ca_sha256.clone(),
             joined: is_true(conditions, "Joined"),
+            prefixes: prefixes(peer),
             gone: is_over(peer),
         })
     }
+}
+
+/// How the addresses of the pods of `peer` are seen here; they are not, if there is no network.
+fn prefixes(peer: &Peer) -> Prefixes {
+    let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
+    let pairs = network.into_iter().flat_map(|network| &network.pod_cidrs);
+    Prefixes::new(pairs.filter_map(PodCidr::prefixes))
 }
 
 /// Nothing of the peering is left to wait for at the provider.

@@ -14,9 +14,10 @@ use kube::Client;
 use liquid_crds::ClusterId;
 use liquid_crds::quantity::Amounts;
 use liquid_link::digest::Hash;
+use liquid_reflection::digest::{pod_addresses, set_pod_addresses};
 use liquid_reflection::frame::{ProviderFrame, Ref, Refusal};
 use liquid_reflection::provider::{Action, Deleted, Instance, Outcome, Record, StatusFound, Step};
-use liquid_reflection::{ConsumerFrame, Key, Kind, Provider, SetRef, Uid};
+use liquid_reflection::{ConsumerFrame, Key, Kind, Prefixes, Provider, SetRef, Uid};
 use liquid_runtime::backoff::entropy;
 use liquid_runtime::health::Part;
 use serde_json::Value;
@@ -537,10 +538,8 @@ impl Actor {
                     outbox.close(Status::unavailable("the API server does not answer"));
                     return;
                 };
-                match lent.provider.status_read(&target, found) {
-                    Some((hash, true)) => send_status(&outbox, target, hash, &interim_status(&status)),
-                    Some((hash, false)) => send_status(&outbox, target, hash, &status),
-                    None => {}
+                if let Some((hash, interim)) = lent.provider.status_read(&target, found) {
+                    send_status(&outbox, target, hash, &shown(&status, interim, lent.provider.prefixes()));
                 }
             }),
         }
@@ -558,15 +557,15 @@ impl Actor {
                 }
                 Action::SendStatus { target, hash, interim } => {
                     let Some((stream, outbox)) = lent.stream.clone() else { continue };
+                    let prefixes = lent.provider.prefixes();
                     let at_hand = fresh.as_ref().filter(|(key, instance, _)| {
                         let shown = if interim { instance.interim } else { instance.status };
-                        *key == target.key && shown == Some(hash)
+                        *key == target.key && shown.map(|status| status.seen(prefixes)) == Some(hash)
                     });
                     match at_hand {
-                        Some((_, _, status)) if interim => {
-                            send_status(&outbox, target, hash, &interim_status(status));
+                        Some((_, _, status)) => {
+                            send_status(&outbox, target, hash, &shown(status, interim, prefixes));
                         }
-                        Some((_, _, status)) => send_status(&outbox, target, hash, status),
                         None => {
                             let namespace = lent.namespaces.get(&target.key.namespace).cloned();
                             let Some(namespace) = namespace else { continue };
@@ -650,6 +649,15 @@ fn summary(lent: &Lent) -> Summary {
 fn locate(lent: &Lent, set: &SetRef, pod: &Key) -> Option<Located> {
     let namespace = lent.namespaces.get(&pod.namespace)?.clone();
     lent.provider.runs(set, pod).then_some(Located { namespace })
+}
+
+/// What the consumer is shown of a status: its own view of the pod's addresses, and that the pod has not ended if another
+/// one takes its place.
+fn shown(status: &Value, interim: bool, prefixes: &Prefixes) -> Value {
+    let mut shown = if interim { interim_status(status) } else { status.clone() };
+    let seen: Vec<_> = pod_addresses(status).filter_map(|address| prefixes.seen(address)).collect();
+    set_pod_addresses(&mut shown, &seen);
+    shown
 }
 
 fn send_status(outbox: &Outbox, target: Ref, hash: Hash, status: &Value) {

@@ -12,9 +12,10 @@ use liquid_crds::vocabulary::{
 };
 use liquid_crds::{ClusterId, HomePod, ShadowPod, ShadowPodSpec};
 use liquid_link::digest::Hash;
+use liquid_reflection::digest::StatusDigest;
 use liquid_reflection::frame::Ref;
 use liquid_reflection::provider::{Instance, Record};
-use liquid_reflection::{Key, Kind, SetRef, Uid, digest};
+use liquid_reflection::{Key, Kind, SetRef, Uid};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -137,7 +138,7 @@ pub(crate) fn read_shadow(shadow: &ShadowView) -> Option<Owned<Record>> {
         hash: hash_of(&shadow.spec.hash),
         terminating: meta.deletion_timestamp.is_some(),
         finished: shadow.status.as_ref().is_some_and(|status| status.phase.is_some()),
-        status: shadow.status.as_ref().and_then(|status| digest::pod_status(status.pod_status.as_ref()?)),
+        status: shadow.status.as_ref().and_then(|status| StatusDigest::of(status.pod_status.as_ref()?)),
     };
     Some(Owned {
         cluster: origin(meta)?,
@@ -162,10 +163,10 @@ pub(crate) fn read_pod(pod: &PodView) -> Option<Owned<Instance>> {
         hash: hash_of(annotation(meta, HASH)?),
         terminating: meta.deletion_timestamp.is_some(),
         finished: finished(pod),
-        status: status.and_then(digest::pod_status),
+        status: status.and_then(StatusDigest::of),
         interim: status
             .filter(|_| meta.deletion_timestamp.is_some())
-            .and_then(|status| digest::pod_status(&interim_status(status))),
+            .and_then(|status| StatusDigest::of(&interim_status(status))),
     };
     Some(Owned {
         cluster: origin(meta)?,
