@@ -62,6 +62,9 @@ pub const CONDITION_READY_THERE: &str = "liquid.mesh/ReadyInProvider";
 /// provider's.
 pub const HOME_KEYS: &str = "liquid.mesh/home-keys";
 
+/// On EndpointSlices in the provider: digest of the prefixes by which their addresses were translated.
+pub const ADDRESSES: &str = "liquid.mesh/addresses";
+
 /// Reason of the condition `LinkUp` of a `Peer` whose provider has ended the peering on purpose.
 pub const ENDED_BY_PROVIDER: &str = "EndedByProvider";
 

@@ -1,6 +1,7 @@
 //! Addresses of pods, and how the other cluster sees them.
 
 use ipnet::IpNet;
+use liquid_link::digest::Hash;
 use std::net::IpAddr;
 
 /// Prefixes of a cluster's pods, each with the one under which another cluster sees it. Both are of one family and
@@ -20,6 +21,12 @@ impl Prefixes {
     /// The pairs.
     pub fn pairs(&self) -> &[(IpNet, IpNet)] {
         &self.0
+    }
+
+    /// Digest of the pairs.
+    pub fn digest(&self) -> Hash {
+        let pairs: Vec<String> = self.0.iter().map(|(real, seen)| format!("{real}={seen}")).collect();
+        Hash::of(pairs.join(",").as_bytes())
     }
 
     /// Whether there are none: the other cluster sees nothing.

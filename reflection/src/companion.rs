@@ -1,8 +1,9 @@
-//! What of a ConfigMap, Secret or Service means something in another cluster. Both sides ask: the consumer to make the
+//! What of a ConfigMap, Secret, Service or EndpointSlice means something in another cluster. Both sides ask: the consumer to make the
 //! body, the provider because it does not trust it.
 
 use crate::key::Kind;
 use serde_json::{Map, Value, json};
+use std::net::IpAddr;
 
 /// An API server gives out or accepts credentials of its own cluster for Secrets of these types.
 const FOREIGN_SECRETS: [&str; 2] = ["kubernetes.io/service-account-token", "bootstrap.kubernetes.io/token"];
@@ -29,11 +30,20 @@ const SERVICE_LEFT: [(&str, &str); 12] = [
     ("internalTrafficPolicy", "what is local to a node differs by cluster"),
 ];
 
+/// Families of addresses that can be reached over the network between clusters.
+const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
+
+/// On EndpointSlices: which controller they belong to. Each cluster has its own.
+pub const ENDPOINTS_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+
+/// On EndpointSlices: when their controller saw what it wrote them for. It changes with every write.
+const ENDPOINTS_TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
 /// Whether an object of this kind and these names at home is reflected at all: every cluster has a few of its own.
 pub fn is_reflected(kind: Kind, namespace: &str, name: &str) -> bool {
     match kind {
         Kind::ConfigMap => name != ROOT_CA,
-        Kind::Service => (namespace, name) != ("default", "kubernetes"),
+        Kind::Service | Kind::EndpointSlice => (namespace, name) != ("default", "kubernetes"),
         Kind::Secret | Kind::Namespace | Kind::Pod => true,
     }
 }
@@ -47,12 +57,17 @@ pub fn portable(kind: Kind, object: &Value) -> Result<Value, String> {
         Kind::ConfigMap => fields(object, &["data", "binaryData", "immutable"]),
         Kind::Secret => secret(object)?,
         Kind::Service => json!({ "spec": service(object) }),
+        Kind::EndpointSlice => endpoint_slice(object)?,
         Kind::Namespace | Kind::Pod => return Err(format!("a {} is no companion of pods", kind.as_str())),
     };
     let meta = object.get("metadata");
-    let labels = strings(meta.and_then(|meta| meta.get("labels")));
+    let mut labels = strings(meta.and_then(|meta| meta.get("labels")));
     let mut annotations = strings(meta.and_then(|meta| meta.get("annotations")));
     annotations.retain(|name, _| !HOME_ANNOTATIONS.contains(&name.as_str()));
+    if kind == Kind::EndpointSlice {
+        labels.remove(ENDPOINTS_MANAGED_BY);
+        annotations.remove(ENDPOINTS_TRIGGER);
+    }
     body["metadata"] = json!({ "labels": labels, "annotations": annotations });
     Ok(body)
 }
@@ -85,6 +100,38 @@ fn service(object: &Value) -> Value {
     Value::Object(spec)
 }
 
+/// Endpoints without what they are at home: pods, nodes and zones.
+fn endpoint_slice(object: &Value) -> Result<Value, String> {
+    let family = object.get("addressType").and_then(Value::as_str).unwrap_or_default();
+    if !FAMILIES.contains(&family) {
+        return Err(format!("endpoints of type {family:?} are no addresses of pods"));
+    }
+    let mut slice = fields(object, &["addressType", "ports"]);
+    let endpoints = object.get("endpoints").and_then(Value::as_array).into_iter().flatten();
+    slice["endpoints"] =
+        endpoints.map(|endpoint| fields(endpoint, &["addresses", "conditions", "hostname"])).collect();
+    Ok(slice)
+}
+
+/// Translates the addresses in an EndpointSlice, and leaves out those of which there is no translation, endpoints that
+/// have no other with them. Returns whether endpoints are left.
+pub fn translate_endpoints(slice: &mut Value, translate: impl Fn(IpAddr) -> Option<IpAddr>) -> bool {
+    let Some(endpoints) = slice.get_mut("endpoints").and_then(Value::as_array_mut) else { return false };
+    endpoints.retain_mut(|endpoint| {
+        let addresses = endpoint.get("addresses").and_then(Value::as_array).into_iter().flatten();
+        let addresses: Vec<Value> = addresses
+            .filter_map(|address| translate(address.as_str()?.parse().ok()?))
+            .map(|address| json!(address))
+            .collect();
+        let reachable = !addresses.is_empty();
+        if reachable {
+            endpoint["addresses"] = addresses.into();
+        }
+        reachable
+    });
+    !endpoints.is_empty()
+}
+
 fn fields(object: &Value, names: &[&str]) -> Value {
     let present = names.iter().filter_map(|name| Some(((*name).to_owned(), object.get(name)?.clone())));
     Value::Object(present.collect())
@@ -113,6 +160,8 @@ mod tests {
                 "ports": [{"name": "http", "port": 80, "targetPort": "http", "nodePort": 30080}],
             },
             "status": {"kind": kind.as_str()},
+            "addressType": "IPv4", "ports": [{"port": 8080}],
+            "endpoints": [{"addresses": ["10.244.0.7"], "conditions": {"ready": true}, "nodeName": "n", "zone": "z"}],
         })
     }
 
@@ -143,6 +192,29 @@ mod tests {
         assert_eq!(portable(Kind::Service, &headless).unwrap()["spec"]["clusterIP"], "None");
         let alias = json!({"spec": {"type": "ExternalName", "externalName": "db.example.org"}});
         assert_eq!(portable(Kind::Service, &alias).unwrap()["spec"], alias["spec"]);
+    }
+
+    #[test]
+    fn endpoints_leave_their_place_at_home() {
+        let mut home = home(Kind::EndpointSlice);
+        home["metadata"]["labels"][ENDPOINTS_MANAGED_BY] = json!("endpointslice-controller.k8s.io");
+        home["metadata"]["annotations"][ENDPOINTS_TRIGGER] = json!("2026-01-01T00:00:00Z");
+        let mut body = portable(Kind::EndpointSlice, &home).unwrap();
+        let endpoint = json!({"addresses": ["10.244.0.7"], "conditions": {"ready": true}});
+        let metadata = json!({"labels": {"app": "web"}, "annotations": {"note": "x"}});
+        assert_eq!(
+            body,
+            json!({"metadata": metadata, "addressType": "IPv4", "ports": [{"port": 8080}], "endpoints": [endpoint]})
+        );
+        let to: IpAddr = "100.64.0.7".parse().unwrap();
+        assert!(translate_endpoints(&mut body, |_| Some(to)));
+        assert_eq!(body["endpoints"][0]["addresses"], json!(["100.64.0.7"]));
+        assert!(!translate_endpoints(&mut body, |_| None));
+        assert_eq!(body["endpoints"], json!([]));
+        assert!(portable(Kind::EndpointSlice, &json!({"addressType": "FQDN"})).is_err());
+        for odd in [json!({}), json!({"endpoints": [7, {"addresses": ["x", 7]}]})] {
+            assert!(!translate_endpoints(&mut odd.clone(), Some));
+        }
     }
 
     #[test]

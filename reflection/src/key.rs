@@ -14,19 +14,21 @@ pub enum Kind {
     Secret,
     /// A Service.
     Service,
+    /// Addresses behind a Service: those of pods at home.
+    EndpointSlice,
     /// A pod: a stored ShadowPod and the Pod it keeps running.
     Pod,
 }
 
 impl Kind {
     /// Kinds of objects that are reflected because pods need them beside them.
-    pub const COMPANIONS: [Self; 3] = [Self::ConfigMap, Self::Secret, Self::Service];
+    pub const COMPANIONS: [Self; 4] = [Self::ConfigMap, Self::Secret, Self::Service, Self::EndpointSlice];
 
     /// Whether an object of this kind is only a record of something that runs beside it.
     pub fn has_instance(self) -> bool {
         match self {
             Kind::Pod => true,
-            Kind::Namespace | Kind::ConfigMap | Kind::Secret | Kind::Service => false,
+            Kind::Namespace | Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => false,
         }
     }
 
@@ -38,6 +40,23 @@ impl Kind {
             Kind::ConfigMap => "ConfigMap",
             Kind::Secret => "Secret",
             Kind::Service => "Service",
+            Kind::EndpointSlice => "EndpointSlice",
+        }
+    }
+
+    /// API group of the kind in Kubernetes; its version is v1.
+    pub fn group(self) -> &'static str {
+        match self {
+            Kind::Namespace | Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service => "",
+            Kind::EndpointSlice => "discovery.k8s.io",
+        }
+    }
+
+    /// Group and version as objects have them.
+    pub fn api_version(self) -> String {
+        match self.group() {
+            "" => "v1".to_owned(),
+            group => format!("{group}/v1"),
         }
     }
 }

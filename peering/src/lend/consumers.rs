@@ -1,9 +1,10 @@
 //! Who may borrow: the peers with a `lend` part, by their identity.
 
 use liquid_crds::quantity::{Amounts, parse};
-use liquid_crds::{ClusterId, LendSpec, Peer};
+use liquid_crds::{ClusterId, LendSpec, Peer, PodCidr};
 use liquid_link::identity::PeerIdentity;
 use liquid_link::server::Caller;
+use liquid_reflection::Prefixes;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::watch;
@@ -20,6 +21,8 @@ pub(crate) struct Consumer {
     pub(crate) peering: String,
     /// What it is lent.
     pub(crate) lend: LendSpec,
+    /// How the addresses of its pods are seen here.
+    pub(crate) prefixes: Prefixes,
     /// The peering is over on purpose; what it runs is being removed.
     pub(crate) ending: bool,
 }
@@ -41,6 +44,7 @@ impl Consumer {
             name: "milan".to_owned(),
             peering: "p".to_owned(),
             lend: LendSpec::default(),
+            prefixes: Prefixes::default(),
             ending: false,
         }
     }
@@ -115,11 +119,15 @@ impl Consumers {
 /// The lending half of a `Peer`, if it has one.
 pub(crate) fn consumer_of(peer: &Peer) -> Option<Consumer> {
     let lend = peer.spec.lend.clone()?;
+    let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
     Some(Consumer {
         id: peer.spec.cluster_id.parse().ok()?,
         name: peer.metadata.name.clone()?,
         peering: peer.metadata.uid.clone()?,
         lend,
+        prefixes: Prefixes::new(
+            network.into_iter().flat_map(|network| &network.pod_cidrs).filter_map(PodCidr::prefixes),
+        ),
         ending: peer.metadata.deletion_timestamp.is_some(),
     })
 }

@@ -9,6 +9,7 @@ use crate::status::{Report, report};
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::vocabulary::FINALIZER_LEND;
 use liquid_crds::{ClusterId, ConditionUpdate, LendStatus, Peer};
+use liquid_reflection::Prefixes;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -56,6 +57,7 @@ impl Lending {
                     name: name.clone(),
                     peering: peer.metadata.uid.clone().unwrap_or_default(),
                     lend: peer.spec.lend.clone().unwrap_or_default(),
+                    prefixes: Prefixes::default(),
                     ending: true,
                 });
                 self.end(name, id);

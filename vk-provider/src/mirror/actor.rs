@@ -294,6 +294,7 @@ impl Actor {
                     }
                     let prefixes = self.provider.borrow_and_update().prefixes.clone();
                     self.consumer.see_addresses(prefixes);
+                    self.keep_companions();
                     self.finish_if_gone();
                     None
                 }
@@ -382,8 +383,8 @@ impl Actor {
             self.namespaces.send_if_modified(|known| known.remove(name).is_some());
         }
         let fresh: Vec<_> = wanted.keys().filter(|name| !self.offloaded(name)).cloned().collect();
-        self.companions.keep(&wanted, &mut self.consumer);
         self.wanted = Some(wanted);
+        self.keep_companions();
         self.consumer.synced(&set);
         // Pods that waited for their namespace are read again.
         for (node, name, namespace) in fresh
@@ -400,6 +401,13 @@ impl Actor {
                     drop(changes.send((node, Change::Applied(pod))).await);
                 }
             });
+        }
+    }
+
+    fn keep_companions(&mut self) {
+        if let Some(wanted) = &self.wanted {
+            let own_prefixes = self.provider.borrow().own_prefixes.clone();
+            self.companions.keep(wanted, own_prefixes, &mut self.consumer);
         }
     }
 
@@ -515,7 +523,7 @@ impl Actor {
                     Kind::Pod => self.home.finish(target),
                     Kind::Namespace => self.namespace_gone(&target.key.name),
                     // Nothing at home waits for them.
-                    Kind::ConfigMap | Kind::Secret | Kind::Service => {}
+                    Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {}
                 }
             }
         }
@@ -539,7 +547,9 @@ impl Actor {
                     _ => match target.set.kind {
                         Kind::Namespace => self.send_namespace(target, hash).await,
                         Kind::Pod => self.send_pod(target, hash).await,
-                        Kind::ConfigMap | Kind::Secret | Kind::Service => self.companions.owe(target, hash),
+                        Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {
+                            self.companions.owe(target, hash)
+                        }
                     },
                 },
                 Action::ApplyStatus { target, body, .. } => {
@@ -550,12 +560,12 @@ impl Actor {
                 Action::FinishDeletion(target) => match target.set.kind {
                     Kind::Pod => self.home.finish(target),
                     Kind::Namespace => self.namespace_gone(&target.key.name),
-                    Kind::ConfigMap | Kind::Secret | Kind::Service => {}
+                    Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {}
                 },
                 Action::Refused { target, refusal } => {
                     debug!(key = %target.key, reason = %refusal.reason, message = %refusal.message, "refused by the provider");
                     match target.set.kind {
-                        Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service => {
+                        Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {
                             self.home.refusal(target, Some(refusal));
                         }
                         Kind::Namespace => {

@@ -212,7 +212,9 @@ impl Round {
         if let Some(refusal) = &work.refusal {
             let written = match self.target.set.kind {
                 Kind::Pod => self.write(&refusal_patch(self.target.uid.as_str(), refusal.as_ref())).await,
-                Kind::Namespace | Kind::ConfigMap | Kind::Secret | Kind::Service => Ended::Done,
+                Kind::Namespace | Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {
+                    Ended::Done
+                }
             };
             match written {
                 Ended::Done => {}
@@ -319,7 +321,7 @@ impl Round {
             secondary: None,
         };
         let about = ObjectReference {
-            api_version: Some("v1".to_owned()),
+            api_version: Some(self.target.set.kind.api_version()),
             kind: Some(self.target.set.kind.as_str().to_owned()),
             namespace: Some(self.target.key.namespace.to_string()),
             name: Some(self.target.key.name.to_string()),

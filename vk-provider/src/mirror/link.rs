@@ -2,6 +2,7 @@
 
 use crate::request::within;
 use bytes::Bytes;
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use liquid_crds::vocabulary::{CREDENTIALS_CONSUME, FINALIZER_CONSUME, credentials_secret};
@@ -42,6 +43,8 @@ pub(crate) struct Provider {
     pub(crate) joined: bool,
     /// How the addresses of its pods are seen here.
     pub(crate) prefixes: Prefixes,
+    /// Prefixes of this cluster's pods, which its pods may reach.
+    pub(crate) own_prefixes: Vec<IpNet>,
     /// It has ended the peering, or is to be forgotten: nothing runs there any more as far as we are concerned.
     pub(crate) gone: bool,
 }
@@ -56,6 +59,7 @@ impl Provider {
             ca_sha256: String::new(),
             joined: false,
             prefixes: Prefixes::default(),
+            own_prefixes: Vec::new(),
             gone: true,
         }
     }
@@ -87,23 +91,21 @@ impl Provider {
     pub(crate) fn of(peer: &Peer) -> Option<Self> {
         let consume = peer.spec.consume.as_ref()?;
         let conditions = peer.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
+        let own = network.iter().flat_map(|network| &network.our_pod_cidrs);
         Some(Self {
             name: peer.metadata.name.clone().unwrap_or_default(),
             cluster_id: peer.spec.cluster_id.clone(),
             endpoints: peer.endpoints(consume),
             ca_sha256: consume.ca_sha256.clone(),
             joined: is_true(conditions, "Joined"),
-            prefixes: prefixes(peer),
+            prefixes: Prefixes::new(
+                network.iter().flat_map(|network| &network.pod_cidrs).filter_map(PodCidr::prefixes),
+            ),
+            own_prefixes: own.filter_map(|prefix| prefix.parse().ok()).collect(),
             gone: is_over(peer),
         })
     }
-}
-
-/// How the addresses of the pods of `peer` are seen here; they are not, if there is no network.
-fn prefixes(peer: &Peer) -> Prefixes {
-    let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
-    let pairs = network.into_iter().flat_map(|network| &network.pod_cidrs);
-    Prefixes::new(pairs.filter_map(PodCidr::prefixes))
 }
 
 /// Nothing of the peering is left to wait for at the provider.

@@ -4,7 +4,7 @@
 //! stay references: a volume shows a label that is changed at home within a minute or so, as anywhere.
 
 use super::{OWN_PREFIX, each_container, list_mut};
-use liquid_crds::vocabulary::{HOME_VALUE, MANAGED_BY};
+use liquid_crds::vocabulary::HOME_VALUE;
 use liquid_link::digest::Hash;
 use liquid_reflection::companion::HOME_ANNOTATIONS;
 use serde_json::{Map, Value, json};
@@ -54,7 +54,7 @@ fn differs(pod: &Value, path: &str) -> Option<String> {
         _ => {
             let (field, key) = path.strip_suffix("']")?.split_once("['")?;
             let replaced = match field {
-                "metadata.labels" => key == MANAGED_BY || key.starts_with(OWN_PREFIX),
+                "metadata.labels" => key.starts_with(OWN_PREFIX),
                 "metadata.annotations" => HOME_ANNOTATIONS.contains(&key) || key.starts_with(OWN_PREFIX),
                 _ => false,
             };
@@ -132,7 +132,7 @@ mod tests {
         json!({
             "metadata": {
                 "name": "web-0", "namespace": "shop", "uid": "u1",
-                "labels": {"app": "web", MANAGED_BY: "Helm"},
+                "labels": {"app": "web", "tier": "front"},
                 "annotations": {
                     "note": "say \"hi\"\n", "liquid.mesh/x": "y",
                     "kubectl.kubernetes.io/last-applied-configuration": "{}",
@@ -173,14 +173,13 @@ mod tests {
         for (path, expected) in [
             ("metadata.namespace", "shop"),
             ("metadata.uid", "u1"),
-            ("metadata.labels", "app=\"web\"\napp.kubernetes.io/managed-by=\"Helm\""),
+            ("metadata.labels", "app=\"web\"\ntier=\"front\""),
             (
                 "metadata.annotations",
                 "kubectl.kubernetes.io/last-applied-configuration=\"{}\"\nnote=\"say \\\"hi\\\"\\n\"",
             ),
             ("spec.nodeName", "liquid-milan"),
             ("spec.serviceAccountName", "seller"),
-            ("metadata.labels['app.kubernetes.io/managed-by']", "Helm"),
             ("metadata.annotations['kubectl.kubernetes.io/last-applied-configuration']", "{}"),
             (&long, ""),
             // The same there, and live.

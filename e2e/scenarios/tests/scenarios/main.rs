@@ -15,3 +15,4 @@ mod pod_features;
 mod pods;
 mod quota;
 mod resilience;
+mod services;

@@ -47,7 +47,7 @@ impl Server {
 }
 
 /// Waits until `cluster` says that the network with `peer` is up, and returns under which prefixes it sees its pods.
-async fn connected(cluster: &Cluster, peer: &str) -> anyhow::Result<Vec<PodCidr>> {
+pub(crate) async fn connected(cluster: &Cluster, peer: &str) -> anyhow::Result<Vec<PodCidr>> {
     let peers: kube::Api<Peer> = kube::Api::all(cluster.client.clone());
     cluster
         .wait(&format!("network with {peer}"), SOON, || async {

@@ -179,6 +179,8 @@ struct Lent {
     reading: BTreeSet<Ref>,
     /// Nodes that pods are bound to, by their UIDs here.
     hosts: BTreeMap<Uid, Arc<str>>,
+    /// How the addresses of its pods are seen here.
+    prefixes: Prefixes,
     /// What its pods ask for, and what it may have.
     ledger: Ledger,
     limits: Amounts,
@@ -212,6 +214,23 @@ impl Lent {
         let (record, instance) =
             (record.is_some_and(|r| !ended(r)), instance.is_some_and(|pod| !pod.finished));
         self.ledger.keep(&at, record, instance);
+    }
+
+    /// The addresses of its pods are seen like this from now on: what holds such addresses is made anew.
+    fn renumber(&mut self, prefixes: Prefixes) {
+        if std::mem::replace(&mut self.prefixes, prefixes) == self.prefixes {
+            return;
+        }
+        let slices: Vec<_> = self
+            .provider
+            .objects()
+            .filter(|(set, ..)| set.kind == Kind::EndpointSlice)
+            .filter_map(|(set, key, record, _)| Some((set.clone(), key.clone(), record?.clone())))
+            .collect();
+        for (set, key, mut record) in slices {
+            outdate(&mut record);
+            self.provider.record_changed(&set, &key, Ok(record));
+        }
     }
 
     /// A step of a pod is over.
@@ -319,6 +338,9 @@ impl Actor {
                     lent.limits = limits;
                     lent.ledger.limits_changed();
                 }
+                lent.renumber(
+                    consumer.as_ref().map(|consumer| consumer.prefixes.clone()).unwrap_or_default(),
+                );
                 let current = consumer.is_some_and(|c| !c.ending && c.peering == lent.peering);
                 if !current && let Some((_, outbox)) = lent.stream.take() {
                     outbox.close(Status::permission_denied("the provider has ended the peering"));
@@ -370,8 +392,13 @@ impl Actor {
                     }
                 });
             }
-            News::Companion(owned) => {
+            News::Companion(mut owned, translated_by) => {
                 self.with(&owned.cluster, |lent| {
+                    if let (Ok(record), Some(by)) = (&mut owned.what, translated_by)
+                        && by != lent.prefixes.digest()
+                    {
+                        outdate(record);
+                    }
                     lent.provider.record_changed(&owned.set, &owned.key, owned.what);
                 });
             }
@@ -427,7 +454,7 @@ impl Actor {
             let listed = |set: &SetRef, key: &Key| {
                 let here = match set.kind {
                     Kind::Namespace => names.get(&key.name).map(|name| (String::new(), name.to_string())),
-                    Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service => {
+                    Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {
                         names.get(&key.namespace).map(|ns| (ns.to_string(), key.name.to_string()))
                     }
                 };
@@ -633,6 +660,11 @@ impl Actor {
     }
 }
 
+/// What is stored is not what would be stored by now: the body is asked for, and stored anew.
+fn outdate(record: &mut Record) {
+    record.hash = Hash::of(b"translated by other prefixes");
+}
+
 fn summary(lent: &Lent) -> Summary {
     let mut summary = Summary { empty: lent.provider.is_empty(), ..Summary::default() };
     for (set, _, record, instance) in lent.provider.objects() {
@@ -640,7 +672,9 @@ fn summary(lent: &Lent) -> Summary {
         match set.kind {
             Kind::Namespace => summary.namespaces += exists,
             Kind::Pod => summary.pods += exists,
-            Kind::ConfigMap | Kind::Secret | Kind::Service => summary.companions += exists,
+            Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {
+                summary.companions += exists
+            }
         }
     }
     summary

@@ -1,22 +1,25 @@
-//! Companions of pods: ConfigMaps, Secrets and Services in shadow namespaces.
+//! Companions of pods: ConfigMaps, Secrets, Services and EndpointSlices in shadow namespaces.
 
-use super::objects::{Owned, label, origin, owner_labels, read_record, strings};
+use super::objects::{Owned, annotation, label, origin, read_record, strings};
 use super::steps::{Job, RequestError, call, delete, only, refusal, request, typed};
 use crate::lend::consumers::Consumer;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, PostParams};
-use liquid_crds::vocabulary::{HASH, ORIGIN_NAMESPACE, ORIGIN_UID};
+use liquid_crds::vocabulary::{ADDRESSES, HASH, ORIGIN_CLUSTER, ORIGIN_NAMESPACE, ORIGIN_UID};
 use liquid_link::digest::Hash;
-use liquid_reflection::companion::{is_reflected, portable};
+use liquid_reflection::companion::{ENDPOINTS_MANAGED_BY, is_reflected, portable, translate_endpoints};
 use liquid_reflection::frame::{Ref, Refusal};
 use liquid_reflection::provider::{Outcome, Record, Step};
 use liquid_reflection::{Key, Kind, SetRef, Uid};
 use serde_json::{Value, json};
 
+/// Whose EndpointSlices these are: Kubernetes' own controller leaves them alone.
+const MANAGER: &str = "controller.liquid.mesh";
+
 /// How the API server calls companions of this kind.
 pub(super) fn resource(kind: Kind) -> ApiResource {
-    ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", kind.as_str()))
+    ApiResource::from_gvk(&GroupVersionKind::gvk(kind.group(), "v1", kind.as_str()))
 }
 
 /// Reads a companion; `None` if it is not one of ours.
@@ -30,6 +33,11 @@ pub(super) fn read(kind: Kind, meta: &ObjectMeta) -> Option<Owned<Record>> {
     })
 }
 
+/// Digest of the prefixes by which the addresses in an object were translated, if there are any in it.
+pub(super) fn translated_by(meta: &ObjectMeta) -> Option<Hash> {
+    annotation(meta, ADDRESSES).and_then(Hash::from_hex)
+}
+
 /// The object a consumer wants, from what it sent. Only what means something here counts: whatever else there is was
 /// not asked for.
 fn object(consumer: &Consumer, target: &Ref, hash: Hash, wanted: &Value) -> Result<Value, String> {
@@ -39,12 +47,18 @@ fn object(consumer: &Consumer, target: &Ref, hash: Hash, wanted: &Value) -> Resu
     }
     let mut object = portable(kind, wanted)?;
     let mut labels = strings(object.pointer("/metadata/labels"));
-    labels.extend(owner_labels(consumer));
+    labels.insert(ORIGIN_CLUSTER.to_owned(), consumer.id.to_string());
     labels.insert(ORIGIN_NAMESPACE.to_owned(), target.key.namespace.to_string());
     let mut annotations = strings(object.pointer("/metadata/annotations"));
     annotations.insert(HASH.to_owned(), hash.to_string());
     annotations.insert(ORIGIN_UID.to_owned(), target.uid.to_string());
-    object["apiVersion"] = json!("v1");
+    if kind == Kind::EndpointSlice {
+        // Addresses beyond the consumer's pods would draw traffic to somebody else.
+        translate_endpoints(&mut object, |address| consumer.prefixes.seen(address));
+        labels.insert(ENDPOINTS_MANAGED_BY.to_owned(), MANAGER.to_owned());
+        annotations.insert(ADDRESSES.to_owned(), consumer.prefixes.digest().to_string());
+    }
+    object["apiVersion"] = json!(kind.api_version());
     object["kind"] = json!(kind.as_str());
     object["metadata"] = json!({ "name": name, "labels": labels, "annotations": annotations });
     Ok(object)
@@ -105,6 +119,7 @@ impl Job {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use liquid_reflection::Prefixes;
 
     fn target(kind: Kind, name: &str) -> Ref {
         let (set, key) = (SetRef::companions(kind, "shop"), Key::new("shop", name));
@@ -115,7 +130,7 @@ mod tests {
     fn a_companion_is_read_back_as_it_was_made() {
         let wanted = json!({
             "metadata": {"labels": {"app": "db", ORIGIN_NAMESPACE: "other"}, "ownerReferences": [{"uid": "x"}]},
-            "data": {"a": "YQ=="}, "type": "Opaque",
+            "data": {"a": "YQ=="}, "type": "Opaque", "addressType": "IPv4",
         });
         for kind in Kind::COMPANIONS {
             let target = target(kind, "db");
@@ -140,5 +155,25 @@ mod tests {
         let made = |kind, name| object(&Consumer::for_tests(), &target(kind, name), Hash::of(b"x"), &token);
         assert!(made(Kind::Secret, "db").is_err());
         assert!(made(Kind::ConfigMap, "kube-root-ca.crt").is_err());
+    }
+
+    #[test]
+    fn endpoints_are_those_of_the_consumer_as_they_are_seen_here() {
+        let mut consumer = Consumer::for_tests();
+        let pair = ("10.244.0.0/16".parse().unwrap(), "100.64.0.0/16".parse().unwrap());
+        consumer.prefixes = Prefixes::new([pair]);
+        let wanted = json!({
+            "metadata": {"labels": {"kubernetes.io/service-name": "web", ENDPOINTS_MANAGED_BY: "x"}},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.244.1.7"]}, {"addresses": ["192.0.2.1"]}],
+        });
+        let slice =
+            object(&consumer, &target(Kind::EndpointSlice, "web-x"), Hash::of(b"x"), &wanted).unwrap();
+        assert_eq!(slice["apiVersion"], "discovery.k8s.io/v1");
+        assert_eq!(slice["endpoints"], json!([{"addresses": ["100.64.1.7"]}]));
+        assert_eq!(slice["metadata"]["labels"]["kubernetes.io/service-name"], "web");
+        assert_eq!(slice["metadata"]["labels"][ENDPOINTS_MANAGED_BY], MANAGER);
+        let meta: ObjectMeta = serde_json::from_value(slice["metadata"].clone()).unwrap();
+        assert_eq!(translated_by(&meta), Some(consumer.prefixes.digest()));
     }
 }

@@ -206,8 +206,8 @@ pub(crate) fn interim_status(status: &Value) -> Value {
     interim
 }
 
-/// Labels of every shadow of `consumer`.
-pub(super) fn owner_labels(consumer: &Consumer) -> BTreeMap<String, String> {
+/// Labels of what this cluster makes for its own account, of `consumer`.
+fn owner_labels(consumer: &Consumer) -> BTreeMap<String, String> {
     BTreeMap::from([
         (MANAGED_BY.to_owned(), MANAGED_BY_LIQUID.to_owned()),
         (ORIGIN_CLUSTER.to_owned(), consumer.id.to_string()),
@@ -282,9 +282,10 @@ pub(crate) fn pod(shadow: &ShadowPod) -> Value {
     let wanted = &shadow.spec.pod;
     let home = &shadow.spec.home;
     let mut labels = strings(wanted.pointer("/metadata/labels"));
-    for (key, value) in shadow.metadata.labels.iter().flatten() {
-        labels.insert(key.clone(), value.clone());
-    }
+    let of_shadow = shadow.metadata.labels.iter().flatten();
+    labels.extend(
+        of_shadow.filter(|(key, _)| *key != MANAGED_BY).map(|(key, value)| (key.clone(), value.clone())),
+    );
     labels.insert(ORIGIN_NAMESPACE.to_owned(), home.namespace.clone());
     labels.insert(ORIGIN_UID.to_owned(), home.uid.clone());
     let mut annotations = strings(wanted.pointer("/metadata/annotations"));
@@ -459,7 +460,7 @@ pub(super) fn strings(value: Option<&Value>) -> BTreeMap<String, String> {
     let fields = value.and_then(Value::as_object).into_iter().flatten();
     fields
         // Ours are set by us alone.
-        .filter(|(key, _)| !key.starts_with("liquid.mesh/") && *key != MANAGED_BY)
+        .filter(|(key, _)| !key.starts_with("liquid.mesh/"))
         .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
         .collect()
 }

@@ -65,7 +65,9 @@ impl Job {
         let result = match self.target.set.kind {
             Kind::Namespace => self.run_namespace().await,
             Kind::Pod => self.run_pod().await,
-            Kind::ConfigMap | Kind::Secret | Kind::Service => self.run_companion().await,
+            Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {
+                self.run_companion().await
+            }
         };
         result.unwrap_or_else(Outcome::Failed)
     }

@@ -13,6 +13,7 @@ use kube::runtime::watcher;
 use kube::{Api, Client};
 use liquid_crds::quantity::Amounts;
 use liquid_crds::vocabulary::ORIGIN_CLUSTER;
+use liquid_link::digest::Hash;
 use liquid_reflection::Kind;
 use liquid_reflection::provider::{Deleted, Instance, Record};
 use liquid_runtime::watch::{Change, ObjectName, changes, changes_of};
@@ -44,8 +45,8 @@ pub(super) enum News {
     Namespace(Owned<Result<Record, Deleted>>, Arc<str>),
     /// A ShadowPod, with what it asks for.
     Shadow(Owned<Result<Record, Deleted>>, Amounts),
-    /// A companion of pods.
-    Companion(Owned<Result<Record, Deleted>>),
+    /// A companion of pods, with the digest of the prefixes by which addresses in it were translated.
+    Companion(Owned<Result<Record, Deleted>>, Option<Hash>),
     /// A pod, with what else matters of it.
     Pod(Owned<Result<Instance, Deleted>>, Option<Seen>),
     /// A list was read to its end; these objects (by namespace and name here) exist.
@@ -127,11 +128,13 @@ fn companions(
     changes_of(objects, kind.as_str(), config).filter_map(move |change| {
         std::future::ready(match change {
             Change::Applied(object) => {
-                companions::read(kind, &object.metadata).map(|owned| News::Companion(owned.map(Ok)))
+                let translated_by = companions::translated_by(&object.metadata);
+                companions::read(kind, &object.metadata)
+                    .map(|owned| News::Companion(owned.map(Ok), translated_by))
             }
             Change::Deleted(object) => companions::read(kind, &object.metadata).map(|owned| {
                 let gone = Deleted { object: owned.what.object.clone(), version: owned.what.version };
-                News::Companion(owned.map(|_| Err(gone)))
+                News::Companion(owned.map(|_| Err(gone)), None)
             }),
             Change::Listed(seen) => Some(News::Listed(Source::Companions(kind), seen)),
         })

@@ -1,4 +1,4 @@
-//! Companions of pods: which ConfigMaps, Secrets and Services the provider shall have, and what is in them.
+//! Companions of pods: which ConfigMaps, Secrets, Services and EndpointSlices the provider shall have, and what is in them.
 //!
 //! Of each kind and namespace the metadata is watched; what is wanted of it is read, at first and after each change.
 //! Nothing is kept but names, versions and UIDs, and no Secret is read that no pod refers to (unless all are wanted).
@@ -11,18 +11,21 @@ use crate::request::within;
 use crate::translate::Reference;
 use bytes::Bytes;
 use futures::StreamExt as _;
+use ipnet::IpNet;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, PartialObjectMeta};
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use liquid_crds::{ConfigurationReflection, Reflection, ServiceReflection};
 use liquid_link::digest::Hash;
-use liquid_reflection::companion::{is_reflected, portable};
+use liquid_reflection::companion::{is_reflected, portable, translate_endpoints};
 use liquid_reflection::frame::{Ref, Refusal, Wanted};
 use liquid_reflection::{Consumer, Key, Kind, SetRef, Uid};
 use liquid_runtime::backoff::{Backoff, entropy};
 use liquid_runtime::watch::{Change, changes_of};
 use references::{Companion, References};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
@@ -47,7 +50,8 @@ enum Rule {
 }
 
 /// The rule for a kind; `None` if it is not reflected.
-fn rule(kind: Kind, reflection: &Reflection) -> Option<Rule> {
+fn rule(kind: Kind, reflection: &Reflection, network: bool) -> Option<Rule> {
+    let services = reflection.services == ServiceReflection::All;
     let configuration = |which| match which {
         ConfigurationReflection::Referenced => Some(Rule::Referenced),
         ConfigurationReflection::All => Some(Rule::All),
@@ -56,7 +60,9 @@ fn rule(kind: Kind, reflection: &Reflection) -> Option<Rule> {
     match kind {
         Kind::ConfigMap => configuration(reflection.config_maps),
         Kind::Secret => configuration(reflection.secrets),
-        Kind::Service => (reflection.services == ServiceReflection::All).then_some(Rule::All),
+        Kind::Service => services.then_some(Rule::All),
+        // Without a network between the clusters nobody there reaches what is in them.
+        Kind::EndpointSlice => (services && network).then_some(Rule::All),
         Kind::Namespace | Kind::Pod => None,
     }
 }
@@ -92,6 +98,8 @@ pub(super) struct Companions {
     /// Number of the last watch: what an earlier one of the same set has left behind is passed over.
     watches: u64,
     references: References,
+    /// Prefixes of the pods that are endpoints over there.
+    own_prefixes: Vec<IpNet>,
     /// All pods of all virtual nodes are known: what none of them refers to is not wanted.
     pods_known: bool,
     /// Objects being read, and whether that is to be done once more.
@@ -120,6 +128,7 @@ impl Companions {
             followed: BTreeMap::new(),
             watches: 0,
             references: References::default(),
+            own_prefixes: Vec::new(),
             pods_known: false,
             reading: BTreeMap::new(),
             owed: BTreeMap::new(),
@@ -128,12 +137,19 @@ impl Companions {
         (companions, learned)
     }
 
-    /// The provider has these namespaces.
-    pub(super) fn keep(&mut self, namespaces: &BTreeMap<String, WantedNamespace>, consumer: &mut Consumer) {
+    /// The provider has these namespaces; its pods reach pods of this cluster with these prefixes.
+    pub(super) fn keep(
+        &mut self,
+        namespaces: &BTreeMap<String, WantedNamespace>,
+        own_prefixes: Vec<IpNet>,
+        consumer: &mut Consumer,
+    ) {
+        let network = !own_prefixes.is_empty();
+        let renumbered = std::mem::replace(&mut self.own_prefixes, own_prefixes) != self.own_prefixes;
         let mut rules = BTreeMap::new();
         for (name, namespace) in namespaces.iter().filter(|(_, namespace)| !namespace.leaving) {
             for kind in Kind::COMPANIONS {
-                if let Some(rule) = rule(kind, &namespace.reflection) {
+                if let Some(rule) = rule(kind, &namespace.reflection, network) {
                     rules.insert(SetRef::companions(kind, name), rule);
                 }
             }
@@ -154,7 +170,9 @@ impl Companions {
                         tokio::spawn(follow(self.client.clone(), set.clone(), number, self.news.clone()));
                     self.followed.insert(set, Followed { rule, watched: Watched::default(), number, watch });
                 }
-                Some(followed) if followed.rule != rule => {
+                Some(followed)
+                    if followed.rule != rule || (renumbered && set.kind == Kind::EndpointSlice) =>
+                {
                     followed.rule = rule;
                     let known: Vec<Companion> = followed
                         .watched
@@ -332,20 +350,24 @@ impl Companions {
                 let uid = Uid::from(object.metadata.uid.as_deref().unwrap_or_default());
                 let target = Ref { set: set.clone(), key: companion.1.clone(), uid };
                 let whole = serde_json::to_value(&object).unwrap_or_default();
-                Some(match portable(companion.0, &whole) {
-                    Ok(body) => {
-                        let body = Bytes::from(body.to_string());
+                match body(companion.0, &whole, &self.own_prefixes) {
+                    Ok(Some(body)) => {
                         let hash = Hash::of(&body);
                         consumer.observe(target.clone(), Wanted::Present(hash), None);
                         let owed = self.owed.remove(&target) == Some(hash);
-                        Effect::AtHand(target, body, owed)
+                        Some(Effect::AtHand(target, body, owed))
+                    }
+                    Ok(None) => {
+                        self.owed.remove(&target);
+                        consumer.removed(&set, &target.key, &target.uid, None);
+                        None
                     }
                     Err(why) => {
                         consumer.removed(&set, &target.key, &target.uid, None);
                         let refusal = Refusal { reason: "NotReflected".to_owned(), message: why };
-                        Effect::Refused(target, refusal)
+                        Some(Effect::Refused(target, refusal))
                     }
-                })
+                }
             }
         };
         self.announce(&set, consumer);
@@ -359,6 +381,20 @@ impl Companions {
             consumer.synced(set);
         }
     }
+}
+
+/// The body of an object as the provider shall have it; `None` if there is nothing in it for it.
+fn body(kind: Kind, object: &Value, own_prefixes: &[IpNet]) -> Result<Option<Bytes>, String> {
+    let mut body = portable(kind, object)?;
+    if kind == Kind::EndpointSlice {
+        // Endpoints on virtual nodes are pods of providers: each finds its own by the selector.
+        let own =
+            |address: IpAddr| own_prefixes.iter().any(|prefix| prefix.contains(&address)).then_some(address);
+        if !translate_endpoints(&mut body, own) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(Bytes::from(body.to_string())))
 }
 
 /// Follows the metadata of a kind in a namespace.
@@ -390,5 +426,35 @@ async fn get(client: Client, (kind, key): &Companion) -> Option<DynamicObject> {
 }
 
 fn resource(kind: Kind) -> ApiResource {
-    ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", kind.as_str()))
+    ApiResource::from_gvk(&GroupVersionKind::gvk(kind.group(), "v1", kind.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn endpoints_go_where_they_are_reached() {
+        let slice = |addresses: &[&str]| {
+            let endpoints: Vec<Value> = addresses.iter().map(|ip| json!({"addresses": [ip]})).collect();
+            json!({"addressType": "IPv4", "endpoints": endpoints})
+        };
+        let own: Vec<IpNet> = vec!["10.244.0.0/16".parse().unwrap()];
+        let kept = body(Kind::EndpointSlice, &slice(&["10.244.0.7", "100.64.0.7"]), &own).unwrap().unwrap();
+        let kept: Value = serde_json::from_slice(&kept).unwrap();
+        assert_eq!(kept["endpoints"], json!([{"addresses": ["10.244.0.7"]}]));
+        assert_eq!(body(Kind::EndpointSlice, &slice(&["100.64.0.7"]), &own), Ok(None), "pods of a provider");
+        assert_eq!(body(Kind::EndpointSlice, &slice(&[]), &own), Ok(None));
+    }
+
+    #[test]
+    fn endpoints_are_of_no_use_without_a_network_or_their_services() {
+        let reflection = Reflection::default();
+        assert_eq!(rule(Kind::EndpointSlice, &reflection, true), Some(Rule::All));
+        assert_eq!(rule(Kind::EndpointSlice, &reflection, false), None);
+        assert_eq!(rule(Kind::Service, &reflection, false), Some(Rule::All));
+        let none = Reflection { services: ServiceReflection::None, ..reflection };
+        assert_eq!(rule(Kind::EndpointSlice, &none, true), None);
+    }
 }

@@ -1,0 +1,169 @@
+//! Services that lead to pods of both clusters, whichever of them asks.
+
+use crate::manifests::{drop_namespace, offloaded};
+use crate::network::connected;
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Api;
+use kube::api::ListParams;
+use liquid_scenarios::{Cluster, Environment, Look};
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+const SOON: Duration = Duration::from_secs(90);
+const NAMESPACE: &str = "across";
+const THERE: &str = "across-home";
+
+/// A client, and servers that answer with their names, of one cluster: with the affinity that keeps them there.
+fn side(name: &str, virtual_node: &str) -> String {
+    format!(
+        r"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}}}
+spec:
+  replicas: 2
+  selector: {{matchLabels: {{at: {name}}}}}
+  template:
+    metadata: {{labels: {{at: {name}, app: web, app.kubernetes.io/managed-by: somebody}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      affinity: {{nodeAffinity: {{requiredDuringSchedulingIgnoredDuringExecution: {{nodeSelectorTerms: [{{matchExpressions: [{{key: liquid.mesh/type, operator: {virtual_node}}}]}}]}}}}}}
+      containers:
+        - name: main
+          image: lab.local/agnhost:1
+          imagePullPolicy: IfNotPresent
+          command: [/agnhost, netexec, --http-port=8080, --udp-port=8081]
+          readinessProbe: {{httpGet: {{path: /healthz, port: 8080}}, periodSeconds: 1}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}-client, labels: {{client: {name}}}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  affinity: {{nodeAffinity: {{requiredDuringSchedulingIgnoredDuringExecution: {{nodeSelectorTerms: [{{matchExpressions: [{{key: liquid.mesh/type, operator: {virtual_node}}}]}}]}}}}}}
+  containers: [{{name: main, image: 'lab.local/agnhost:1', imagePullPolicy: IfNotPresent, command: [/agnhost, pause]}}]
+"
+    )
+}
+
+/// The label somebody else's tools use is a selector like any other.
+const SERVICES: &str = r"
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: NodePort
+  selector: {app: web, app.kubernetes.io/managed-by: somebody}
+  ports:
+    - {name: http, port: 80, targetPort: 8080}
+    - {name: udp, port: 81, targetPort: 8081, protocol: UDP}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: headless}
+spec:
+  clusterIP: None
+  selector: {app: web}
+  ports: [{name: http, port: 8080}]
+";
+
+/// Runs a script in the client of one side: through the virtual node, where that is far.
+async fn client(home: &Cluster, side: &str, script: &str) -> anyhow::Result<String> {
+    let pod = format!("{side}-client");
+    let output = home.kubectl.run(["exec", "-n", NAMESPACE, &pod, "--", "sh", "-c", script]).await?;
+    Ok(format!("{}{}", output.out, output.err))
+}
+
+/// Names that answer to a client when it asks again and again.
+async fn answers(home: &Cluster, side: &str, ask: &str, expected: &BTreeSet<String>) -> anyhow::Result<()> {
+    let script = format!("for i in $(seq 20); do {ask}; echo; done");
+    let seen = std::sync::Mutex::new(BTreeSet::new());
+    home.wait(&format!("{ask} from the {side} side"), SOON, || async {
+        let said = client(home, side, &script).await?;
+        let mut seen = seen.lock().unwrap();
+        seen.extend(said.lines().map(str::trim).filter(|line| expected.contains(*line)).map(str::to_owned));
+        Ok(if *seen == *expected {
+            Look::Done(())
+        } else {
+            Look::NotYet(format!("{seen:?} have answered of {expected:?}: {said}"))
+        })
+    })
+    .await
+}
+
+/// Addresses of ready endpoints of a Service.
+async fn endpoints(cluster: &Cluster, namespace: &str, service: &str) -> anyhow::Result<BTreeSet<String>> {
+    let slices: Api<EndpointSlice> = Api::namespaced(cluster.client.clone(), namespace);
+    let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
+    let endpoints = slices.list(&of_service).await?.items.into_iter().flat_map(|slice| slice.endpoints);
+    let ready = endpoints.filter(|it| it.conditions.as_ref().and_then(|it| it.ready) == Some(true));
+    Ok(ready.flat_map(|endpoint| endpoint.addresses).collect())
+}
+
+async fn wait_for_endpoints(cluster: &Cluster, namespace: &str, count: usize) -> anyhow::Result<()> {
+    for service in ["web", "headless"] {
+        cluster
+            .wait(&format!("{count} endpoints of {service}"), SOON, || async {
+                let found = endpoints(cluster, namespace, service).await?;
+                Ok(if found.len() == count { Look::Done(()) } else { Look::NotYet(format!("{found:?}")) })
+            })
+            .await?;
+    }
+    Ok(())
+}
+
+/// Would catch: pods on virtual nodes without an address, Services at home that leave them out, Services in the provider
+/// that leave out pods at home, one protocol or direction that works without the other, node ports that do not reach pods
+/// of the other cluster, labels of others' tools that are lost on the way, and endpoints that outlive their pods.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs two clusters"]
+async fn a_service_leads_to_pods_of_both_clusters_from_both() -> anyhow::Result<()> {
+    let environment = Environment::open().await?.peered().await?;
+    let (home, provider) = (&environment.home, &environment.provider);
+    connected(home, &provider.name).await?;
+    connected(provider, &home.name).await?;
+    offloaded(home, NAMESPACE).await?;
+    home.apply(
+        NAMESPACE,
+        &format!("{}---{}---{SERVICES}", side("near", "DoesNotExist"), side("far", "Exists")),
+    )
+    .await?;
+    for (selector, count) in [("app=web", 4), ("client", 2)] {
+        for pod in home.wait_for_pods(NAMESPACE, selector, count, SOON).await? {
+            let address = pod.status.and_then(|status| status.pod_ip);
+            assert!(address.is_some(), "{:?} has no address", pod.metadata.name);
+        }
+    }
+    wait_for_endpoints(home, NAMESPACE, 4).await?;
+    wait_for_endpoints(provider, THERE, 4).await?;
+    let of_home = endpoints(home, NAMESPACE, "web").await?;
+    let of_provider = endpoints(provider, THERE, "web").await?;
+    assert!(
+        of_home.is_disjoint(&of_provider),
+        "the clusters of the lab overlap: {of_home:?} {of_provider:?}"
+    );
+
+    let names = home.pods(NAMESPACE, "app=web").await?.into_iter().filter_map(|pod| pod.metadata.name);
+    let names: BTreeSet<String> = names.collect();
+    let service: Service = Api::namespaced(home.client.clone(), NAMESPACE).get("web").await?;
+    let port = service.spec.and_then(|spec| spec.ports?.first()?.node_port).unwrap_or_default();
+    let node = home.pods(NAMESPACE, "at=near").await?[0].status.clone().and_then(|status| status.host_ip);
+    let node = node.unwrap_or_default();
+    for side in ["near", "far"] {
+        answers(home, side, "wget -T 5 -q -O - http://web/hostname", &names).await?;
+        answers(home, side, "echo hostname | timeout 2 nc -u -w 1 web 81", &names).await?;
+        answers(home, side, "for a in $(nslookup headless | awk '/^Address/ {print $NF}' | grep -v :53); do wget -T 5 -q -O - http://$a:8080/hostname; echo; done", &names).await?;
+    }
+    // By the node's own address: what comes in there has the node as its source.
+    answers(home, "near", &format!("wget -T 5 -q -O - http://{node}:{port}/hostname"), &names).await?;
+
+    let begin = Instant::now();
+    home.kubectl.run(["scale", "-n", NAMESPACE, "deployment/near", "--replicas=0"]).await?.ok()?;
+    wait_for_endpoints(provider, THERE, 2).await?;
+    println!("endpoints at home gone in the provider after {:.1} s", begin.elapsed().as_secs_f64());
+    let far = names.into_iter().filter(|name| name.starts_with("far")).collect();
+    answers(home, "far", "wget -T 5 -q -O - http://web/hostname", &far).await?;
+    answers(home, "near", "wget -T 5 -q -O - http://web/hostname", &far).await?;
+    drop_namespace(home, NAMESPACE).await
+}
