@@ -3,6 +3,7 @@
 use crate::addresses::Prefixes;
 use crate::frame::{self, ConsumerFrame, ProviderFrame, Ref, Refusal, Wanted};
 use crate::key::{Key, SetRef, Uid};
+use crate::warning::Warning;
 use bytes::Bytes;
 use liquid_link::digest::Hash;
 use std::collections::btree_map::Entry;
@@ -50,6 +51,15 @@ pub enum Action {
     Recovered(Ref),
     /// The provider has stored the object as it is wanted.
     Settled(Ref),
+    /// Somebody in the provider warns of the object: tell the user.
+    Warned {
+        /// Which object.
+        target: Ref,
+        /// The same for a warning that is repeated.
+        id: Uid,
+        /// What it says.
+        warning: Box<Warning>,
+    },
 }
 
 /// State of one object.
@@ -349,7 +359,8 @@ impl Consumer {
             | Action::FinishDeletion(_)
             | Action::Refused { .. }
             | Action::Recovered(_)
-            | Action::Settled(_) => true,
+            | Action::Settled(_)
+            | Action::Warned { .. } => true,
         });
         for state in self.sets.values_mut() {
             state.announced = false;
@@ -368,6 +379,11 @@ impl Consumer {
             ProviderFrame::Ack { target, hash } => self.on_ack(target, hash),
             ProviderFrame::Nack { target, hash, refusal } => self.on_nack(target, hash, refusal),
             ProviderFrame::Gone(target) => self.on_gone(target),
+            ProviderFrame::Warning { target, id, warning } => {
+                if self.member(&target).is_some_and(|member| !member.gone_at_home) {
+                    self.actions.push_back(Action::Warned { target, id, warning });
+                }
+            }
             ProviderFrame::Status { target, hash, body } => {
                 if let Some(member) = self.member(&target).filter(|member| !member.gone_at_home) {
                     member.writing = Some(hash);

@@ -3,6 +3,7 @@
 
 use crate::addresses::Prefixes;
 use crate::key::{Key, SetRef, Uid};
+use crate::warning::Warning;
 use bytes::Bytes;
 use liquid_link::digest::Hash;
 
@@ -110,6 +111,15 @@ pub enum ProviderFrame {
         hash: Hash,
         /// JSON.
         body: Bytes,
+    },
+    /// Somebody in the provider warns of the pod. It explains, and changes nothing.
+    Warning {
+        /// Which object.
+        target: Ref,
+        /// The same for a warning that is repeated.
+        id: Uid,
+        /// What it says.
+        warning: Box<Warning>,
     },
 }
 

@@ -18,6 +18,7 @@ pub mod digest;
 pub mod frame;
 pub mod key;
 pub mod provider;
+pub mod warning;
 pub mod wire;
 
 pub use addresses::Prefixes;

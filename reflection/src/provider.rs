@@ -99,6 +99,14 @@ impl Provider {
         Some((member.record.as_ref(), member.instance.as_ref()))
     }
 
+    /// What runs under this name, in the sets of this stream.
+    pub fn instance(&self, key: &Key) -> Option<(&SetRef, &Instance)> {
+        self.named.iter().filter(|set| set.kind.has_instance()).find_map(|set| {
+            let member = self.members.get(&(set.clone(), key.clone()))?;
+            Some((set, member.instance.as_ref()?))
+        })
+    }
+
     /// How the consumer sees the addresses of pods.
     pub fn prefixes(&self) -> &Prefixes {
         &self.prefixes

@@ -4,6 +4,7 @@
 use crate::addresses::Prefixes;
 use crate::frame::{ConsumerFrame, Entry, ProviderFrame, Ref, Refusal, Wanted};
 use crate::key::{Key, Kind, SetRef, Uid};
+use crate::warning::Warning;
 use ipnet::IpNet;
 use liquid_link::digest::Hash;
 use liquid_link::proto;
@@ -257,6 +258,17 @@ impl From<ProviderFrame> for proto::ProviderFrame {
                 reason: refusal.reason,
                 message: refusal.message,
             }),
+            ProviderFrame::Warning { target, id, warning } => Frame::Warning(proto::Warning {
+                r#ref: Some(ref_to_wire(&target)),
+                id: id.to_string(),
+                reason: warning.reason,
+                message: warning.message,
+                count: warning.count,
+                first: warning.first,
+                last: warning.last,
+                field_path: warning.field_path.unwrap_or_default(),
+                component: warning.component,
+            }),
             ProviderFrame::Status { target, hash, body } => Frame::Status(proto::Status {
                 r#ref: Some(ref_to_wire(&target)),
                 hash: hash_to_wire(hash),
@@ -283,6 +295,22 @@ impl TryFrom<proto::ProviderFrame> for ProviderFrame {
                     reason: reason(nack.reason),
                     message: nack.message.chars().take(MAX_MESSAGE).collect(),
                 },
+            }),
+            Frame::Warning(warning) => Ok(Self::Warning {
+                target: ref_from_wire(warning.r#ref)?,
+                id: uid(&warning.id)?,
+                warning: Box::new(
+                    Warning {
+                        reason: reason(warning.reason),
+                        message: warning.message,
+                        count: warning.count,
+                        first: warning.first,
+                        last: warning.last,
+                        field_path: Some(warning.field_path).filter(|path| !path.is_empty()),
+                        component: warning.component,
+                    }
+                    .bounded(),
+                ),
             }),
             Frame::Status(status) => Ok(Self::Status {
                 target: ref_from_wire(status.r#ref)?,
@@ -347,6 +375,19 @@ mod tests {
             ProviderFrame::Ack { target: target(), hash },
             ProviderFrame::Nack { target: target(), hash, refusal },
             ProviderFrame::Status { target: target(), hash, body: "{}".into() },
+            ProviderFrame::Warning {
+                target: target(),
+                id: Uid::from("e-1"),
+                warning: Box::new(Warning {
+                    reason: "BackOff".to_owned(),
+                    message: "m".to_owned(),
+                    count: 2,
+                    first: "1".to_owned(),
+                    last: "2".to_owned(),
+                    field_path: Some("spec.containers{c}".to_owned()),
+                    component: "kubelet".to_owned(),
+                }),
+            },
         ] {
             let sent = proto::ProviderFrame::from(frame.clone());
             assert_eq!(ProviderFrame::try_from(sent), Ok(frame));

@@ -26,6 +26,7 @@ impl World {
                 consumer::Action::FinishDeletion(_)
                 | consumer::Action::Refused { .. }
                 | consumer::Action::Recovered(_)
+                | consumer::Action::Warned { .. }
                 | consumer::Action::Settled(_) => self.consumer_todo.push_back(action),
             }
         }

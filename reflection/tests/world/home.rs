@@ -183,6 +183,7 @@ impl World {
             }
             consumer::Action::Refused { .. }
             | consumer::Action::Recovered(_)
+            | consumer::Action::Warned { .. }
             | consumer::Action::Send(_)
             | consumer::Action::SendBody { .. } => {}
         }

@@ -3,6 +3,7 @@
 use super::companions::{self, Companions, Effect};
 use super::home::{Finished, Home};
 use super::link::{Link, LinkEvent, Provider, keep};
+use super::warnings::Warnings;
 use crate::metrics::Metrics;
 use crate::request::within;
 use crate::status::{self, Seen};
@@ -111,6 +112,7 @@ impl Mirror {
         let (home, written) = Home::new(client.clone(), recorder, node_address, watched.clone());
         let (changes, changed) = mpsc::channel(CHANGE_QUEUE);
         let (companions, learned) = Companions::new(client.clone());
+        let warnings = Warnings::new(client.clone(), name.clone());
         let mut consumer = Consumer::default();
         consumer.add_set(SetRef::namespaces());
         consumer.see_addresses(watched.borrow().prefixes.clone());
@@ -120,6 +122,7 @@ impl Mirror {
             consumer,
             home,
             companions,
+            warnings,
             frames: None,
             nodes: BTreeMap::new(),
             watches: BTreeMap::new(),
@@ -215,6 +218,7 @@ struct Actor {
     consumer: Consumer,
     home: Home,
     companions: Companions,
+    warnings: Warnings,
     frames: Option<mpsc::Sender<proto::ConsumerFrame>>,
     /// Virtual nodes, and whether all pods on them are known.
     nodes: BTreeMap<String, bool>,
@@ -582,6 +586,7 @@ impl Actor {
                     self.namespace_ready(&target.key.name);
                 }
                 Action::Recovered(_) | Action::Settled(_) => {}
+                Action::Warned { target, id, warning } => self.warnings.show(target, id, warning),
             }
         }
     }

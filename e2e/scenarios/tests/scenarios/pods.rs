@@ -1,7 +1,7 @@
 //! Pods on a virtual node.
 
 use crate::manifests::{FOREVER, deployment, drop_namespace, offloaded, pod};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt as _};
 use liquid_crds::ShadowPod;
@@ -190,4 +190,39 @@ async fn pods_may_be_there_before_their_namespace_is_offloaded() -> anyhow::Resu
     let uids = |pods: &[Pod]| pods.iter().filter_map(|pod| pod.uid()).collect::<BTreeSet<_>>();
     assert_eq!(uids(&before), uids(&after), "the same pods");
     drop_namespace(home, "early").await
+}
+
+/// Would catch: pods of which nobody at home learns why they do not start, and Events that pile up instead of being counted.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs two clusters"]
+async fn warnings_of_the_provider_are_events_at_home() -> anyhow::Result<()> {
+    let environment = Environment::open().await?.peered().await?;
+    let (home, provider) = (&environment.home, &environment.provider);
+    offloaded(home, "warnings").await?;
+    let manifest = pod("stuck", "true").replace(liquid_scenarios::TEST_IMAGE, "lab.local/nowhere:1");
+    home.apply("warnings", &manifest).await?;
+    let events: Api<Event> = Api::namespaced(home.client.clone(), "warnings");
+    let of_pod = ListParams::default().fields("involvedObject.name=stuck,type=Warning");
+    let found = home
+        .wait("a warning that is counted up", Duration::from_secs(120), || async {
+            let all = events.list(&of_pod).await?.items;
+            Ok(if all.iter().any(|event| event.count.is_some_and(|count| count > 1)) {
+                Look::Done(all)
+            } else {
+                Look::NotYet(format!("{} events", all.len()))
+            })
+        })
+        .await?;
+    let uid = Api::<Pod>::namespaced(home.client.clone(), "warnings").get("stuck").await?.uid();
+    for event in &found {
+        assert_eq!(event.involved_object.uid, uid);
+        let source = event.source.clone().unwrap_or_default();
+        assert_eq!(source.host.as_deref(), Some(provider.name.as_str()), "{event:?}");
+        assert_eq!(source.component.as_deref(), Some("kubelet"));
+    }
+    let kinds: BTreeSet<_> = found.iter().map(|event| (&event.reason, &event.message)).collect();
+    assert_eq!(kinds.len(), found.len(), "each warning is one Event: {found:?}");
+    let told = home.kubectl.run(["describe", "pod", "-n", "warnings", "stuck"]).await?.ok()?;
+    assert!(told.contains("lab.local/nowhere:1") && told.contains("kubelet, "), "{told}");
+    drop_namespace(home, "warnings").await
 }

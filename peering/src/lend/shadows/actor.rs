@@ -1,5 +1,6 @@
 //! The one task that owns the state machines of all consumers.
 
+use super::events::Warned;
 use super::objects::{NamespaceNames, body_demand, interim_status};
 use super::outbox::Outbox;
 use super::roster::{Placed, Roster};
@@ -427,6 +428,7 @@ impl Actor {
                 lent.make_room();
                 self.drain(&owned.cluster, fresh);
             }
+            News::Warned(warned) => self.warn(warned),
             News::Listed(source, seen) if self.unlisted.is_empty() => self.relisted(source, &seen),
             News::Listed(source, _) => {
                 self.unlisted.remove(&source);
@@ -434,6 +436,22 @@ impl Actor {
                     self.loaded();
                 }
             }
+        }
+    }
+
+    /// Passes a warning about a pod on to the consumer it belongs to.
+    fn warn(&mut self, warned: Warned) {
+        let found = self.lent.values().find_map(|lent| {
+            let (_, outbox) = lent.stream.as_ref()?;
+            let home = lent.namespaces.iter().find(|(_, here)| ***here == *warned.namespace)?.0;
+            let key = Key::new(home, &warned.pod);
+            let (set, instance) = lent.provider.instance(&key)?;
+            let target = Ref { set: set.clone(), uid: instance.home.clone(), key };
+            (instance.object == warned.object).then_some((outbox, target))
+        });
+        if let Some((outbox, target)) = found {
+            let Warned { id, warning, .. } = warned;
+            outbox.push(ProviderFrame::Warning { target, id, warning: Box::new(warning) }.into());
         }
     }
 

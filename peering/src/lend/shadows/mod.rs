@@ -6,6 +6,7 @@
 
 mod actor;
 mod companions;
+mod events;
 mod objects;
 mod outbox;
 mod roster;

@@ -1,6 +1,7 @@
 //! What the API server has of all consumers: a few watches, whatever their number.
 
 use super::companions;
+use super::events::{self, Warned};
 use super::objects::{
     Owned, PodView, ShadowView, read_namespace, read_pod, read_shadow, shadow_resource, version,
 };
@@ -49,6 +50,8 @@ pub(super) enum News {
     Companion(Owned<Result<Record, Deleted>>, Option<Hash>),
     /// A pod, with what else matters of it.
     Pod(Owned<Result<Instance, Deleted>>, Option<Seen>),
+    /// Somebody warns of a pod.
+    Warned(Warned),
     /// A list was read to its end; these objects (by namespace and name here) exist.
     Listed(Source, BTreeSet<ObjectName>),
 }
@@ -114,7 +117,9 @@ pub(super) fn watch(client: &Client) -> impl Stream<Item = News> + Send + Unpin 
         })
     });
     let companions = Kind::COMPANIONS.map(|kind| companions(client, kind, config()).boxed());
-    select_all([namespaces.boxed(), shadows.boxed(), pods.boxed()].into_iter().chain(companions))
+    let warnings = events::watch(client).map(News::Warned);
+    let streams = [namespaces.boxed(), shadows.boxed(), pods.boxed(), warnings.boxed()];
+    select_all(streams.into_iter().chain(companions))
 }
 
 /// The watch of a kind of companions. What they hold is of no interest here.
