@@ -54,7 +54,9 @@ fn event(provider: &str, target: &Ref, id: &Uid, warning: &Warning) -> (String, 
     let pod: String = target.key.name.chars().take(MAX_NAME - SUFFIX).collect();
     let digest = Hash::of(format!("{provider} {id}").as_bytes()).to_string();
     let name = format!("{pod}.{}", &digest[..SUFFIX - 1]);
-    let Warning { reason, message, count, first, last, field_path, component } = warning;
+    // `kubectl describe` shows this and not the host.
+    let source = format!("{provider}/{}", warning.component);
+    let Warning { reason, message, count, first, last, field_path, component: _ } = warning;
     let event = json!({
         "apiVersion": "v1",
         "kind": "Event",
@@ -73,8 +75,8 @@ fn event(provider: &str, target: &Ref, id: &Uid, warning: &Warning) -> (String, 
         "count": count,
         "firstTimestamp": first,
         "lastTimestamp": last,
-        "source": { "component": component, "host": provider },
-        "reportingComponent": component,
+        "source": { "component": source, "host": provider },
+        "reportingComponent": source,
         "reportingInstance": provider,
     });
     (name, event)

@@ -218,11 +218,11 @@ async fn warnings_of_the_provider_are_events_at_home() -> anyhow::Result<()> {
         assert_eq!(event.involved_object.uid, uid);
         let source = event.source.clone().unwrap_or_default();
         assert_eq!(source.host.as_deref(), Some(provider.name.as_str()), "{event:?}");
-        assert_eq!(source.component.as_deref(), Some("kubelet"));
+        assert_eq!(source.component, Some(format!("{}/kubelet", provider.name)));
     }
     let kinds: BTreeSet<_> = found.iter().map(|event| (&event.reason, &event.message)).collect();
     assert_eq!(kinds.len(), found.len(), "each warning is one Event: {found:?}");
     let told = home.kubectl.run(["describe", "pod", "-n", "warnings", "stuck"]).await?.ok()?;
-    assert!(told.contains("lab.local/nowhere:1") && told.contains("kubelet, "), "{told}");
+    assert!(told.contains("lab.local/nowhere:1") && told.contains("provider/kubelet"), "{told}");
     drop_namespace(home, "warnings").await
 }
