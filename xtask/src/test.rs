@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode};
 
 use clap::Args;
 use liquid_lab::{Lab, LabName, Progress};
+use nix::sys::statvfs::statvfs;
 use nix::unistd::Uid;
 
 use self::stage::{Run, Stage};
@@ -16,6 +17,9 @@ use crate::{output, workspace};
 
 /// What the names of labs begin with that the lab's own tests start.
 const TEST_LABS: &str = "t-";
+
+/// What a run without any caches leaves on the disk: `target`, the build cache of Go, its modules, and what is built from them.
+const FILLS_GB: u64 = 15;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -33,6 +37,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::watch()?;
     let mut run = Run::new(&interrupt);
+    note_space();
     source(&mut run);
     if arguments.quick {
         run.skip("lab", "--quick");
@@ -52,6 +57,14 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     }
     let failed = outcomes.iter().any(summary::Outcome::is_failure);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Says how much room there is: a disk that fills up makes the strangest stages fail.
+fn note_space() {
+    if let Ok(disk) = statvfs(workspace::ROOT) {
+        let free = disk.blocks_available() * disk.fragment_size() / 1_000_000_000;
+        output::note(&format!("== {free} GB of disk free; from nothing, a whole run fills about {FILLS_GB}"));
+    }
 }
 
 /// What needs nothing but the source tree.
