@@ -40,18 +40,28 @@ fn walk(types: &BTreeMap<String, Vec<Property>>, of: &str, path: &str, fields: &
 
 /// The minor number and the directory of the newest version.
 fn newest() -> (u32, PathBuf) {
-    let metadata = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--offline", "--manifest-path"])
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))
-        .output()
-        .unwrap();
-    let metadata: Value = serde_json::from_slice(&metadata.stdout).unwrap();
+    let rustc = output(Command::new("rustc").arg("-vV"));
+    let host = rustc.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
+    // What other platforms need has not been fetched where nothing but tests were built.
+    let metadata = output(
+        Command::new(env!("CARGO"))
+            .args(["metadata", "--format-version", "1", "--offline", "--filter-platform", host])
+            .arg("--manifest-path")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")),
+    );
+    let metadata: Value = serde_json::from_str(&metadata).unwrap();
     let packages = metadata["packages"].as_array().unwrap().iter();
     let package = packages.into_iter().find(|package| package["name"] == "k8s-openapi").unwrap();
     let sources = Path::new(package["manifest_path"].as_str().unwrap()).with_file_name("src");
     let entries = sources.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let minor = entries.filter_map(|name| name.strip_prefix("v1_")?.parse::<u32>().ok()).max().unwrap();
     (minor, sources.join(format!("v1_{minor}")))
+}
+
+fn output(command: &mut Command) -> String {
+    let ended = command.output().unwrap();
+    assert!(ended.status.success(), "{command:?}: {}", String::from_utf8_lossy(&ended.stderr));
+    String::from_utf8(ended.stdout).unwrap()
 }
 
 /// The types of the modules, as the generated code describes them. It is formatted strictly, one property after the other.
