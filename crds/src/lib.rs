@@ -28,7 +28,7 @@ pub use namespace_offloading::{
     PodPlacement, Reflection, RemoteNamespace, RemoteNamespaceSpec, RemoteNamespaceStrategy,
     ServiceReflection,
 };
-pub use network::{NetworkStatus, PeerGateway, PodCidr, TunnelStatus};
+pub use network::{NetworkStatus, PeerGateway, PodCidr, TunnelStatus, WayStatus};
 pub use offer::Offer;
 pub use peer::{ConsumeSpec, ConsumeStatus, LendSpec, LendState, LendStatus, Peer, PeerSpec, PeerStatus};
 pub use shadow_pod::{HomePod, ShadowPod, ShadowPodSpec, ShadowPodStatus};

@@ -18,7 +18,7 @@ pub struct NetworkStatus {
     /// Gateways of the peer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gateways: Vec<PeerGateway>,
-    /// What each gateway of this cluster says of its way to the peer.
+    /// What each gateway of this cluster says of its ways to the peer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["gateway"]))]
     pub tunnels: Vec<TunnelStatus>,
@@ -48,27 +48,46 @@ impl PodCidr {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerGateway {
+    /// Its name in the peer. None: the peer is of a version that does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Its WireGuard public key, base64.
     pub public_key: String,
     /// UDP addresses (host:port) at which it can be reached. None: it calls.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<String>,
+    /// Whether it answers probes inside the tunnel, so that it is left within a second when it fails.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub probes: bool,
 }
 
-/// What a gateway of this cluster says of its way to the peer.
+/// What a gateway of this cluster says of its ways to the peer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TunnelStatus {
     /// Name of the gateway's pod.
     pub gateway: String,
-    /// Whether the peer's gateway answers.
+    /// Whether any gateway of the peer answers.
+    pub up: bool,
+    /// The ways, one to each gateway of the peer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ways: Vec<WayStatus>,
+    /// When `up` last changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+}
+
+/// The way to one gateway of the peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WayStatus {
+    /// Name of the peer's gateway; its public key, if the peer does not tell its name.
+    pub gateway: String,
+    /// Whether it answers.
     pub up: bool,
     /// UDP address from which it last answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
-    /// When `up` last changed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub since: Option<Time>,
 }
 
 #[cfg(test)]

@@ -46,6 +46,11 @@ pub(crate) struct ClusterArgs {
     /// Longest packet in the tunnel; 1,420 fits a path of 1,500 with IPv6 outside
     #[arg(long, env = "LIQUID_GATEWAY_MTU", default_value_t = default_mtu(), value_parser = clap::value_parser!(u16).range(1280..=65_000))]
     pub(crate) mtu: u16,
+
+    /// Address (IP:port) at which liquid-fabric beside this process says whether it is ready; until it is, peers are told
+    /// to send to other gateways
+    #[arg(long, env = "LIQUID_FABRIC_ADMIN")]
+    pub(crate) fabric_admin: Option<SocketAddr>,
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use crate::gateway::Config;
 use crate::nat::{Mismatch, Remap};
 use crate::peer::PeerConfig;
+use crate::tunnel::TunnelConfig;
 use crate::wireguard::key::{NoKey, PresharedKey, PrivateKey};
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -42,16 +43,30 @@ pub struct File {
 pub struct Peer {
     /// For logs and metrics; unique.
     pub name: String,
+    /// Its prefixes.
+    pub prefixes: Vec<Prefix>,
+    /// Its gateways; packets are spread over those that work.
+    pub tunnels: Vec<Tunnel>,
+}
+
+/// A gateway of a peer in the file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tunnel {
+    /// By what it is known when its key changes; without it, by its key.
+    pub name: Option<String>,
     /// Its public key in base64.
     pub public_key: String,
     /// File with a key both share, in base64; relative to this file.
     pub preshared_key_file: Option<PathBuf>,
-    /// Address or DNS name, and port. Without it the peer has to call.
-    pub endpoint: Option<String>,
+    /// Addresses or DNS names, with port. Without any the other end has to call.
+    #[serde(default)]
+    pub endpoints: Vec<String>,
     /// Seconds between packets that keep NATs open.
     pub keepalive_seconds: Option<u16>,
-    /// Its prefixes.
-    pub prefixes: Vec<Prefix>,
+    /// Whether the other end is a liquid-gateway: it answers probes, so that one that fails is left within a second.
+    #[serde(default)]
+    pub probes: bool,
 }
 
 /// A prefix of a peer.
@@ -117,7 +132,7 @@ pub enum ConfigError {
         /// Which, and why not.
         source: Mismatch,
     },
-    /// Two peers would get the same packets, or cannot be told apart.
+    /// Two peers would get the same packets, or they or their tunnels cannot be told apart.
     #[error("peers {first} and {second} have the same {what}")]
     Ambiguous {
         /// One.
@@ -147,51 +162,36 @@ impl File {
         let directory = path.parent().unwrap_or(Path::new("."));
         file.private_key_file = directory.join(&file.private_key_file);
         for peer in &mut file.peers {
-            peer.preshared_key_file = peer.preshared_key_file.take().map(|key| directory.join(key));
+            for tunnel in &mut peer.tunnels {
+                tunnel.preshared_key_file = tunnel.preshared_key_file.take().map(|key| directory.join(key));
+            }
         }
         Ok(file)
     }
 
-    /// The configuration of the data path, with the endpoints of the peers as `resolved` by their text.
+    /// The configuration of the data path, with the addresses that endpoints have `resolved` to by their text.
     ///
     /// # Errors
     /// If a key file cannot be read, or the file contradicts itself.
-    pub fn config(&self, resolved: &HashMap<String, SocketAddr>) -> Result<Config, ConfigError> {
+    pub fn config(&self, resolved: &HashMap<String, Vec<SocketAddr>>) -> Result<Config, ConfigError> {
         if !MTU_RANGE.contains(&self.mtu) {
             return Err(ConfigError::Mtu(self.mtu));
         }
-        let key_of = |what: String| move |source| ConfigError::Key { what, source };
         let path = &self.private_key_file;
-        let private_key: PrivateKey = read(path)?.parse().map_err(key_of(path.display().to_string()))?;
+        let private_key: PrivateKey = read(path)?.parse().map_err(no_key(path.display().to_string()))?;
         let mut peers = Vec::with_capacity(self.peers.len());
         for peer in &self.peers {
-            let preshared_key = match &peer.preshared_key_file {
-                Some(path) => {
-                    let key: PresharedKey =
-                        read(path)?.parse().map_err(key_of(path.display().to_string()))?;
-                    Some(key)
-                }
-                None => None,
-            };
             let remaps = peer.prefixes.iter().map(|prefix| match prefix.view {
                 Some(view) => Remap::new(view, prefix.real),
                 None => Ok(Remap::identity(prefix.real)),
             });
             let remaps = remaps.collect::<Result<Vec<_>, _>>();
+            let tunnels = peer.tunnels.iter().map(|tunnel| tunnel.config(&peer.name, resolved));
             peers.push(PeerConfig {
                 name: peer.name.clone(),
-                public_key: peer
-                    .public_key
-                    .parse()
-                    .map_err(key_of(format!("public key of peer {}", peer.name)))?,
-                preshared_key,
-                endpoint: peer.endpoint.as_ref().and_then(|text| resolved.get(text)).copied(),
-                keepalive: peer
-                    .keepalive_seconds
-                    .filter(|seconds| *seconds > 0)
-                    .map(|s| Duration::from_secs(s.into())),
                 remaps: remaps.map_err(|source| ConfigError::Prefix { peer: peer.name.clone(), source })?,
                 mtu: self.mtu,
+                tunnels: tunnels.collect::<Result<_, _>>()?,
             });
         }
         check_unambiguous(&peers)?;
@@ -200,16 +200,61 @@ impl File {
 
     /// The endpoints to resolve.
     pub fn endpoints(&self) -> HashSet<&str> {
-        self.peers.iter().filter_map(|peer| peer.endpoint.as_deref()).collect()
+        self.peers
+            .iter()
+            .flat_map(|peer| &peer.tunnels)
+            .flat_map(|tunnel| &tunnel.endpoints)
+            .map(String::as_str)
+            .collect()
     }
+}
+
+impl Tunnel {
+    fn config(
+        &self,
+        peer: &str,
+        resolved: &HashMap<String, Vec<SocketAddr>>,
+    ) -> Result<TunnelConfig, ConfigError> {
+        let preshared_key = match &self.preshared_key_file {
+            Some(path) => {
+                let key: PresharedKey = read(path)?.parse().map_err(no_key(path.display().to_string()))?;
+                Some(key)
+            }
+            None => None,
+        };
+        let public_key = self.public_key.parse().map_err(no_key(format!("public key of peer {peer}")))?;
+        Ok(TunnelConfig {
+            name: self.name.clone().unwrap_or_else(|| self.public_key.clone()),
+            public_key,
+            preshared_key,
+            endpoints: self
+                .endpoints
+                .iter()
+                .filter_map(|text| resolved.get(text))
+                .flatten()
+                .copied()
+                .collect(),
+            keepalive: self
+                .keepalive_seconds
+                .filter(|seconds| *seconds > 0)
+                .map(|s| Duration::from_secs(s.into())),
+            probes: self.probes,
+        })
+    }
+}
+
+fn no_key(what: String) -> impl FnOnce(NoKey) -> ConfigError {
+    move |source| ConfigError::Key { what, source }
 }
 
 fn check_unambiguous(peers: &[PeerConfig]) -> Result<(), ConfigError> {
     let mut seen: HashMap<String, &str> = HashMap::new();
     for peer in peers {
         let views = peer.remaps.iter().map(|remap| format!("view {}", remap.view()));
-        let properties = [format!("name {}", peer.name), format!("public key {}", peer.public_key)];
-        for what in properties.into_iter().chain(views) {
+        let keys = peer.tunnels.iter().map(|tunnel| format!("public key {}", tunnel.public_key));
+        let names = peer.tunnels.iter().map(|tunnel| format!("tunnel {} of {}", tunnel.name, peer.name));
+        let properties = [format!("name {}", peer.name)];
+        for what in properties.into_iter().chain(keys).chain(names).chain(views) {
             if let Some(first) = seen.insert(what.clone(), &peer.name) {
                 return Err(ConfigError::Ambiguous {
                     first: first.to_owned(),
@@ -233,7 +278,8 @@ mod tests {
         std::fs::write(directory.path().join("key"), format!("{KEY}\n")).unwrap();
         let path = directory.path().join("gateway.yaml");
         std::fs::write(&path, text).unwrap();
-        let resolved = HashMap::from([("b.example:51820".to_owned(), "192.0.2.2:51820".parse().unwrap())]);
+        let resolved =
+            HashMap::from([("b.example:51820".to_owned(), vec!["192.0.2.2:51820".parse().unwrap()])]);
         File::load(&path)?.config(&resolved)
     }
 
@@ -244,20 +290,23 @@ mod tests {
     #[test]
     fn a_whole_file_is_understood() {
         let config = with_peers(&format!(
-            "- name: b\n  publicKey: {KEY}\n  presharedKeyFile: key\n  endpoint: b.example:51820\n  keepaliveSeconds: 25\n  \
-             prefixes: [{{real: 10.244.0.0/16, view: 10.71.0.0/16}}, {{real: fd00::/64}}]\n"
+            "- name: b\n  prefixes: [{{real: 10.244.0.0/16, view: 10.71.0.0/16}}, {{real: fd00::/64}}]\n  \
+             tunnels: [{{publicKey: {KEY}, presharedKeyFile: key, endpoints: ['b.example:51820', 'unknown:1'], \
+             keepaliveSeconds: 25, probes: true}}]\n"
         ))
         .unwrap();
         let peer = &config.peers[0];
-        assert_eq!(peer.endpoint, Some("192.0.2.2:51820".parse().unwrap()));
-        assert_eq!((peer.keepalive, peer.mtu, peer.remaps.len()), (Some(Duration::from_secs(25)), 1420, 2));
-        assert!(peer.preshared_key.is_some());
+        assert_eq!((peer.mtu, peer.remaps.len()), (1420, 2));
+        let tunnel = &peer.tunnels[0];
+        assert_eq!(tunnel.endpoints, ["192.0.2.2:51820".parse().unwrap()]);
+        assert_eq!((tunnel.keepalive, tunnel.probes), (Some(Duration::from_secs(25)), true));
+        assert!(tunnel.preshared_key.is_some() && tunnel.name == KEY);
     }
 
     #[test]
     fn mistakes_are_named() {
         let peer = |name: &str, prefixes: &str| {
-            format!("- {{name: {name}, publicKey: {KEY}, prefixes: [{prefixes}]}}\n")
+            format!("- {{name: {name}, prefixes: [{prefixes}], tunnels: [{{publicKey: {KEY}}}]}}\n")
         };
         let message = |text: &str| with_peers(text).unwrap_err().to_string();
         assert_eq!(
@@ -268,7 +317,7 @@ mod tests {
             message(&(peer("b", "") + &peer("c", ""))).starts_with("peers b and c have the same public key")
         );
         assert!(
-            message("- {name: b, publicKey: short, prefixes: []}\n")
+            message("- {name: b, prefixes: [], tunnels: [{publicKey: short}]}\n")
                 .contains("public key of peer b: a key is 32 bytes")
         );
         assert!(load("privateKeyFile: key\nlocal: []\nmtu: 900\n").unwrap_err().to_string().contains("1280"));

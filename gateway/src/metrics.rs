@@ -1,8 +1,10 @@
 //! Metrics of `liquid-gateway`, taken from the worker's report when they are asked for.
 
 use liquid_gateway::drops::Drop;
-use liquid_gateway::gateway::PeerStatus;
 use liquid_gateway::io::worker::Handle;
+use liquid_gateway::liveness::Way;
+use liquid_gateway::peer::PeerStatus;
+use liquid_gateway::tunnel::TunnelStatus;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
 use prometheus_client::metrics::MetricType;
@@ -40,6 +42,35 @@ const COUNTERS: [Figure; 5] = [
     ("liquid_gateway_handshakes", "Handshakes completed", None, |peer| peer.traffic.handshakes),
 ];
 
+type TunnelFigure = (&'static str, &'static str, Option<Unit>, fn(&TunnelStatus, Instant) -> Option<f64>);
+
+const GAUGES: [TunnelFigure; 5] = [
+    ("liquid_gateway_tunnel_up", "1 if packets pass the tunnel in both directions", None, |tunnel, _| {
+        Some(if tunnel.way >= Way::Standby { 1.0 } else { 0.0 })
+    }),
+    ("liquid_gateway_mtu", "Longest packet that is sent into the tunnel", Some(Unit::Bytes), |tunnel, _| {
+        Some(f64::from(tunnel.mtu))
+    }),
+    (
+        "liquid_gateway_round_trip",
+        "Smoothed round-trip time in the tunnel; absent if the other end answers no probes",
+        Some(Unit::Seconds),
+        |tunnel, _| Some(tunnel.round_trip?.as_secs_f64()),
+    ),
+    (
+        "liquid_gateway_handshake_age",
+        "Time since the last handshake; absent if there was none",
+        Some(Unit::Seconds),
+        |tunnel, now| Some(now.saturating_duration_since(tunnel.last_handshake?).as_secs_f64()),
+    ),
+    (
+        "liquid_gateway_silence",
+        "Time since the other end was heard of last; absent if it never was",
+        Some(Unit::Seconds),
+        |tunnel, now| Some(now.saturating_duration_since(tunnel.last_heard?).as_secs_f64()),
+    ),
+];
+
 impl Collector for Reports {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
         let Some(worker) = self.0.get() else { return Ok(()) };
@@ -51,28 +82,16 @@ impl Collector for Reports {
                 counter.encode(family.encode_family(&[("peer", peer.name.as_str())])?)?;
             }
         }
-        let help = "Longest packet that is sent into the tunnel";
-        let mut family =
-            encoder.encode_descriptor("liquid_gateway_mtu", help, Some(&Unit::Bytes), MetricType::Gauge)?;
-        for peer in &report.peers {
-            let gauge = ConstGauge::new(i64::from(peer.mtu));
-            gauge.encode(family.encode_family(&[("peer", peer.name.as_str())])?)?;
-        }
-        let (name, help) =
-            ("liquid_gateway_handshake_age", "Time since the last handshake; absent if there was none");
-        let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
-        for peer in &report.peers {
-            let Some(last) = peer.last_handshake else { continue };
-            let gauge = ConstGauge::new(Instant::now().saturating_duration_since(last).as_secs_f64());
-            gauge.encode(family.encode_family(&[("peer", peer.name.as_str())])?)?;
-        }
-        let (name, help) =
-            ("liquid_gateway_silence", "Time since the peer was heard of last; absent if it never was");
-        let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
-        for peer in &report.peers {
-            let Some(last) = peer.last_heard else { continue };
-            let gauge = ConstGauge::new(Instant::now().saturating_duration_since(last).as_secs_f64());
-            gauge.encode(family.encode_family(&[("peer", peer.name.as_str())])?)?;
+        let now = Instant::now();
+        for (name, help, unit, figure) in GAUGES {
+            let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
+            for peer in &report.peers {
+                for tunnel in &peer.tunnels {
+                    let Some(value) = figure(tunnel, now) else { continue };
+                    let labels = [("peer", peer.name.as_str()), ("tunnel", tunnel.name.as_str())];
+                    ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+                }
+            }
         }
         let (name, help) = ("liquid_gateway_dropped_packets", "Packets that were not forwarded");
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;

@@ -1,493 +1,90 @@
-//! One peer: its sessions, its handshakes and its timers (paper, section 6).
+//! A peer: another cluster, reached through the tunnels to its gateways.
 
 use crate::nat::Remap;
 use crate::prefix_map::PrefixMap;
-use crate::transmit::Transmits;
-use crate::wireguard::cookie::{self, Mac16, Recipient};
-use crate::wireguard::handshake::{Initiator, Timestamp};
-use crate::wireguard::key::{PresharedKey, PrivateKey, PublicKey};
-use crate::wireguard::message::{DATA_HEADER, DATA_OVERHEAD, padded};
-use crate::wireguard::session::{REJECT_AFTER_TIME, Session};
-use std::collections::VecDeque;
-use std::net::SocketAddr;
+use crate::spread::Spread;
+use crate::tunnel::{Traffic, TunnelConfig, TunnelStatus, Waiting};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// An initiation without an answer is repeated after this time, and no second is sent before.
-pub const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Spread of that time, so that two peers that begin at once do not do so for ever.
-const REKEY_JITTER_MILLIS: u32 = 334;
-/// For so long a handshake is tried; then only new packets begin another.
-const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
-/// A peer that received and had nothing to send says after this time that it is there.
-pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Received on a session of this age, a packet makes the initiator begin another, before it ends.
-const REKEY_ON_RECEIVING: Duration =
-    Duration::from_secs(REJECT_AFTER_TIME.as_secs() - KEEPALIVE_TIMEOUT.as_secs() - REKEY_TIMEOUT.as_secs());
-/// Packets kept while there is no session: what a TCP connection sends before it waits, and 96 KiB per peer.
-const MAX_WAITING: usize = 64;
-/// Initiations of a peer closer than this are ignored, as in Linux: 50 per second.
-const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
+/// So long after a packet the peer counts as talked to: longer than TCP waits at first before it sends again (RFC 6298:
+/// 1 s, then 2 s).
+const ACTIVE_FOR: Duration = Duration::from_secs(3);
 
 /// What is known of a peer beforehand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerConfig {
     /// For people, logs and metrics.
     pub name: String,
-    /// Its key.
-    pub public_key: PublicKey,
-    /// A secret shared with it.
-    pub preshared_key: Option<PresharedKey>,
-    /// Where it can be reached. Without one the peer has to begin; it is followed wherever it goes then.
-    pub endpoint: Option<SocketAddr>,
-    /// How often a packet is sent if there is nothing else, to keep NATs between from forgetting.
-    pub keepalive: Option<Duration>,
     /// Its prefixes.
     pub remaps: Vec<Remap>,
-    /// Longest packet that is sent through the tunnel.
+    /// Longest packet that is sent to it.
     pub mtu: u16,
+    /// Its gateways. Any of them takes packets for any of its prefixes, and sends from any: translation keeps no state.
+    pub tunnels: Vec<TunnelConfig>,
 }
 
-/// What a peer did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Packets sealed.
-    pub sent_packets: u64,
-    /// Bytes of these, without the overhead of the tunnel.
-    pub sent_bytes: u64,
-    /// Packets opened and let through.
-    pub received_packets: u64,
-    /// Bytes of these.
-    pub received_bytes: u64,
-    /// Handshakes completed.
-    pub handshakes: u64,
+/// How a peer is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Its name.
+    pub name: String,
+    /// What went through all tunnels.
+    pub traffic: Traffic,
+    /// How these are.
+    pub tunnels: Vec<TunnelStatus>,
 }
 
 /// A peer.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    pub(crate) config: PeerConfig,
-    pub(crate) recipient: Recipient,
-    /// By real prefix, the position in the configuration's remaps.
-    pub(crate) sources: PrefixMap<usize>,
-    pub(crate) endpoint: Option<SocketAddr>,
-    /// Longest packet the path was found to carry.
-    pub(crate) path_mtu: Option<u16>,
-    pub(crate) traffic: Traffic,
-    pub(crate) last_handshake: Option<Instant>,
-    pub(crate) last_heard: Option<Instant>,
-    current: Option<Session>,
-    previous: Option<Session>,
-    /// Made by the peer's initiation; used once the peer does.
-    next: Option<Session>,
-    pending: Option<Pending>,
-    /// The cookie for our initiations, and when it was given.
-    cookie: Option<(Mac16, Instant)>,
-    /// The timestamp of the last initiation: later ones have to be greater.
-    last_timestamp: Timestamp,
-    last_initiation_received: Option<Instant>,
-    last_initiation_sent: Option<Instant>,
-    rekey_asked: bool,
-    waiting: VecDeque<Vec<u8>>,
-    timers: Timers,
+    pub(crate) name: String,
+    pub(crate) remaps: Vec<Remap>,
+    /// By real prefix, the position in `remaps`.
+    sources: PrefixMap<usize>,
+    /// Where its tunnels are.
+    pub(crate) tunnels: Vec<usize>,
+    pub(crate) spread: Spread,
+    pub(crate) waiting: Waiting,
+    /// What went through tunnels that are no more.
+    pub(crate) past: Traffic,
+    active_until: Option<Instant>,
 }
-
-/// A handshake we began.
-#[derive(Debug)]
-struct Pending {
-    handshake: Initiator,
-    since: Instant,
-}
-
-/// When what is due.
-#[derive(Debug, Clone, Copy, Default)]
-struct Timers {
-    /// The initiation again.
-    retransmit: Option<Instant>,
-    /// A keepalive, because we received and sent nothing.
-    keepalive: Option<Instant>,
-    /// Another, because more was received since the last was wanted.
-    keepalive_again: bool,
-    /// A handshake, because we sent and nothing came.
-    silence: Option<Instant>,
-    /// A keepalive, because so it is configured.
-    persistent: Option<Instant>,
-    /// Everything secret is forgotten.
-    forget: Option<Instant>,
-}
-
-/// What a deadline is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
-    /// An initiation was not answered.
-    RetransmitHandshake,
-    /// Something was received, and nothing sent since.
-    Keepalive,
-    /// Something was sent, and nothing received since.
-    Silence,
-    /// A NAT on the way shall not forget us.
-    PersistentKeepalive,
-    /// Old keys are wiped.
-    ForgetKeys,
-}
-
-/// A session index that is no longer in use.
-pub(crate) type Retired = Vec<u32>;
 
 impl Peer {
-    pub(crate) fn new(config: PeerConfig) -> Self {
-        let sources = PrefixMap::new(config.remaps.iter().enumerate().map(|(at, remap)| (remap.real(), at)));
+    pub(crate) fn new(name: String) -> Self {
         Self {
-            recipient: Recipient::new(&config.public_key),
-            sources,
-            endpoint: config.endpoint,
-            path_mtu: None,
-            traffic: Traffic::default(),
-            last_handshake: None,
-            last_heard: None,
-            current: None,
-            previous: None,
-            next: None,
-            pending: None,
-            cookie: None,
-            last_timestamp: [0; 12],
-            last_initiation_received: None,
-            last_initiation_sent: None,
-            rekey_asked: false,
-            waiting: VecDeque::new(),
-            timers: Timers::default(),
-            config,
+            name,
+            remaps: Vec::new(),
+            sources: PrefixMap::default(),
+            tunnels: Vec::new(),
+            spread: Spread::default(),
+            waiting: Waiting::default(),
+            past: Traffic::default(),
+            active_until: None,
         }
     }
 
-    /// Takes over a changed configuration; sessions go on.
-    pub(crate) fn reconfigure(&mut self, config: PeerConfig) {
-        self.sources = PrefixMap::new(config.remaps.iter().enumerate().map(|(at, remap)| (remap.real(), at)));
-        if config.endpoint.is_some() && config.endpoint != self.config.endpoint {
-            self.endpoint = config.endpoint;
-            self.path_mtu = None;
-        }
-        if config.keepalive.is_none() {
-            self.timers.persistent = None;
-        }
-        if config.public_key != self.config.public_key {
-            self.recipient = Recipient::new(&config.public_key);
-            self.cookie = None;
-            // Labels are the clock of the host, which goes on, whatever its key: they still have to grow.
-        }
-        self.config = config;
+    /// Takes over its prefixes.
+    pub(crate) fn reconfigure(&mut self, remaps: Vec<Remap>) {
+        self.sources = PrefixMap::new(remaps.iter().enumerate().map(|(at, remap)| (remap.real(), at)));
+        self.remaps = remaps;
     }
 
-    /// Longest packet to send.
-    pub(crate) fn mtu(&self) -> u16 {
-        self.path_mtu.map_or(self.config.mtu, |path| path.min(self.config.mtu))
+    /// Where one of its addresses is seen.
+    pub(crate) fn view(&self, real: IpAddr) -> Option<IpAddr> {
+        self.sources.get(real).and_then(|remap| self.remaps[remap].to_view(real))
     }
 
-    /// Every index in use.
-    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> {
-        let sessions = [&self.current, &self.previous, &self.next];
-        let sessions = sessions.into_iter().flatten().map(|session| session.local);
-        sessions.chain(self.pending.as_ref().map(|pending| pending.handshake.local))
+    /// A packet passes to or from it; returns whether that begins after a pause.
+    pub(crate) fn passes(&mut self, now: Instant) -> bool {
+        let begins = !self.is_active(now);
+        self.active_until = Some(now + ACTIVE_FOR);
+        begins
     }
 
-    // --- Sending ---
-
-    /// Whether packets can be sent at `now`; if not, or not for long any more, `wants_handshake` says so.
-    pub(crate) fn can_send(&self, now: Instant) -> bool {
-        self.endpoint.is_some() && self.current.as_ref().is_some_and(|session| !session.is_expired(now))
-    }
-
-    /// Seals a packet that `write` puts into the room it is given; for callers that have asked
-    /// [`Peer::can_send`].
-    pub(crate) fn send(&mut self, length: usize, transmits: &mut Transmits, write: impl FnOnce(&mut [u8])) {
-        let mtu = usize::from(self.mtu());
-        let (Some(session), Some(to)) = (self.current.as_mut(), self.endpoint) else { return };
-        let padded = padded(length, mtu);
-        let message = transmits.reserve(padded + DATA_OVERHEAD);
-        let (packet, padding) = message[DATA_HEADER..DATA_HEADER + padded].split_at_mut(length);
-        write(packet);
-        padding.fill(0);
-        session.seal(message);
-        transmits.commit(to, padded + DATA_OVERHEAD);
-        self.traffic.sent_packets += 1;
-        self.traffic.sent_bytes += u64::try_from(length).unwrap_or(0);
-    }
-
-    /// Keeps a packet until there is a session; the oldest gives way.
-    pub(crate) fn wait(&mut self, packet: Vec<u8>) {
-        if self.waiting.len() >= MAX_WAITING {
-            self.waiting.pop_front();
-        }
-        self.waiting.push_back(packet);
-    }
-
-    fn send_waiting(&mut self, transmits: &mut Transmits, now: Instant) -> bool {
-        let any = !self.waiting.is_empty();
-        while let Some(packet) = self.waiting.pop_front() {
-            self.send(packet.len(), transmits, |room| room.copy_from_slice(&packet));
-        }
-        if any {
-            self.sent_data(now, 0);
-        }
-        any
-    }
-
-    fn send_keepalive(&mut self, transmits: &mut Transmits, now: Instant) {
-        if self.can_send(now) {
-            self.send(0, transmits, |_| ());
-            self.traffic.sent_packets -= 1;
-            self.sent_anything(now);
-        }
-    }
-
-    /// After packets have been sent: `jitter` in milliseconds.
-    pub(crate) fn sent_data(&mut self, now: Instant, jitter: u64) {
-        let wait = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + Duration::from_millis(jitter);
-        self.timers.silence.get_or_insert(now + wait);
-        self.sent_anything(now);
-    }
-
-    fn sent_anything(&mut self, now: Instant) {
-        self.timers.keepalive = None;
-        self.timers.keepalive_again = false;
-        self.put_off_keepalive(now);
-    }
-
-    /// Whether a packet that is sent now should bring a handshake with it.
-    pub(crate) fn wants_handshake_on_sending(&self, now: Instant) -> bool {
-        !self.can_send(now)
-            || self.current.as_ref().is_some_and(|session| session.wants_rekey_on_sending(now))
-    }
-
-    // --- Receiving ---
-
-    /// The session with the index `local`.
-    pub(crate) fn session(&mut self, local: u32) -> Option<&mut Session> {
-        let sessions = [&mut self.current, &mut self.next, &mut self.previous];
-        sessions.into_iter().flatten().find(|session| session.local == local)
-    }
-
-    /// After an authentic packet of session `local` came `from`; returns whether a handshake is wanted, and what has
-    /// ended.
-    pub(crate) fn received(
-        &mut self,
-        local: u32,
-        from: SocketAddr,
-        data: bool,
-        now: Instant,
-        transmits: &mut Transmits,
-    ) -> (bool, Option<u32>) {
-        // The newest session decides where the peer is; a late packet of an old one does not move it back.
-        let newest = self.previous.as_ref().is_none_or(|session| session.local != local);
-        if newest && self.endpoint != Some(from) {
-            self.endpoint = Some(from);
-            self.path_mtu = None;
-        }
-        let mut retired = None;
-        if self.next.as_ref().is_some_and(|session| session.local == local) {
-            retired = self.previous.take().map(|session| session.local);
-            self.previous = self.current.take();
-            self.current = self.next.take();
-            self.completed(now);
-            self.send_waiting(transmits, now);
-        }
-        self.timers.silence = None;
-        self.last_heard = Some(now);
-        if data {
-            if self.timers.keepalive.is_some() {
-                self.timers.keepalive_again = true;
-            } else {
-                self.timers.keepalive = Some(now + KEEPALIVE_TIMEOUT);
-            }
-        }
-        let ageing = self.current.as_ref().is_some_and(|session| {
-            session.initiator && now.saturating_duration_since(session.created) >= REKEY_ON_RECEIVING
-        });
-        let wanted = ageing && !self.rekey_asked;
-        self.rekey_asked |= wanted;
-        (wanted, retired)
-    }
-
-    /// Only what is sent puts the next keepalive off, not what is received as well: of two ends with the same interval
-    /// one would always be just in time, the other never send any, and nobody could tell silence from a broken way.
-    fn put_off_keepalive(&mut self, now: Instant) {
-        if let Some(interval) = self.config.keepalive {
-            self.timers.persistent = Some(now + interval);
-        }
-    }
-
-    // --- Handshakes ---
-
-    /// The cookie to sign with, if it is still good.
-    pub(crate) fn cookie(&self, now: Instant) -> Option<Mac16> {
-        let fresh = |given: Instant| now.saturating_duration_since(given) < cookie::LIFETIME;
-        self.cookie.filter(|(_, given)| fresh(*given)).map(|(cookie, _)| cookie)
-    }
-
-    /// Sends an initiation, unless one was sent less than [`REKEY_TIMEOUT`] ago, with the index `local`; returns the
-    /// index that is no longer in use, or `local` if nothing was sent.
-    pub(crate) fn initiate(
-        &mut self,
-        own: &PrivateKey,
-        local: u32,
-        timestamp: &Timestamp,
-        jitter: u32,
-        now: Instant,
-        transmits: &mut Transmits,
-    ) -> Option<u32> {
-        let recent = |sent: Instant| now.saturating_duration_since(sent) < REKEY_TIMEOUT;
-        let Some(to) = self.endpoint.filter(|_| !self.last_initiation_sent.is_some_and(recent)) else {
-            return Some(local);
-        };
-        self.last_initiation_sent = Some(now);
-        let jitter = Duration::from_millis(u64::from(jitter % REKEY_JITTER_MILLIS));
-        self.timers.retransmit = Some(now + REKEY_TIMEOUT + jitter);
-        let cookie = self.cookie(now);
-        let begun = Initiator::begin(
-            own,
-            &self.config.public_key,
-            self.config.preshared_key.as_ref(),
-            local,
-            timestamp,
-            &self.recipient,
-            cookie.as_ref(),
-        );
-        let Ok((handshake, message)) = begun else { return Some(local) };
-        transmits.push(to, &message);
-        self.put_off_keepalive(now);
-        let since = self.pending.as_ref().map_or(now, |pending| pending.since);
-        let replaced = self.pending.replace(Pending { handshake, since });
-        replaced.map(|pending| pending.handshake.local)
-    }
-
-    /// Whether an initiation with this timestamp is new, and not too soon after the last.
-    pub(crate) fn accepts_initiation(&mut self, timestamp: &Timestamp, now: Instant) -> bool {
-        let soon = |last: Instant| now.saturating_duration_since(last) < INITIATION_INTERVAL;
-        if *timestamp <= self.last_timestamp || self.last_initiation_received.is_some_and(soon) {
-            return false;
-        }
-        self.last_timestamp = *timestamp;
-        self.last_initiation_received = Some(now);
-        true
-    }
-
-    /// After our response to an initiation `from` the peer: the session waits for the peer's first packet.
-    pub(crate) fn responded(&mut self, session: Session, from: SocketAddr, now: Instant) -> Option<u32> {
-        if self.endpoint != Some(from) {
-            self.endpoint = Some(from);
-            self.path_mtu = None;
-        }
-        self.timers.silence = None;
-        self.timers.forget = Some(now + REJECT_AFTER_TIME * 3);
-        self.sent_anything(now);
-        self.next.replace(session).map(|session| session.local)
-    }
-
-    /// Ends the handshake that `response` answers: the session can be used at once. Returns what has ended; `None`
-    /// if the response is not the peer's.
-    pub(crate) fn finish_handshake(
-        &mut self,
-        response: &[u8; crate::wireguard::message::RESPONSE],
-        from: SocketAddr,
-        now: Instant,
-        transmits: &mut Transmits,
-    ) -> Option<Retired> {
-        let pending = self.pending.as_mut()?;
-        let (keys, remote) = pending.handshake.finish(response).ok()?;
-        let session = Session::new(&keys, pending.handshake.local, remote, true, now);
-        self.pending = None;
-        self.last_heard = Some(now);
-        if self.endpoint != Some(from) {
-            self.endpoint = Some(from);
-            self.path_mtu = None;
-        }
-        // Whatever the peer sends last on the other sessions is still taken.
-        let ended = [self.previous.take(), self.next.take()];
-        let (newer, ended) = match ended {
-            [previous, Some(next)] => (Some(next), [previous, self.current.take()]),
-            [previous, None] => (self.current.take(), [previous, None]),
-        };
-        self.previous = newer;
-        self.current = Some(session);
-        self.timers.silence = None;
-        self.timers.forget = Some(now + REJECT_AFTER_TIME * 3);
-        self.completed(now);
-        // The peer sends nothing before it has received something.
-        if !self.send_waiting(transmits, now) {
-            self.send_keepalive(transmits, now);
-        }
-        Some(ended.into_iter().flatten().map(|session| session.local).collect())
-    }
-
-    fn completed(&mut self, now: Instant) {
-        self.timers.retransmit = None;
-        self.rekey_asked = false;
-        self.last_handshake = Some(now);
-        self.traffic.handshakes += 1;
-    }
-
-    /// Keeps the cookie that answers our initiation: the next one carries it.
-    pub(crate) fn take_cookie(
-        &mut self,
-        reply: &[u8; crate::wireguard::message::COOKIE_REPLY],
-        now: Instant,
-    ) {
-        let Some(pending) = &self.pending else { return };
-        if let Some(cookie) = self.recipient.open_reply(reply, &pending.handshake.first_mac) {
-            self.cookie = Some((cookie, now));
-        }
-    }
-
-    // --- Timers ---
-
-    /// The next deadline, and what it is for.
-    pub(crate) fn poll_timeout(&self) -> Option<(Instant, Why)> {
-        let timers = [
-            (self.timers.retransmit, Why::RetransmitHandshake),
-            (self.timers.keepalive, Why::Keepalive),
-            (self.timers.silence, Why::Silence),
-            (self.timers.persistent, Why::PersistentKeepalive),
-            (self.timers.forget, Why::ForgetKeys),
-        ];
-        timers.into_iter().filter_map(|(at, why)| at.map(|at| (at, why))).min_by_key(|(at, _)| *at)
-    }
-
-    /// Does what is due; returns whether a handshake is wanted, and the indices that have ended.
-    pub(crate) fn handle_timeout(&mut self, now: Instant, transmits: &mut Transmits) -> (bool, Retired) {
-        let due = |timer: &mut Option<Instant>| timer.take_if(|at| *at <= now).is_some();
-        let mut handshake = false;
-        let mut retired = Retired::new();
-        if due(&mut self.timers.retransmit)
-            && let Some(pending) = &self.pending
-        {
-            if now.saturating_duration_since(pending.since) >= REKEY_ATTEMPT_TIME {
-                retired.extend(self.pending.take().map(|pending| pending.handshake.local));
-                self.waiting.clear();
-                self.timers.forget.get_or_insert(now + REJECT_AFTER_TIME * 3);
-            } else {
-                handshake = true;
-            }
-        }
-        if due(&mut self.timers.keepalive) {
-            let again = self.timers.keepalive_again;
-            self.send_keepalive(transmits, now);
-            if again {
-                self.timers.keepalive = Some(now + KEEPALIVE_TIMEOUT);
-            }
-        }
-        handshake |= due(&mut self.timers.silence);
-        if due(&mut self.timers.persistent) {
-            self.put_off_keepalive(now);
-            if self.can_send(now) {
-                self.send_keepalive(transmits, now);
-            } else {
-                handshake = true;
-            }
-        }
-        if due(&mut self.timers.forget) {
-            retired.extend(self.indices());
-            (self.current, self.previous, self.next, self.pending) = (None, None, None, None);
-            self.timers.retransmit = None;
-        }
-        (handshake, retired)
+    /// Whether packets flow.
+    pub(crate) fn is_active(&self, now: Instant) -> bool {
+        self.active_until.is_some_and(|until| now < until)
     }
 }

@@ -81,6 +81,17 @@ impl Transmits {
         self.commit(to, datagram.len());
     }
 
+    /// Sends the datagram that was sent last to `to` as well.
+    pub fn repeat(&mut self, to: SocketAddr) {
+        let Some(last) = self.runs.last() else { return };
+        // Only the last of a run may be shorter.
+        let length = last.end - last.start - (last.count - 1) * last.segment;
+        let datagram = self.used - length..self.used;
+        self.reserve(length);
+        self.arena.copy_within(datagram, self.used);
+        self.commit(to, length);
+    }
+
     /// Bytes that wait.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -131,6 +142,22 @@ mod tests {
             }
             prop_assert_eq!(got, sent);
         }
+    }
+
+    #[test]
+    fn a_datagram_is_repeated_whatever_it_was_part_of() {
+        let mut transmits = Transmits::default();
+        for datagram in [&[1; 100][..], &[2; 100], &[3; 40]] {
+            transmits.push(to(1), datagram);
+        }
+        transmits.repeat(to(2));
+        transmits.repeat(to(3));
+        let mut got = Vec::new();
+        while let Some(transmit) = transmits.poll() {
+            got.push((transmit.to, transmit.contents.to_vec()));
+        }
+        assert_eq!(got[0].1.len(), 240);
+        assert_eq!(got[1..], [(to(2), vec![3; 40]), (to(3), vec![3; 40])]);
     }
 
     #[test]

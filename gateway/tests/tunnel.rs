@@ -5,11 +5,12 @@ mod support;
 use liquid_gateway::drops::Drop;
 use liquid_gateway::nat::Quoted;
 use liquid_gateway::packet::ip::Ip;
-use liquid_gateway::peer::Why;
+use liquid_gateway::peer::PeerConfig;
+use liquid_gateway::tunnel::{TunnelConfig, Why};
 use liquid_gateway::wireguard::key::{PresharedKey, PrivateKey};
 use proptest::prelude::*;
 use std::time::{Duration, Instant};
-use support::{Datagram, Host, at, ends, exchange, pair, udp};
+use support::{Datagram, Host, at, ends, exchange, pair, tunnel, udp};
 
 fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -176,14 +177,11 @@ fn persistent_keepalives_call_a_peer_at_once_and_keep_its_nat_open() {
         peers: vec![],
     };
     a.gateway.configure(config.clone(), now);
-    config.peers = vec![liquid_gateway::peer::PeerConfig {
+    config.peers = vec![PeerConfig {
         name: "b".to_owned(),
-        public_key: b.key.public(),
-        preshared_key: None,
-        endpoint: Some(b.address),
-        keepalive: Some(seconds(25)),
         remaps: vec![],
         mtu: 1420,
+        tunnels: vec![TunnelConfig { keepalive: Some(seconds(25)), ..tunnel("b", &b.key, Some(b.address)) }],
     }];
     a.gateway.configure(config, now);
     let (_, _) = exchange(now, &mut a, &mut b);
@@ -203,14 +201,14 @@ fn a_flood_of_initiations_is_answered_with_cookies_and_a_peer_still_gets_in() {
     let strange = liquid_gateway::gateway::Config {
         private_key: PrivateKey::new([66; 32]),
         local: vec![],
-        peers: vec![liquid_gateway::peer::PeerConfig {
+        peers: vec![PeerConfig {
             name: "b".to_owned(),
-            public_key: b.key.public(),
-            preshared_key: None,
-            endpoint: Some(b.address),
-            keepalive: Some(seconds(1)),
             remaps: vec![],
             mtu: 1420,
+            tunnels: vec![TunnelConfig {
+                keepalive: Some(seconds(1)),
+                ..tunnel("b", &b.key, Some(b.address))
+            }],
         }],
     };
     flooder.gateway.configure(strange, now);
@@ -244,12 +242,9 @@ fn keys_change_while_the_session_goes_on() {
         liquid_gateway::gateway::Config {
             private_key: own.unwrap_or_else(|| host.key.clone()),
             local: vec![support::net("10.244.0.0/16")],
-            peers: vec![liquid_gateway::peer::PeerConfig {
+            peers: vec![PeerConfig {
                 name: format!("peer-{number}"),
-                public_key: other.public(),
-                preshared_key: None,
-                endpoint: Some(endpoint),
-                keepalive: None,
+                tunnels: vec![tunnel("only", &other, Some(endpoint))],
                 remaps: vec![
                     liquid_gateway::nat::Remap::new(
                         support::net(if number == 1 { "10.71.0.0/16" } else { "10.72.0.0/16" }),
@@ -285,7 +280,7 @@ fn what_does_not_fit_the_path_is_answered_or_cut() {
     let now = Instant::now();
     let (mut a, mut b) = connected(now);
     a.gateway.handle_path_mtu(b.address.ip(), 1360);
-    assert_eq!(a.gateway.status().next().unwrap().mtu, 1300);
+    assert_eq!(a.gateway.status().next().unwrap().tunnels[0].mtu, 1300);
     let large = udp("10.244.0.5", "10.71.0.9", &[1; 1372]);
     a.send(now, &large);
     assert_eq!(exchange(now, &mut a, &mut b).1.len(), 0);

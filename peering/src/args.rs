@@ -71,10 +71,10 @@ pub(crate) struct NetworkArgs {
     #[arg(long = "remap-pool", env = "LIQUID_REMAP_POOL", value_delimiter = ',', value_parser = prefix)]
     pub(crate) remap_pool: Vec<IpNet>,
 
-    /// Address (host:port) under which peers reach the gateway; may be repeated. Without it the address of the load
-    /// balancer, or of nodes with the node port, is used
-    #[arg(id = "gateway-advertise", long = "gateway-advertise", env = "LIQUID_GATEWAY_ADVERTISE", value_delimiter = ',', value_parser = host_port)]
-    pub(crate) advertise: Vec<String>,
+    /// Address under which peers reach a gateway, as [NUMBER=]HOST:PORT, without a number the first one; may be repeated.
+    /// Of gateways without any, the address of the load balancer, or of nodes with the node port, is used
+    #[arg(id = "gateway-advertise", long = "gateway-advertise", env = "LIQUID_GATEWAY_ADVERTISE", value_delimiter = ',', value_parser = numbered)]
+    pub(crate) advertise: Vec<(u16, String)>,
 }
 
 fn prefix(text: &str) -> Result<IpNet, String> {
@@ -91,6 +91,12 @@ fn host_port(text: &str) -> Result<String, String> {
     let port: u16 = port.parse().map_err(|_| bad())?;
     let bare_v6 = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
     if host.is_empty() || port == 0 || bare_v6 { Err(bad()) } else { Ok(text.to_owned()) }
+}
+
+fn numbered(text: &str) -> Result<(u16, String), String> {
+    let bad = || format!("{text:?} is no address of the form [number=]host:port");
+    let (number, address) = text.split_once('=').unwrap_or(("0", text));
+    Ok((number.parse().map_err(|_| bad())?, host_port(address).map_err(|_| bad())?))
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -114,6 +120,13 @@ mod tests {
         for bad in ["", "192.0.2.1", ":7443", "host:0", "host:70000", "2001:db8::1:7443"] {
             assert!(host_port(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn addresses_of_gateways_may_be_numbered() {
+        assert_eq!(numbered("gw.example:1"), Ok((0, "gw.example:1".to_owned())));
+        assert_eq!(numbered("1=[2001:db8::1]:2"), Ok((1, "[2001:db8::1]:2".to_owned())));
+        assert!(numbered("x=gw.example:1").is_err() && numbered("1=gw.example").is_err());
     }
 
     #[test]

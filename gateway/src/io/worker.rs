@@ -4,8 +4,9 @@
 use super::tun::{MAX_READ, Tun};
 use super::udp::{BATCH, MAX_RECEIVE, NotSent, Udp, path_mtu};
 use crate::drops::Drops;
-use crate::gateway::{Clock, Config, Gateway, PeerStatus};
+use crate::gateway::{Clock, Config, Gateway};
 use crate::packet::vnet::{self, Offload};
+use crate::peer::PeerStatus;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use quinn_udp::RecvMeta;
@@ -55,24 +56,37 @@ pub struct Lost {
 #[derive(Debug, Clone)]
 pub struct Handle {
     wake: Arc<EventFd>,
-    configs: Sender<Option<Config>>,
+    orders: Sender<Order>,
     report: Arc<Mutex<Report>>,
+}
+
+/// What a worker is told.
+#[derive(Debug)]
+enum Order {
+    Configure(Config),
+    Standby(bool),
+    Stop,
 }
 
 impl Handle {
     /// Gives the worker another configuration.
     pub fn configure(&self, config: Config) {
-        self.tell(Some(config));
+        self.tell(Order::Configure(config));
+    }
+
+    /// Whether peers are to be told to send elsewhere, if they can.
+    pub fn standby(&self, standby: bool) {
+        self.tell(Order::Standby(standby));
     }
 
     /// Ends the worker.
     pub fn stop(&self) {
-        self.tell(None);
+        self.tell(Order::Stop);
     }
 
-    fn tell(&self, config: Option<Config>) {
+    fn tell(&self, order: Order) {
         // A worker that has ended needs no telling.
-        drop(self.configs.send(config));
+        drop(self.orders.send(order));
         let _ = self.wake.write(1);
     }
 
@@ -90,7 +104,7 @@ pub struct Worker {
     tun: Tun,
     udp: Udp,
     wake: Arc<EventFd>,
-    configs: Receiver<Option<Config>>,
+    orders: Receiver<Order>,
     report: Arc<Mutex<Report>>,
     lost: Lost,
     read_buffer: Vec<u8>,
@@ -114,15 +128,15 @@ impl Worker {
         let gateway =
             Gateway::new(config, seed, Clock { instant: now, since_epoch }, tun.segments_datagrams());
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
-        let (sender, configs) = channel();
+        let (sender, orders) = channel();
         let report = Arc::new(Mutex::new(Report::default()));
-        let handle = Handle { wake: wake.clone(), configs: sender, report: report.clone() };
+        let handle = Handle { wake: wake.clone(), orders: sender, report: report.clone() };
         let worker = Self {
             gateway,
             tun,
             udp,
             wake,
-            configs,
+            orders,
             report,
             lost: Lost::default(),
             read_buffer: vec![0; MAX_READ],
@@ -147,7 +161,7 @@ impl Worker {
             self.housekeep(now);
             self.flush();
             let (tun, udp, wake) = self.wait(now)?;
-            if wake && !self.take_config() {
+            if wake && !self.take_orders() {
                 return Ok(());
             }
             if udp {
@@ -175,14 +189,15 @@ impl Worker {
         Ok((tun, udp, wake))
     }
 
-    /// Takes configurations that have come; returns whether to go on.
-    fn take_config(&mut self) -> bool {
+    /// Takes orders that have come; returns whether to go on.
+    fn take_orders(&mut self) -> bool {
         let _ = self.wake.read();
         loop {
-            match self.configs.try_recv() {
-                Ok(Some(config)) => self.gateway.configure(config, Instant::now()),
+            match self.orders.try_recv() {
+                Ok(Order::Configure(config)) => self.gateway.configure(config, Instant::now()),
+                Ok(Order::Standby(standby)) => self.gateway.set_standby(standby, Instant::now()),
                 Err(TryRecvError::Empty) => return true,
-                Ok(None) | Err(TryRecvError::Disconnected) => return false,
+                Ok(Order::Stop) | Err(TryRecvError::Disconnected) => return false,
             }
         }
     }

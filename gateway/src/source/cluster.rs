@@ -1,22 +1,23 @@
 //! The Peers of the cluster this gateway runs in, and what it says of its tunnels in their status.
 
 use super::Device;
-use super::plan::{Plan, SILENCE, TRY};
+use super::keys::{self, News};
+use super::plan::{Plan, SILENCE};
 use super::resolve::{RESOLVE_INTERVAL, Resolved, resolve};
 use crate::args::ClusterArgs;
 use anyhow::{Context as _, bail};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
-use liquid_crds::vocabulary::GATEWAY_KEYS;
-use liquid_crds::{GROUP, Peer, TunnelStatus, VERSION};
-use liquid_gateway::gateway::{Config, PeerStatus};
+use liquid_crds::{GROUP, Peer, TunnelStatus, VERSION, WayStatus};
+use liquid_gateway::gateway::Config;
 use liquid_gateway::io::worker::Handle;
+use liquid_gateway::liveness::Way;
+use liquid_gateway::peer::PeerStatus;
 use liquid_gateway::wireguard::key::PrivateKey;
 use liquid_runtime::health::Part;
 use liquid_runtime::watch::{Change, changes};
@@ -24,57 +25,77 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-use tokio::time::sleep;
 use tracing::{info, warn};
 
-/// Pause before the key is asked for again: liquid-controller makes it.
-const KEY_PAUSE: Duration = Duration::from_secs(1);
-/// How often the tunnels are looked at.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the tunnels are looked at, and at the fastest written about for one peer: what comes and goes is not worth
+/// more of the API server's time.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const WRITE_INTERVAL: Duration = Duration::from_secs(1);
+/// So long after its start a gateway waits for its peers before it is ready: those that are away shall not hold up a
+/// roll-out.
+const PEERS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a gateway in a cluster needs before it is ready.
+pub(crate) struct Parts {
+    /// Its key.
+    pub(crate) key: Part,
+    /// All Peers.
+    pub(crate) peers: Part,
+    /// Tunnels to them.
+    pub(crate) reached: Part,
+}
 
 /// The cluster, once its Peers have been read.
 pub(crate) struct ClusterSource {
     client: Client,
     arguments: ClusterArgs,
     private_key: PrivateKey,
-    news: BoxStream<'static, Change<Peer>>,
+    news: BoxStream<'static, News>,
     peers: BTreeMap<String, Peer>,
     plan: Plan,
     resolved: Resolved,
-    tries: BTreeMap<String, Try>,
+    written: BTreeMap<String, Instant>,
     config: Config,
-}
-
-/// Which way to a peer is tried, and since when it was not heard of on it.
-#[derive(Debug, Clone, Copy)]
-struct Try {
-    place: usize,
-    since: Instant,
+    /// Ready once all peers are reached, or had their time.
+    reached: Part,
+    begun: Instant,
 }
 
 impl ClusterSource {
     /// Waits for the key and for the Peers.
     ///
     /// # Errors
-    /// If the API server cannot be used, or the key is none.
-    pub(crate) async fn load(arguments: ClusterArgs, key: Part, known: Part) -> anyhow::Result<Self> {
+    /// If the API server cannot be used.
+    pub(crate) async fn load(arguments: ClusterArgs, parts: Parts) -> anyhow::Result<Self> {
         let client = Client::try_default()
             .await
             .context("there is no API server to ask; outside a cluster, use --config")?;
-        let private_key = private_key(&client, &arguments).await?;
-        key.ready();
-        let mut news = changes(Api::<Peer>::all(client.clone()), watcher::Config::default()).boxed();
-        let mut peers = BTreeMap::new();
+        let of_peers = changes(Api::<Peer>::all(client.clone()), watcher::Config::default());
+        let of_peers = of_peers.map(|change| News::Peer(Box::new(change)));
+        let of_keys = keys::changes(&client, &arguments.namespace, &arguments.pod_name);
+        let mut news = futures::stream::select(of_peers, of_keys).boxed();
+        let (mut peers, mut private_key, mut listed) = (BTreeMap::new(), None, false);
         // Until all are known, none is: a gateway that begins again must not shut out those it has not read yet.
-        loop {
-            let Some(change) = news.next().await else { bail!("the watch of Peers has ended") };
-            let listed = matches!(change, Change::Listed(_));
-            learn(&mut peers, change);
-            if listed {
-                break;
+        let private_key = loop {
+            match news.next().await {
+                Some(News::Peer(change)) => {
+                    listed |= matches!(*change, Change::Listed(_));
+                    learn(&mut peers, *change);
+                    if listed {
+                        parts.peers.ready();
+                    }
+                }
+                Some(News::Key(key)) => {
+                    private_key = Some(key);
+                    parts.key.ready();
+                }
+                Some(News::NoKey(why)) => parts.key.not_ready(&why),
+                None => bail!("the watches of Peers and keys have ended"),
             }
-        }
-        known.ready();
+            if let Some(key) = private_key.take_if(|_| listed) {
+                break key;
+            }
+        };
         let nothing = Config { private_key: private_key.clone(), local: Vec::new(), peers: Vec::new() };
         let mut source = Self {
             client,
@@ -84,8 +105,10 @@ impl ClusterSource {
             peers,
             plan: Plan::default(),
             resolved: Resolved::new(),
-            tries: BTreeMap::new(),
+            written: BTreeMap::new(),
             config: nothing,
+            reached: parts.reached,
+            begun: Instant::now(),
         };
         source.replan().await;
         source.config = source.wanted();
@@ -101,21 +124,28 @@ impl ClusterSource {
         &self.config
     }
 
-    /// Follows the Peers, tries other ways to those that are silent, and reports.
+    /// Follows the Peers, and reports.
     pub(super) async fn follow(mut self, handle: &Handle) -> anyhow::Result<()> {
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         let mut again = tokio::time::interval(RESOLVE_INTERVAL);
         loop {
             tokio::select! {
-                change = self.news.next() => {
-                    let Some(change) = change else { bail!("the watch of Peers has ended") };
-                    learn(&mut self.peers, change);
-                    self.replan().await;
-                }
+                news = self.news.next() => match news {
+                    Some(News::Peer(change)) => {
+                        learn(&mut self.peers, *change);
+                        self.replan().await;
+                    }
+                    Some(News::Key(key)) => self.private_key = key,
+                    Some(News::NoKey(why)) => warn!(%why, "the key stays as it was"),
+                    None => bail!("the watches of Peers and keys have ended"),
+                },
                 _ = look.tick() => {
-                    let tunnels = handle.report().peers;
-                    self.turn(&tunnels, Instant::now());
-                    self.report(&tunnels, Instant::now()).await;
+                    let (peers, now) = (handle.report().peers, Instant::now());
+                    let reached = |peer: &PeerStatus| peer.tunnels.iter().any(|tunnel| tunnel.way >= Way::Standby);
+                    if peers.iter().all(reached) || now.saturating_duration_since(self.begun) >= PEERS_DEADLINE {
+                        self.reached.ready();
+                    }
+                    self.report(&peers, now).await;
                 }
                 _ = again.tick() => {
                     let endpoints = self.plan.endpoints();
@@ -142,7 +172,7 @@ impl ClusterSource {
             warn!(%peer, %why, "peer cannot be served");
         }
         self.plan = plan;
-        self.tries.retain(|name, _| self.plan.peers.contains_key(name));
+        self.written.retain(|name, _| self.peers.contains_key(name));
         let endpoints = self.plan.endpoints();
         self.resolved.retain(|endpoint, _| endpoints.contains(endpoint));
         let new: Vec<&str> = endpoints
@@ -154,52 +184,39 @@ impl ClusterSource {
     }
 
     fn wanted(&self) -> Config {
-        let chosen = self.tries.iter().map(|(name, tried)| (name.clone(), tried.place)).collect();
-        let resolved = |endpoint: &str| self.resolved.get(endpoint).copied();
-        self.plan.config(&self.private_key, self.arguments.mtu, &chosen, resolved)
-    }
-
-    /// Goes on to the next way to each peer that has been silent on this one for long enough.
-    fn turn(&mut self, tunnels: &[PeerStatus], now: Instant) {
-        for (name, planned) in &self.plan.peers {
-            let up = tunnels.iter().any(|tunnel| tunnel.name == *name && is_up(tunnel, now));
-            let tried = self.tries.entry(name.clone()).or_insert(Try { place: 0, since: now });
-            if up {
-                tried.since = now;
-            } else if now.saturating_duration_since(tried.since) >= TRY && planned.ways.len() > 1 {
-                *tried = Try { place: (tried.place + 1) % planned.ways.len(), since: now };
-                info!(peer = %name, "no answer; trying another address");
-            }
-        }
+        let resolved = |endpoint: &str| self.resolved.get(endpoint).cloned().unwrap_or_default();
+        self.plan.config(&self.private_key, self.arguments.mtu, resolved)
     }
 
     /// Writes into the status of the Peers what has changed.
-    async fn report(&self, tunnels: &[PeerStatus], now: Instant) {
+    async fn report(&mut self, statuses: &[PeerStatus], now: Instant) {
+        let gateway = &self.arguments.pod_name;
         for (name, peer) in &self.peers {
-            let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
-            let gateway = &self.arguments.pod_name;
-            let written =
-                network.into_iter().flat_map(|network| &network.tunnels).find(|t| t.gateway == *gateway);
-            let tunnel = tunnels.iter().find(|tunnel| tunnel.name == *name);
-            let wanted = tunnel.filter(|_| self.plan.peers.contains_key(name)).map(|tunnel| {
-                let up = is_up(tunnel, now);
-                (up, tunnel.endpoint.filter(|_| up).map(shown))
-            });
-            if wanted == written.map(|tunnel| (tunnel.up, tunnel.endpoint.clone())) {
+            let just_written = |at: &Instant| now.saturating_duration_since(*at) < WRITE_INTERVAL;
+            if self.written.get(name).is_some_and(just_written) {
                 continue;
             }
-            let changed = written.map(|tunnel| tunnel.up) != wanted.as_ref().map(|(up, _)| *up);
-            let since = written.and_then(|tunnel| tunnel.since.clone()).filter(|_| !changed);
-            let status = wanted.map(|(up, endpoint)| TunnelStatus {
-                gateway: gateway.clone(),
-                up,
-                endpoint,
-                since: since.or_else(|| Some(Time(Timestamp::now()))),
-            });
-            if changed {
-                info!(peer = %name, up = ?status.as_ref().map(|tunnel| tunnel.up), "tunnel");
+            let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
+            let written =
+                network.into_iter().flat_map(|network| &network.tunnels).find(|t| t.gateway == *gateway);
+            let status = statuses.iter().find(|status| status.name == *name);
+            let ways = status.filter(|_| self.plan.peers.contains_key(name)).map(|status| ways(status, now));
+            if ways.as_ref() == written.map(|tunnel| &tunnel.ways) {
+                continue;
             }
-            if let Err(error) = self.write(peer, status).await {
+            let tunnel = ways.map(|ways| {
+                let up = ways.iter().any(|way| way.up);
+                let since =
+                    written.filter(|written| written.up == up).and_then(|written| written.since.clone());
+                let since = since.or_else(|| Some(Time(Timestamp::now())));
+                TunnelStatus { gateway: gateway.clone(), up, ways, since }
+            });
+            let up = tunnel.as_ref().map(|tunnel| tunnel.up);
+            if up != written.map(|tunnel| tunnel.up) {
+                info!(peer = %name, ?up, "tunnel");
+            }
+            self.written.insert(name.clone(), now);
+            if let Err(error) = self.write(peer, tunnel).await {
                 warn!(peer = %name, %error, "status of the tunnel not written; trying again");
             }
         }
@@ -235,38 +252,20 @@ fn learn(peers: &mut BTreeMap<String, Peer>, change: Change<Peer>) {
     }
 }
 
-fn is_up(tunnel: &PeerStatus, now: Instant) -> bool {
-    tunnel.last_heard.is_some_and(|heard| now.saturating_duration_since(heard) < SILENCE)
+/// How the ways to a peer are.
+fn ways(peer: &PeerStatus, now: Instant) -> Vec<WayStatus> {
+    let way = |tunnel: &liquid_gateway::tunnel::TunnelStatus| {
+        let heard = tunnel.last_heard.is_some_and(|heard| now.saturating_duration_since(heard) < SILENCE);
+        let up = heard && tunnel.way >= Way::Standby;
+        let endpoint = tunnel.endpoint.filter(|_| up).map(shown);
+        WayStatus { gateway: tunnel.name.clone(), up, endpoint }
+    };
+    let mut ways: Vec<_> = peer.tunnels.iter().map(way).collect();
+    ways.sort_by(|a, b| a.gateway.cmp(&b.gateway));
+    ways
 }
 
 /// An address for people: the socket takes IPv4 as mapped into IPv6.
 fn shown(endpoint: SocketAddr) -> String {
     SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port()).to_string()
-}
-
-async fn private_key(client: &Client, arguments: &ClusterArgs) -> anyhow::Result<PrivateKey> {
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), &arguments.namespace);
-    let mut waited = false;
-    loop {
-        match secrets.get_opt(GATEWAY_KEYS).await {
-            Ok(secret) => {
-                let key = secret.and_then(|secret| secret.data?.remove(&arguments.pod_name));
-                if let Some(key) = key {
-                    let text = String::from_utf8(key.0).unwrap_or_default();
-                    return text.parse().with_context(|| {
-                        format!(
-                            "entry {} of Secret {GATEWAY_KEYS}; delete it to get another",
-                            arguments.pod_name
-                        )
-                    });
-                }
-                if !waited {
-                    info!("waiting for liquid-controller to make the key");
-                    waited = true;
-                }
-            }
-            Err(error) => warn!(%error, "key not read; trying again"),
-        }
-        sleep(KEY_PAUSE).await;
-    }
 }

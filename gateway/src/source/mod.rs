@@ -2,6 +2,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod file;
+mod keys;
 mod plan;
 mod resolve;
 

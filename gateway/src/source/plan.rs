@@ -5,6 +5,7 @@ use liquid_crds::{NetworkStatus, Peer};
 use liquid_gateway::gateway::Config;
 use liquid_gateway::nat::Remap;
 use liquid_gateway::peer::PeerConfig;
+use liquid_gateway::tunnel::TunnelConfig;
 use liquid_gateway::wireguard::key::{PrivateKey, PublicKey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -13,10 +14,8 @@ use std::time::Duration;
 /// Both ends send at least this often: NATs between them stay open, and three that are missing tell that the way is
 /// broken.
 const KEEPALIVE: Duration = Duration::from_secs(5);
-/// Not heard of for so long, a peer is not there.
+/// Not heard of for so long, a gateway is not there.
 pub(super) const SILENCE: Duration = Duration::from_secs(15);
-/// So long one address of a peer is tried before the next is: two handshakes, and time for the answer.
-pub(super) const TRY: Duration = Duration::from_secs(11);
 
 /// What the Peers ask.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,17 +31,19 @@ pub(super) struct Plan {
 /// What is asked for one peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Planned {
-    /// The ways to it, in the order they are tried.
-    pub(super) ways: Vec<Way>,
+    tunnels: Vec<PlannedTunnel>,
     /// Its prefixes.
     remaps: Vec<Remap>,
 }
 
-/// A gateway of a peer, and an address of it (host:port); without one it has to call.
+/// A gateway of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Way {
+struct PlannedTunnel {
+    name: String,
     key: PublicKey,
-    pub(super) endpoint: Option<String>,
+    /// Addresses (host:port); without any it has to call.
+    endpoints: Vec<String>,
+    probes: bool,
 }
 
 impl Plan {
@@ -61,10 +62,7 @@ impl Plan {
             }
             match planned(network) {
                 Ok(planned) => {
-                    let same_key = planned
-                        .ways
-                        .iter()
-                        .find_map(|way| keys.get(&way.key.0).filter(|other| *other != name));
+                    let same_key = planned.tunnels.iter().find_map(|tunnel| keys.get(&tunnel.key.0));
                     let same_view = planned.remaps.iter().find_map(|remap| {
                         views.iter().find(|(view, _)| *view == remap.view()).map(|(_, other)| other)
                     });
@@ -73,7 +71,7 @@ impl Plan {
                             .insert(name.clone(), format!("it has a key or a prefix of peer {other}"));
                         continue;
                     }
-                    keys.extend(planned.ways.iter().map(|way| (way.key.0, name.clone())));
+                    keys.extend(planned.tunnels.iter().map(|tunnel| (tunnel.key.0, name.clone())));
                     views.extend(planned.remaps.iter().map(|remap| (remap.view(), name.clone())));
                     plan.peers.insert(name.clone(), planned);
                 }
@@ -84,59 +82,65 @@ impl Plan {
         plan
     }
 
-    /// The configuration of the data path, on the `chosen` way to each peer (by its place), at the addresses `resolved`.
+    /// The configuration of the data path, with the addresses that names have `resolved` to.
     pub(super) fn config(
         &self,
         private_key: &PrivateKey,
         mtu: u16,
-        chosen: &BTreeMap<String, usize>,
-        resolved: impl Fn(&str) -> Option<SocketAddr>,
+        resolved: impl Fn(&str) -> Vec<SocketAddr>,
     ) -> Config {
-        let peers = self.peers.iter().filter_map(|(name, planned)| {
-            let way = planned.way(chosen.get(name).copied().unwrap_or_default())?;
-            Some(PeerConfig {
-                name: name.clone(),
-                public_key: way.key,
-                preshared_key: None,
-                endpoint: way.endpoint.as_deref().and_then(&resolved),
-                keepalive: Some(KEEPALIVE),
-                remaps: planned.remaps.clone(),
-                mtu,
-            })
+        let addresses = |endpoints: &[String]| {
+            let mut addresses = Vec::new();
+            for address in endpoints.iter().flat_map(|endpoint| resolved(endpoint)) {
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
+            addresses
+        };
+        let tunnel = |planned: &PlannedTunnel| TunnelConfig {
+            name: planned.name.clone(),
+            public_key: planned.key,
+            preshared_key: None,
+            endpoints: addresses(&planned.endpoints),
+            keepalive: Some(KEEPALIVE),
+            probes: planned.probes,
+        };
+        let peers = self.peers.iter().map(|(name, planned)| PeerConfig {
+            name: name.clone(),
+            remaps: planned.remaps.clone(),
+            mtu,
+            tunnels: planned.tunnels.iter().map(tunnel).collect(),
         });
         Config { private_key: private_key.clone(), local: self.local.clone(), peers: peers.collect() }
     }
 
     /// All addresses of peers.
     pub(super) fn endpoints(&self) -> BTreeSet<String> {
-        self.peers.values().flat_map(|peer| &peer.ways).filter_map(|way| way.endpoint.clone()).collect()
-    }
-}
-
-impl Planned {
-    /// The way at a place, counted round and round.
-    fn way(&self, place: usize) -> Option<&Way> {
-        self.ways.get(place % self.ways.len().max(1))
+        let tunnels = self.peers.values().flat_map(|peer| &peer.tunnels);
+        tunnels.flat_map(|tunnel| &tunnel.endpoints).cloned().collect()
     }
 }
 
 fn planned(network: &NetworkStatus) -> Result<Planned, String> {
-    let mut ways = Vec::new();
+    let mut tunnels = Vec::<PlannedTunnel>::new();
     for gateway in &network.gateways {
         let key: PublicKey = gateway.public_key.parse().map_err(|error| format!("public key: {error}"))?;
-        let endpoints =
-            gateway.endpoints.iter().map(|endpoint| Way { key, endpoint: Some(endpoint.clone()) });
-        ways.extend(endpoints);
-        if gateway.endpoints.is_empty() {
-            ways.push(Way { key, endpoint: None });
+        // A tunnel is known by the name of its gateway, so that it goes on when the key changes; peers of earlier versions
+        // tell none.
+        let name = gateway.name.clone().unwrap_or_else(|| gateway.public_key.clone());
+        if tunnels.iter().any(|known| known.key == key || known.name == name) {
+            return Err(format!("two of its gateways are {name}"));
         }
+        let (endpoints, probes) = (gateway.endpoints.clone(), gateway.probes);
+        tunnels.push(PlannedTunnel { name, key, endpoints, probes });
     }
     let remaps = network.pod_cidrs.iter().map(|cidr| {
         let (real, seen) =
             cidr.prefixes().ok_or_else(|| format!("{} cannot stand for {}", cidr.seen, cidr.real))?;
         Remap::new(seen, real).map_err(|error| error.to_string())
     });
-    Ok(Planned { ways, remaps: remaps.collect::<Result<_, _>>()? })
+    Ok(Planned { tunnels, remaps: remaps.collect::<Result<_, _>>()? })
 }
 
 #[cfg(test)]
@@ -163,31 +167,53 @@ mod tests {
         Plan::new(peers.iter().map(|(name, peer)| (name, peer)))
     }
 
-    fn config(plan: &Plan, place: usize) -> Config {
-        let chosen = plan.peers.keys().map(|name| (name.clone(), place)).collect();
-        plan.config(&PrivateKey::new([1; 32]), 1420, &chosen, |text| text.parse().ok())
+    fn config(plan: &Plan) -> Config {
+        plan.config(&PrivateKey::new([1; 32]), 1420, |text| text.parse().into_iter().collect())
     }
 
     #[test]
     fn a_peer_becomes_a_tunnel() {
-        let plan = plan(&[peer("b", KEY, "10.200.0.0/16", &["192.0.2.1:31820", "192.0.2.2:31820"])]);
-        let first = config(&plan, 0);
-        assert_eq!(first.local, ["10.244.0.0/23".parse::<IpNet>().unwrap()]);
-        let peer = &first.peers[0];
-        assert_eq!((peer.name.as_str(), peer.endpoint), ("b", Some("192.0.2.1:31820".parse().unwrap())));
+        let plan = plan(&[peer(
+            "b",
+            KEY,
+            "10.200.0.0/16",
+            &["192.0.2.1:1", "192.0.2.2:1", "unknown:1", "192.0.2.1:1"],
+        )]);
+        let config = config(&plan);
+        assert_eq!(config.local, ["10.244.0.0/23".parse::<IpNet>().unwrap()]);
+        let peer = &config.peers[0];
+        assert_eq!((peer.name.as_str(), peer.tunnels.len()), ("b", 1));
+        let endpoints: Vec<SocketAddr> =
+            ["192.0.2.1:1", "192.0.2.2:1"].map(|text| text.parse().unwrap()).into();
+        assert_eq!(peer.tunnels[0].endpoints, endpoints);
         let remap = peer.remaps[0];
         assert_eq!(
             (remap.view().to_string(), remap.real().to_string()),
             ("10.200.0.0/16".into(), "10.244.0.0/16".into())
         );
-        assert_eq!(config(&plan, 1).peers[0].endpoint, Some("192.0.2.2:31820".parse().unwrap()));
-        assert_eq!(config(&plan, 2).peers[0].endpoint, first.peers[0].endpoint, "round and round");
+    }
+
+    #[test]
+    fn each_gateway_of_a_peer_is_a_tunnel_with_a_name_that_outlives_its_key() {
+        let (name, mut object) = peer("b", KEY, "10.200.0.0/16", &[]);
+        let network = object.status.as_mut().unwrap().network.as_mut().unwrap();
+        network.gateways[0].name = Some("g0".to_owned());
+        network.gateways[0].probes = true;
+        let mut second = network.gateways[0].clone();
+        (second.name, second.public_key, second.probes) = (None, OTHER.to_owned(), false);
+        network.gateways.push(second.clone());
+        let tunnels = config(&plan(&[(name.clone(), object.clone())])).peers.remove(0).tunnels;
+        let tunnels: Vec<_> = tunnels.iter().map(|tunnel| (tunnel.name.as_str(), tunnel.probes)).collect();
+        assert_eq!(tunnels, [("g0", true), (OTHER, false)]);
+
+        object.status.as_mut().unwrap().network.as_mut().unwrap().gateways.push(second);
+        assert!(plan(&[(name.clone(), object)]).refused.contains_key(&name));
     }
 
     #[test]
     fn a_peer_without_an_address_has_to_call() {
-        let config = config(&plan(&[peer("b", KEY, "10.200.0.0/16", &[])]), 0);
-        assert_eq!((config.peers.len(), config.peers[0].endpoint), (1, None));
+        let config = config(&plan(&[peer("b", KEY, "10.200.0.0/16", &[])]));
+        assert_eq!((config.peers.len(), config.peers[0].tunnels[0].endpoints.len()), (1, 0));
     }
 
     #[test]

@@ -10,8 +10,10 @@ use liquid_gateway::packet::checksum::Sum;
 use liquid_gateway::packet::ip::Ip;
 use liquid_gateway::packet::vnet::Offload;
 use liquid_gateway::peer::PeerConfig;
+use liquid_gateway::tunnel::TunnelConfig;
 use liquid_gateway::wireguard::key::{PresharedKey, PrivateKey};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 pub(crate) fn net(text: &str) -> IpNet {
@@ -30,6 +32,18 @@ pub(crate) struct Datagram {
     pub(crate) bytes: Vec<u8>,
 }
 
+/// A tunnel to an end that only speaks WireGuard.
+pub(crate) fn tunnel(name: &str, key: &PrivateKey, endpoint: Option<SocketAddr>) -> TunnelConfig {
+    TunnelConfig {
+        name: name.to_owned(),
+        public_key: key.public(),
+        preshared_key: None,
+        endpoints: endpoint.into_iter().collect(),
+        keepalive: None,
+        probes: false,
+    }
+}
+
 pub(crate) struct Host {
     pub(crate) gateway: Gateway,
     pub(crate) address: SocketAddr,
@@ -38,7 +52,8 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn new(config: Config, address: SocketAddr, now: Instant) -> Self {
-        let seed = [address.port().to_be_bytes()[1]; 32];
+        static HOSTS: AtomicU8 = AtomicU8::new(0);
+        let seed = [HOSTS.fetch_add(1, Ordering::Relaxed); 32];
         let clock = Clock { instant: now, since_epoch: Duration::from_secs(1_800_000_000) };
         Self { key: config.private_key.clone(), gateway: Gateway::new(config, seed, clock, true), address }
     }
@@ -86,15 +101,15 @@ pub(crate) fn pair(now: Instant, preshared: Option<PresharedKey>) -> (Host, Host
         local: vec![net("10.244.0.0/16"), net("fd00:244::/64")],
         peers: vec![PeerConfig {
             name: format!("peer-{other}"),
-            public_key: keys[other].public(),
-            preshared_key: preshared.clone(),
-            endpoint: Some(addresses[other]),
-            keepalive: None,
             remaps: vec![
                 Remap::new(net(views[own].0), net("10.244.0.0/16")).unwrap(),
                 Remap::new(net(views[own].1), net("fd00:244::/64")).unwrap(),
             ],
             mtu: 1420,
+            tunnels: vec![TunnelConfig {
+                preshared_key: preshared.clone(),
+                ..tunnel("only", &keys[other], Some(addresses[other]))
+            }],
         }],
     };
     (Host::new(config(0, 1), addresses[0], now), Host::new(config(1, 0), addresses[1], now))
@@ -102,10 +117,15 @@ pub(crate) fn pair(now: Instant, preshared: Option<PresharedKey>) -> (Host, Host
 
 /// A UDP datagram with right checksums.
 pub(crate) fn udp(source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
+    udp_ports(source, destination, [7000, 7001], payload)
+}
+
+/// The same with ports.
+pub(crate) fn udp_ports(source: &str, destination: &str, ports: [u16; 2], payload: &[u8]) -> Vec<u8> {
     let (source, destination): (IpAddr, IpAddr) = (source.parse().unwrap(), destination.parse().unwrap());
     let length = u16::try_from(payload.len() + 8).unwrap();
     let mut transport =
-        [&7000_u16.to_be_bytes()[..], &7001_u16.to_be_bytes(), &length.to_be_bytes(), &[0, 0], payload]
+        [&ports[0].to_be_bytes()[..], &ports[1].to_be_bytes(), &length.to_be_bytes(), &[0, 0], payload]
             .concat();
     let (mut packet, addresses) = match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {

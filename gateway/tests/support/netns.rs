@@ -258,14 +258,14 @@ impl Site {
         let prefixes =
             [0, 1].map(|family| format!("{{real: '{}', view: '{}'}}", other.real[family], self.view[family]));
         let config = format!(
-            "privateKeyFile: key\ndevice: {}\nlocal: ['{}', '{}']\npeers:\n- name: other\n  publicKey: {}\n  \
-             presharedKeyFile: psk\n  endpoint: '{}'\n  keepaliveSeconds: 25\n  prefixes: [{}]\n",
+            "privateKeyFile: key\ndevice: {}\nlocal: ['{}', '{}']\npeers:\n- name: other\n  prefixes: [{}]\n  \
+             tunnels: [{{publicKey: {}, presharedKeyFile: psk, endpoints: ['{}'], keepaliveSeconds: 25}}]\n",
             self.device,
             self.real[0],
             self.real[1],
+            prefixes.join(", "),
             other.key.public(),
             SocketAddr::new(other.outer[family], 51_820),
-            prefixes.join(", "),
         );
         fs::write(directory.join("gateway.yaml"), config).unwrap();
         let log = fs::File::create(directory.join("log")).unwrap();

@@ -14,6 +14,8 @@ pub(crate) const MAX_PREFIXES: usize = 256;
 /// Gateways of one cluster, and addresses of each.
 const MAX_GATEWAYS: usize = 8;
 const MAX_ENDPOINTS: usize = 8;
+/// Longest name of a gateway: a DNS label.
+const MAX_NAME: usize = 63;
 /// Longest address: a DNS name, a colon and a port.
 const MAX_ENDPOINT: usize = 253 + 6;
 /// Shortest prefixes taken: the largest private network, and what registries give to providers.
@@ -59,6 +61,12 @@ pub(crate) enum Invalid {
     /// A gateway has no key.
     #[error("a gateway has a key of {0} bytes instead of {KEY}")]
     Key(usize),
+    /// A gateway is called something else than a pod can be.
+    #[error("{0:?} is no name of a gateway")]
+    Name(String),
+    /// Two gateways cannot be told apart.
+    #[error("two gateways are {0}")]
+    Twins(String),
     /// An address is none.
     #[error("{0:?} is no address of the form host:port")]
     Endpoint(String),
@@ -71,6 +79,8 @@ impl Announcement {
             Some(proto::GatewayInfo {
                 public_key: STANDARD.decode(&gateway.public_key).ok()?.into(),
                 endpoints: gateway.endpoints.iter().take(MAX_ENDPOINTS).cloned().collect(),
+                name: gateway.name.clone().unwrap_or_default(),
+                probes: gateway.probes,
             })
         });
         proto::NetworkInfo {
@@ -105,7 +115,18 @@ impl TryFrom<proto::NetworkInfo> for Announcement {
                 return Err(Invalid::Endpoint(bad.chars().take(MAX_ENDPOINT).collect()));
             }
             let public_key = STANDARD.encode(&gateway.public_key);
-            gateways.push(PeerGateway { public_key, endpoints: gateway.endpoints });
+            let name = Some(gateway.name).filter(|name| !name.is_empty());
+            if let Some(name) = name.as_ref().filter(|name| !is_name(name)) {
+                return Err(Invalid::Name(name.chars().take(MAX_NAME).collect()));
+            }
+            let twin = |other: &PeerGateway| {
+                other.public_key == public_key || (name.is_some() && other.name == name)
+            };
+            if gateways.iter().any(twin) {
+                return Err(Invalid::Twins(name.unwrap_or(public_key)));
+            }
+            let (endpoints, probes) = (gateway.endpoints, gateway.probes);
+            gateways.push(PeerGateway { name, public_key, endpoints, probes });
         }
         Ok(Self { pod_cidrs, gateways })
     }
@@ -148,6 +169,12 @@ fn is_endpoint(text: &str) -> bool {
     text.len() <= MAX_ENDPOINT && host_is_sound && port.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
+/// A DNS label, as pods of a StatefulSet are called.
+fn is_name(text: &str) -> bool {
+    let of_a_label = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    text.len() <= MAX_NAME && text.bytes().all(of_a_label)
+}
+
 /// The address in an endpoint (host:port), if it is not a name.
 pub(super) fn address(endpoint: &str) -> Option<IpAddr> {
     let (host, _) = endpoint.rsplit_once(':')?;
@@ -165,7 +192,11 @@ mod tests {
 
     fn gateway(key: usize, endpoints: &[&str]) -> Result<Announcement, Invalid> {
         let endpoints = endpoints.iter().map(|text| (*text).to_owned()).collect();
-        let gateways = vec![proto::GatewayInfo { public_key: vec![1; key].into(), endpoints }];
+        let gateways = vec![proto::GatewayInfo {
+            public_key: vec![1; key].into(),
+            endpoints,
+            ..proto::GatewayInfo::default()
+        }];
         proto::NetworkInfo { pod_cidrs: Vec::new(), gateways }.try_into()
     }
 
@@ -174,6 +205,8 @@ mod tests {
         let announced = Announcement {
             pod_cidrs: vec!["10.244.0.0/23".parse().unwrap(), "fd00:10:244::/56".parse().unwrap()],
             gateways: vec![PeerGateway {
+                name: Some("liquid-gateway-0".to_owned()),
+                probes: true,
                 public_key: STANDARD.encode([7; KEY]),
                 endpoints: vec![
                     "192.0.2.1:31820".to_owned(),
@@ -233,6 +266,24 @@ mod tests {
             assert!(gateway(KEY, &[bad]).is_err(), "{bad}");
         }
         assert!(gateway(KEY, &["a:1"; MAX_ENDPOINTS + 1]).is_err());
+    }
+
+    #[test]
+    fn gateways_can_be_told_apart() {
+        let named = |names: [&str; 2], keys: [u8; 2]| {
+            let gateway = |(name, key): (&str, u8)| proto::GatewayInfo {
+                public_key: vec![key; KEY].into(),
+                name: name.to_owned(),
+                ..proto::GatewayInfo::default()
+            };
+            let gateways = names.into_iter().zip(keys).map(gateway).collect();
+            Announcement::try_from(proto::NetworkInfo { pod_cidrs: Vec::new(), gateways })
+        };
+        assert!(named(["g-0", "g-1"], [1, 2]).is_ok());
+        assert!(named(["", ""], [1, 2]).is_ok(), "of an earlier version");
+        assert!(matches!(named(["g-0", "g-0"], [1, 2]), Err(Invalid::Twins(_))));
+        assert!(matches!(named(["g-0", "g-1"], [1, 1]), Err(Invalid::Twins(_))));
+        assert!(matches!(named(["g-0", "G 1"], [1, 2]), Err(Invalid::Name(_))));
     }
 
     #[test]

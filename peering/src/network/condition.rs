@@ -70,8 +70,10 @@ pub(super) fn of(
             "no gateway of this cluster is ready: see the pods of liquid-gateway".to_owned(),
         );
     }
-    let up = network.tunnels.iter().any(|tunnel| tunnel.up && own.ready.contains(&tunnel.gateway));
-    if !up {
+    let ready = network.tunnels.iter().filter(|tunnel| own.ready.contains(&tunnel.gateway));
+    let ways: Vec<_> = ready.flat_map(|tunnel| tunnel.ways.iter().map(move |way| (tunnel, way))).collect();
+    let up = ways.iter().filter(|(_, way)| way.up).count();
+    if up == 0 {
         let ours = own.announcement.gateways.iter().flat_map(|gateway| &gateway.endpoints);
         let theirs: BTreeSet<&str> =
             network.gateways.iter().flat_map(|gateway| &gateway.endpoints).map(String::as_str).collect();
@@ -87,12 +89,20 @@ pub(super) fn of(
     }
     let moved = network.pod_cidrs.iter().filter(|cidr| cidr.real != cidr.seen);
     let moved: Vec<String> = moved.map(|cidr| format!("{} is seen as {}", cidr.real, cidr.seen)).collect();
-    let message = if moved.is_empty() {
-        "pods of the peer are reached under their own addresses".to_owned()
-    } else {
-        format!("pods of the peer are reached; {}", moved.join(", "))
-    };
-    ConditionUpdate { type_: super::CONDITION, status: Some(true), reason: "Connected", message }
+    let views = if moved.is_empty() { "under their own addresses".to_owned() } else { moved.join(", ") };
+    let all = own.ready.len() * network.gateways.len();
+    let mut message = format!("pods of the peer are reached over {up} of {all} ways; {views}");
+    if up < all {
+        let down = ways.iter().filter(|(_, way)| !way.up);
+        let down: Vec<_> =
+            down.map(|(tunnel, way)| format!("{} to {}", tunnel.gateway, way.gateway)).collect();
+        message = format!(
+            "{message}; down: {}",
+            if down.is_empty() { "not known yet".to_owned() } else { down.join(", ") }
+        );
+    }
+    let reason = if up < all { "Degraded" } else { "Connected" };
+    ConditionUpdate { type_: super::CONDITION, status: Some(true), reason, message }
 }
 
 fn list(endpoints: &BTreeSet<&str>) -> String {
@@ -106,16 +116,26 @@ fn list(endpoints: &BTreeSet<&str>) -> String {
 mod tests {
     use super::*;
     use crate::network::announcement::Announcement;
-    use liquid_crds::{PeerGateway, PodCidr, TunnelStatus};
+    use liquid_crds::{PeerGateway, PodCidr, TunnelStatus, WayStatus};
+
+    fn gateway(name: &str, endpoint: &str) -> PeerGateway {
+        let (public_key, endpoints) = (name.to_owned(), vec![endpoint.to_owned()]);
+        PeerGateway { name: Some(name.to_owned()), public_key, endpoints, probes: true }
+    }
+
+    fn tunnel(gateway: &str, ways: &[bool]) -> TunnelStatus {
+        let way =
+            |(at, up): (usize, &bool)| WayStatus { gateway: format!("theirs-{at}"), up: *up, endpoint: None };
+        let up = ways.contains(&true);
+        let ways = ways.iter().enumerate().map(way).collect();
+        TunnelStatus { gateway: gateway.to_owned(), up, ways, since: None }
+    }
 
     fn own() -> Own {
         Own {
             announcement: Announcement {
                 pod_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
-                gateways: vec![PeerGateway {
-                    public_key: "o".to_owned(),
-                    endpoints: vec!["192.0.2.1:1".to_owned()],
-                }],
+                gateways: vec![gateway("liquid-gateway-0", "192.0.2.1:1")],
             },
             ready: BTreeSet::from(["liquid-gateway-0".to_owned()]),
             ..Own::default()
@@ -125,16 +145,8 @@ mod tests {
     fn network(up: bool) -> NetworkStatus {
         NetworkStatus {
             pod_cidrs: vec![PodCidr { real: "10.244.0.0/16".to_owned(), seen: "10.200.0.0/16".to_owned() }],
-            gateways: vec![PeerGateway {
-                public_key: "t".to_owned(),
-                endpoints: vec!["192.0.2.2:1".to_owned()],
-            }],
-            tunnels: vec![TunnelStatus {
-                gateway: "liquid-gateway-0".to_owned(),
-                up,
-                endpoint: None,
-                since: None,
-            }],
+            gateways: vec![gateway("theirs-0", "192.0.2.2:1")],
+            tunnels: vec![tunnel("liquid-gateway-0", &[up])],
             ..NetworkStatus::default()
         }
     }
@@ -159,6 +171,27 @@ mod tests {
         assert_eq!(reason(&own(), None, None), "PeerHasNoPodCIDR");
         assert_eq!(reason(&Own::default(), Some(&up), None), "NoPodCIDR");
         assert_eq!(reason(&own(), Some(&up), Some(Trouble::Invalid("x"))), "Invalid");
+    }
+
+    #[test]
+    fn it_is_said_how_many_ways_are_up_and_which_are_not() {
+        let own = Own { ready: ["liquid-gateway-0", "liquid-gateway-1"].map(str::to_owned).into(), ..own() };
+        let mut network = network(true);
+        network.gateways.push(gateway("theirs-1", "192.0.2.3:1"));
+        let said = |ways: [[bool; 2]; 2]| {
+            let tunnels = (0..).zip(&ways).map(|(at, ways)| tunnel(&format!("liquid-gateway-{at}"), ways));
+            let network = NetworkStatus { tunnels: tunnels.collect(), ..network.clone() };
+            of(&own, Some(&network), None)
+        };
+        let all = said([[true; 2]; 2]);
+        assert_eq!((all.reason, all.message.contains("4 of 4 ways")), ("Connected", true));
+        let some = said([[true, true], [true, false]]);
+        assert_eq!((some.reason, some.status), ("Degraded", Some(true)));
+        assert!(
+            some.message.contains("3 of 4 ways")
+                && some.message.ends_with("down: liquid-gateway-1 to theirs-1")
+        );
+        assert_eq!(said([[false; 2]; 2]).reason, "TunnelDown");
     }
 
     #[test]

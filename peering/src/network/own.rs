@@ -8,12 +8,12 @@ use crate::args::NetworkArgs;
 use crate::info::{SETTLE, address as outside_address, outside};
 use futures::stream::{BoxStream, StreamExt as _, select_all};
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::runtime::watcher::Config;
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::PeerGateway;
-use liquid_crds::vocabulary::{COMPONENT, COMPONENT_GATEWAY, TYPE};
+use liquid_crds::vocabulary::{COMPONENT, COMPONENT_GATEWAY, GATEWAY_KEYS, TYPE};
 use liquid_runtime::watch::{Change, changes};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -36,6 +36,8 @@ pub(crate) struct Own {
     pub(crate) reserved: Vec<IpNet>,
     /// Gateways whose pods are Ready, by their names.
     pub(crate) ready: BTreeSet<String>,
+    /// All gateways there are, by their names: those with a Service, and those with a pod.
+    pub(crate) gateways: BTreeSet<String>,
 }
 
 /// Keeps `own` up to date. It is `None` until everything was read once.
@@ -50,7 +52,10 @@ pub(super) async fn observe(
     let nodes = changes(Api::<Node>::all(client.clone()), Config::default().labels(&format!("!{TYPE}")));
     let services = changes(Api::<Service>::namespaced(client.clone(), &namespace), of_gateways());
     let pods = changes(Api::<Pod>::namespaced(client.clone(), &namespace), of_gateways());
+    let only_keys = Config::default().fields(&format!("metadata.name={GATEWAY_KEYS}"));
+    let stored_keys = changes(Api::<Secret>::namespaced(client.clone(), &namespace), only_keys);
     let mut sources: Vec<BoxStream<'static, News>> = vec![
+        stored_keys.map(|_| News::Keys).boxed(),
         nodes.map(|change| News::Node(Box::new(change))).boxed(),
         services.map(|change| News::Service(Box::new(change))).boxed(),
         pods.map(|change| News::Pod(Box::new(change))).boxed(),
@@ -72,6 +77,9 @@ pub(super) async fn observe(
         let settled = Instant::now() + SETTLE;
         while let Ok(Some(more)) = timeout_at(settled, news.next()).await {
             picture.learn(more);
+        }
+        if std::mem::take(&mut picture.keys_changed) {
+            keys.clear();
         }
         if !picture.missing.is_empty() {
             continue;
@@ -112,6 +120,8 @@ async fn serves_service_cidrs(client: &Client) -> bool {
 enum News {
     Node(Box<Change<Node>>),
     Service(Box<Change<Service>>),
+    /// The stored keys are others, or gone.
+    Keys,
     Pod(Box<Change<Pod>>),
     ServiceCidr(Box<Change<ServiceCIDR>>),
 }
@@ -126,6 +136,7 @@ struct Picture {
     service_cidrs: BTreeMap<String, Vec<IpNet>>,
     /// Where Services are likely to be, if the API server does not say.
     services_around: Option<IpNet>,
+    keys_changed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -142,6 +153,7 @@ impl Picture {
             News::Service(change) => {
                 follow(&mut self.services, &mut self.missing, "services", *change, Service::clone);
             }
+            News::Keys => self.keys_changed = true,
             News::Pod(change) => follow(&mut self.ready, &mut self.missing, "pods", *change, is_ready),
             News::ServiceCidr(change) => {
                 follow(&mut self.service_cidrs, &mut self.missing, "service CIDRs", *change, service_cidrs);
@@ -161,9 +173,14 @@ impl Picture {
         };
         let hosts: Vec<String> = nodes().filter_map(|node| node.outside.clone()).collect();
         let gateways = self.services.iter().filter_map(|(name, service)| {
-            let found = || outside(service, hosts.iter());
-            let endpoints = if settings.advertise.is_empty() { found() } else { settings.advertise.clone() };
-            Some(PeerGateway { public_key: keys.get(name)?.clone(), endpoints })
+            let configured = settings.advertise.iter();
+            let configured = configured.filter(|(number, _)| name.ends_with(&format!("-{number}")));
+            let mut endpoints: Vec<String> = configured.map(|(_, endpoint)| endpoint.clone()).collect();
+            if endpoints.is_empty() {
+                endpoints = outside(service, hosts.iter());
+            }
+            let public_key = keys.get(name)?.clone();
+            Some(PeerGateway { name: Some(name.clone()), public_key, endpoints, probes: true })
         });
         // Other nodes get their prefixes from around those there are.
         let pods =
@@ -178,7 +195,8 @@ impl Picture {
         reserved.dedup();
         let ready = self.ready.iter().filter(|(_, ready)| **ready).map(|(name, _)| name.clone()).collect();
         let announcement = Announcement { pod_cidrs, gateways: gateways.collect() };
-        Own { announcement, reserved, ready }
+        let gateways = self.services.keys().chain(self.ready.keys()).cloned().collect();
+        Own { announcement, reserved, ready, gateways }
     }
 }
 
@@ -291,7 +309,8 @@ mod tests {
         let own = picture().own(&NetworkArgs::default(), &keys());
         assert_eq!(own.announcement.pod_cidrs, nets(&["10.244.0.0/23"]));
         let endpoints = vec!["192.0.2.0:31820".to_owned(), "192.0.2.1:31820".to_owned()];
-        assert_eq!(own.announcement.gateways, [PeerGateway { public_key: "key".to_owned(), endpoints }]);
+        let (name, public_key) = (Some("liquid-gateway-0".to_owned()), "key".to_owned());
+        assert_eq!(own.announcement.gateways, [PeerGateway { name, public_key, endpoints, probes: true }]);
     }
 
     #[test]
@@ -305,7 +324,7 @@ mod tests {
         let settings = NetworkArgs {
             pod_cidrs: nets(&["10.10.0.0/20"]),
             reserved_cidrs: nets(&["172.16.0.0/12"]),
-            advertise: vec!["gw.example:51820".to_owned()],
+            advertise: vec![(0, "gw.example:51820".to_owned()), (1, "other.example:1".to_owned())],
             ..NetworkArgs::default()
         };
         let own = picture().own(&settings, &keys());

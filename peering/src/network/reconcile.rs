@@ -9,7 +9,9 @@ use crate::status::{Report, report};
 use ipnet::IpNet;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use liquid_crds::{ConditionUpdate, NetworkStatus, Peer, PodCidr, condition as find_condition};
+use liquid_crds::{
+    ConditionUpdate, GROUP, NetworkStatus, Peer, PodCidr, VERSION, condition as find_condition,
+};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -33,6 +35,18 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
             let heard = |peer: &Peer| {
                 told.iter().find(|(id, _)| id.as_str() == peer.spec.cluster_id).map(|(_, heard)| heard)
             };
+            for (peer, gateway) in known.values().flat_map(|peer| stale(peer, ours)) {
+                match forget(&client, peer, gateway).await {
+                    Ok(()) => {
+                        info!(peer = %name(peer), gateway, "gateway is gone; its tunnels are not shown any more")
+                    }
+                    Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                    Err(error) => {
+                        warn!(peer = %name(peer), gateway, %error, "tunnels not taken away; trying again");
+                        failed = true;
+                    }
+                }
+            }
             for (peer, wanted) in wanted(known, ours, heard, &pool) {
                 if is_written(peer, &wanted) {
                     continue;
@@ -54,6 +68,26 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
             () = sleep(RETRY_PAUSE), if failed => {}
         }
     }
+}
+
+/// Gateways that are said to have tunnels to a peer, and are no more: they cannot take back themselves what they said.
+fn stale<'a>(peer: &'a Peer, own: &Own) -> impl Iterator<Item = (&'a Peer, &'a str)> {
+    let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
+    let said = network.into_iter().flat_map(|network| &network.tunnels).map(|tunnel| tunnel.gateway.as_str());
+    said.filter(|gateway| !own.gateways.contains(*gateway)).map(move |gateway| (peer, gateway))
+}
+
+/// Takes away what a gateway said of its tunnels to a peer: in its name, for nobody else owns it.
+async fn forget(client: &Client, peer: &Peer, gateway: &str) -> Result<(), kube::Error> {
+    let nothing = json!({
+        "apiVersion": format!("{GROUP}/{VERSION}"),
+        "kind": "Peer",
+        "metadata": { "name": name(peer), "uid": peer.metadata.uid },
+        "status": {},
+    });
+    let api = Api::<Peer>::all(client.clone());
+    api.patch_status(&name(peer), &PatchParams::apply(gateway).force(), &Patch::Apply(&nothing)).await?;
+    Ok(())
 }
 
 /// Without a network, takes away what an earlier installation has written of one.
@@ -219,7 +253,7 @@ async fn write(client: &Client, peer: &Peer, (network, update): Wanted) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use liquid_crds::{ConsumeSpec, PeerGateway, PeerSpec, PeerStatus};
+    use liquid_crds::{ConsumeSpec, PeerGateway, PeerSpec, PeerStatus, TunnelStatus};
 
     fn nets(texts: &[&str]) -> Vec<IpNet> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -280,11 +314,30 @@ mod tests {
     #[test]
     fn gateways_are_never_behind_their_own_tunnel() {
         let peers = BTreeMap::from([peer("b", &[])]);
-        let gateway =
-            PeerGateway { public_key: "k".to_owned(), endpoints: vec!["10.1.0.7:51820".to_owned()] };
+        let gateway = PeerGateway {
+            name: None,
+            public_key: "k".to_owned(),
+            endpoints: vec!["10.1.0.7:51820".to_owned()],
+            probes: false,
+        };
         let heard = Heard::Told(Announcement { pod_cidrs: nets(&["10.1.0.0/16"]), gateways: vec![gateway] });
         let all = wanted(&peers, &own(), |_| Some(&heard), &nets(&["10.192.0.0/10"]));
         assert_ne!(seen(&all, "b"), ["10.1.0.0/16"]);
+    }
+
+    #[test]
+    fn only_what_a_gateway_said_that_is_gone_is_stale() {
+        let (_, mut peer) = peer("b", &[]);
+        let tunnel = |gateway: &str| TunnelStatus {
+            gateway: gateway.to_owned(),
+            up: true,
+            ways: Vec::new(),
+            since: None,
+        };
+        let network = peer.status.as_mut().unwrap().network.as_mut().unwrap();
+        network.tunnels = ["liquid-gateway-0", "liquid-gateway-1"].map(tunnel).into();
+        let own = Own { gateways: ["liquid-gateway-0".to_owned()].into(), ..own() };
+        assert_eq!(stale(&peer, &own).map(|(_, gateway)| gateway).collect::<Vec<_>>(), ["liquid-gateway-1"]);
     }
 
     #[test]

@@ -1,0 +1,205 @@
+//! From the network: out of tunnels to the TUN device, and handshakes.
+
+use super::{Gateway, Route};
+use crate::drops::Drop;
+use crate::nat::{End, Quoted, Transport, rewrite, rewrite_quoted};
+use crate::packet::ip::Ip;
+use crate::packet::mss;
+use crate::prefix_map::PrefixMap;
+use crate::signal::Inner;
+use crate::tunnel::Retired;
+use crate::wireguard::handshake::{Responder, timestamp};
+use crate::wireguard::limiter::Verdict;
+use crate::wireguard::message::{DATA_HEADER, INITIATION, Message};
+use crate::wireguard::session::{Refused, Session};
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::time::Instant;
+
+impl Gateway {
+    /// Takes datagrams of equal length (`stride`; the last may be shorter) that lie in `buffer` at `range`. What they
+    /// carry for the TUN device stays in `buffer` until it is written.
+    pub fn handle_datagrams(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        buffer: &mut [u8],
+        range: Range<usize>,
+        stride: usize,
+    ) {
+        let mut start = range.start;
+        while start < range.end {
+            let end = range.end.min(start + stride.max(1));
+            if let Err(reason) = self.receive(now, from, buffer, start..end) {
+                self.drops.count(reason);
+            }
+            start = end;
+        }
+    }
+
+    fn receive(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        buffer: &mut [u8],
+        range: Range<usize>,
+    ) -> Result<(), Drop> {
+        let datagram = &mut buffer[range.clone()];
+        match Message::read(datagram).ok_or(Drop::NotWireGuard)? {
+            Message::Data { receiver, counter } => {
+                let at = *self.by_index.get(&receiver).ok_or(Drop::UnknownSession)?;
+                let tunnel = self.tunnels.get_mut(at).and_then(Option::as_mut).ok_or(Drop::UnknownSession)?;
+                let session = tunnel.session(receiver).ok_or(Drop::UnknownSession)?;
+                let length = session.open(counter, datagram, now).map_err(|refused| match refused {
+                    Refused::Replayed => Drop::Replayed,
+                    Refused::Forged => Drop::Forged,
+                    Refused::Expired => Drop::ExpiredSession,
+                })?;
+                let start = range.start + DATA_HEADER;
+                let inner = Inner::read(&datagram[DATA_HEADER..DATA_HEADER + length]);
+                let done = self.with_tunnel(at, now, |tunnel, context| {
+                    let done = tunnel.received(receiver, from, inner == Inner::Packet, now, context);
+                    if let Inner::Probe(probe) = inner {
+                        tunnel.take_probe(&probe, now, context);
+                    }
+                    done
+                });
+                let (handshake, retired) = done.ok_or(Drop::UnknownSession)?;
+                if let Some(index) = retired {
+                    self.by_index.remove(&index);
+                }
+                if handshake {
+                    self.initiate(at, now);
+                }
+                match inner {
+                    Inner::Packet => self.deliver(at, buffer, start..start + length, now),
+                    Inner::Probe(_) | Inner::Unknown => Ok(()),
+                }
+            }
+            Message::Initiation => self.respond(now, from, datagram),
+            Message::Response { receiver } => {
+                if !self.jar.first_is_right(datagram) {
+                    return Err(Drop::BadHandshake);
+                }
+                let at = *self.by_index.get(&receiver).ok_or(Drop::BadHandshake)?;
+                let response = datagram.first_chunk().ok_or(Drop::BadHandshake)?;
+                let retired = self
+                    .with_tunnel(at, now, |tunnel, context| {
+                        tunnel.finish_handshake(response, from, now, context)
+                    })
+                    .flatten()
+                    .ok_or(Drop::BadHandshake)?;
+                self.retire(&retired);
+                Ok(())
+            }
+            Message::CookieReply { receiver } => {
+                let at = *self.by_index.get(&receiver).ok_or(Drop::BadHandshake)?;
+                let tunnel = self.tunnels.get_mut(at).and_then(Option::as_mut).ok_or(Drop::BadHandshake)?;
+                tunnel.take_cookie(datagram.first_chunk().ok_or(Drop::BadHandshake)?, now);
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets a packet that came through a tunnel through to the TUN device, if it comes from where its peer may send from.
+    fn deliver(
+        &mut self,
+        at: usize,
+        buffer: &mut [u8],
+        range: Range<usize>,
+        now: Instant,
+    ) -> Result<(), Drop> {
+        let tunnel = self.tunnels.get_mut(at).and_then(Option::as_mut).ok_or(Drop::UnknownSession)?;
+        let packet = &mut buffer[range.clone()];
+        let ip = Ip::parse(packet).map_err(|_| Drop::Malformed)?;
+        self.local.get(ip.destination).ok_or(Drop::ForeignDestination)?;
+        let origin = tunnel.peer;
+        let peer = self.peers.get(origin).and_then(Option::as_ref).ok_or(Drop::UnknownSession)?;
+        let own =
+            |routes: &PrefixMap<Route>, view| routes.get(view).is_some_and(|route| route.peer == origin);
+        let view = |real| peer.view(real);
+        let quoted = Quoted::find(packet, &ip);
+        if let Some(quoted) = quoted
+            && let Some(inner) = view(quoted.ip.destination)
+        {
+            rewrite_quoted(packet, &ip, &quoted, End::Destination, inner, Transport::Finished);
+        }
+        // An error that a router on the other side sends comes from an address we do not know. It is let in as a
+        // message of the host it is about: without it no path MTU is found beyond the tunnel.
+        let source = view(ip.source).or_else(|| quoted.and_then(|quoted| view(quoted.ip.destination)));
+        let source = source.filter(|source| own(&self.routes, *source)).ok_or(Drop::ForeignSource)?;
+        rewrite(packet, &ip, End::Source, source, Transport::Finished);
+        mss::clamp(packet, &ip, tunnel.mtu(), Transport::Finished);
+        tunnel.traffic.received_packets += 1;
+        tunnel.traffic.received_bytes += u64::try_from(ip.length).unwrap_or(0);
+        self.deliveries.push(buffer, range, &ip);
+        self.passes(origin, now);
+        Ok(())
+    }
+
+    // --- Handshakes ---
+
+    fn respond(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) -> Result<(), Drop> {
+        if !self.jar.first_is_right(datagram) {
+            return Err(Drop::BadHandshake);
+        }
+        let proven = self.jar.proves_address(datagram, from);
+        match self.limiter.judge(from, proven, now) {
+            Verdict::Read => {}
+            Verdict::Challenge => {
+                if let Some(reply) = self.jar.reply(datagram, from, now, &mut self.random) {
+                    self.transmits.push(from, &reply);
+                }
+                return Err(Drop::HandshakeFlood);
+            }
+            Verdict::Drop => return Err(Drop::HandshakeFlood),
+        }
+        let initiation = datagram.first_chunk::<INITIATION>().ok_or(Drop::BadHandshake)?;
+        let responder = Responder::read(&self.private_key, initiation).map_err(|_| Drop::BadHandshake)?;
+        let at = *self.by_key.get(&responder.peer).ok_or(Drop::UnknownPeer)?;
+        let local = self.fresh_index();
+        let tunnel = self.tunnels.get_mut(at).and_then(Option::as_mut).ok_or(Drop::UnknownPeer)?;
+        if !tunnel.accepts_initiation(&responder.timestamp, now) {
+            return Err(Drop::Replayed);
+        }
+        let preshared = tunnel.config.preshared_key.as_ref();
+        let answer = responder.finish(preshared, local, &tunnel.recipient, tunnel.cookie(now).as_ref());
+        let (response, keys, remote) = answer.map_err(|_| Drop::BadHandshake)?;
+        let retired = tunnel.responded(Session::new(&keys, local, remote, false, now), from, now);
+        self.transmits.push(from, &response);
+        if let Some(index) = retired {
+            self.by_index.remove(&index);
+        }
+        self.by_index.insert(local, at);
+        Ok(())
+    }
+
+    pub(super) fn initiate(&mut self, at: usize, now: Instant) {
+        let local = self.fresh_index();
+        let jitter = self.random.number();
+        let label = timestamp(self.clock.since_epoch + now.saturating_duration_since(self.clock.instant));
+        let Some(tunnel) = self.tunnels.get_mut(at).and_then(Option::as_mut) else { return };
+        self.by_index.insert(local, at);
+        if let Some(unused) =
+            tunnel.initiate(&self.private_key, local, &label, jitter, now, &mut self.transmits)
+        {
+            self.by_index.remove(&unused);
+        }
+    }
+
+    /// Random, so that nobody guesses which sessions there are.
+    fn fresh_index(&mut self) -> u32 {
+        loop {
+            let index = self.random.number();
+            if !self.by_index.contains_key(&index) {
+                return index;
+            }
+        }
+    }
+
+    pub(super) fn retire(&mut self, indices: &Retired) {
+        for index in indices {
+            self.by_index.remove(index);
+        }
+    }
+}
