@@ -18,7 +18,7 @@ use liquid_runtime::{admin, telemetry};
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 /// One thread: the kernel answers at once, and there is little to do.
 #[tokio::main(flavor = "current_thread")]
@@ -77,6 +77,8 @@ async fn work(
     let watched = Watched { namespace: args.namespace, place: place.clone(), daemon_set };
     let events = Events::about(client.clone(), about);
     let (aim, aims) = watch::channel(Aim::default());
+    let serving = aims.clone();
+    let in_gateway = matches!(place, Place::Gateway(_));
     let (dead_sender, dead) = watch::channel(BTreeSet::new());
     match &place {
         Place::Node(_) => drain.spawn(task::probe(aims, settings.probe_port, dead_sender, measured)),
@@ -86,10 +88,24 @@ async fn work(
     let ended = tokio::select! {
         () = follow(client, watched, sender) => Ok(()),
         ended = reconciler.run(monitor, known) => ended,
-        () = drain.requested() => Ok(()),
+        () = async {
+            drain.requested().await;
+            if in_gateway {
+                outlive_tunnel(serving).await;
+            }
+        } => Ok(()),
     };
     drain.finish(DRAIN_DEADLINE).await;
     Ok(ended?)
+}
+
+/// Beside a gateway that is told to end as well, and still forwards: nodes are answered, and routes kept, as long as it
+/// does.
+async fn outlive_tunnel(mut aim: watch::Receiver<Aim>) {
+    let gone = aim.wait_for(|aim| !aim.serves);
+    if tokio::time::timeout(DRAIN_DEADLINE, gone).await.is_err() {
+        warn!("the tunnel device is still there; ending before it");
+    }
 }
 
 fn cleanup(settings: &Settings) -> anyhow::Result<()> {

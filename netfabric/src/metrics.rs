@@ -107,7 +107,7 @@ impl Metrics {
             self.gateways.get_or_create(&State { state: name }).set(count(found));
         }
         self.nodes.set(count(topology.nodes.len()));
-        self.prefixes.set(count(topology.peers.values().map(std::collections::BTreeSet::len).sum()));
+        self.prefixes.set(count(topology.peers.values().map(|peer| peer.prefixes.len()).sum()));
     }
 
     pub(crate) fn problems<'a>(&self, problems: impl Iterator<Item = &'a Problem> + Clone) {

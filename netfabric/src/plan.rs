@@ -4,7 +4,7 @@ use crate::filter::{Action, AddressSet, Chain, Condition, Hook, Rule as FilterRu
 use crate::state::{
     Desired, DeviceSettings, Link, Mac, Route, RouteKey, Rule, TABLE_PEERS, TABLE_PODS, Target,
 };
-use crate::topology::{Ends, Gateway, GatewayState, Host, Node, Place, Settings, Topology, like};
+use crate::topology::{Ends, Gateway, GatewayState, Host, Node, Peer, Place, Settings, Topology, like};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -201,7 +201,7 @@ fn routable(
     used.extend(reserved.iter().filter_map(|prefix| prefix.parse::<IpNet>().ok()));
 
     let mut routable = BTreeSet::new();
-    for (peer, prefixes) in &topology.peers {
+    for (peer, Peer { prefixes, .. }) in &topology.peers {
         for prefix in prefixes {
             let overlaps = |used: &&IpNet| used.contains(prefix) || prefix.contains(*used);
             if let Some(covered) = used.iter().find(overlaps) {
@@ -226,7 +226,7 @@ fn node(
     host: &Host,
 ) {
     let Some(node) = topology.nodes.get(name) else { return };
-    let used = usable(topology.gateways.values(), &host.dead);
+    let used = usable(&topology.gateways, &host.dead);
     if used.is_empty() {
         plan.problems.insert(Problem::NoGateway);
     }
@@ -234,8 +234,9 @@ fn node(
     let with_address = |prefix: &&IpNet| addresses[usize::from(is_v6(prefix))].is_some();
     for prefix in prefixes {
         let v6 = is_v6(prefix);
-        let hops: BTreeSet<_> =
-            used.iter().filter_map(|gateway| next_hop(like(&gateway.addresses, local)?, v6)).collect();
+        let hops: BTreeSet<_> = reaching(&used, topology, prefix)
+            .filter_map(|gateway| next_hop(like(&gateway.addresses, local)?, v6))
+            .collect();
         let source = addresses[usize::from(v6)];
         if source.is_none() {
             let (node, family) = (name.to_owned(), family_name(v6));
@@ -255,21 +256,36 @@ fn node(
     plan.desired.filter = Some(node_filter(node, addresses, senders.collect(), local, settings));
 }
 
-/// The gateways to use: those that are ready and answer; if there is none, those that answer, then those that may be
-/// ready. If none answers, the fault may be with who asks: no reason to give all of them up.
+/// The gateways to use: those that are ready and answer; if there is none, those that are about to end and still answer,
+/// then those that may be ready and answer. If none answers, the fault may be with who asks: no reason to give all of them
+/// up.
 fn usable<'a>(
-    gateways: impl Iterator<Item = &'a Gateway> + Clone,
+    gateways: &'a BTreeMap<String, Gateway>,
     dead: &BTreeSet<IpAddr>,
-) -> Vec<&'a Gateway> {
+) -> Vec<(&'a str, &'a Gateway)> {
     let all = |state, answers| {
         let is_dead = |gateway: &Gateway| gateway.addresses.iter().any(|address| dead.contains(address));
-        let chosen = gateways.clone().filter(|gateway| gateway.state == state && is_dead(gateway) != answers);
-        chosen.collect::<Vec<_>>()
+        let fits = |gateway: &Gateway| gateway.state == state && is_dead(gateway) != answers;
+        let chosen = gateways.iter().filter(|(_, gateway)| fits(gateway));
+        chosen.map(|(name, gateway)| (name.as_str(), gateway)).collect::<Vec<_>>()
     };
-    use GatewayState::{Doubtful, Ready};
-    let choices = [(Ready, true), (Doubtful, true), (Ready, false), (Doubtful, false)];
+    use GatewayState::{Doubtful, Leaving, Ready};
+    let choices = [(Ready, true), (Leaving, true), (Doubtful, true), (Ready, false), (Doubtful, false)];
     let mut choices = choices.into_iter().map(|(state, answers)| all(state, answers));
     choices.find(|gateways| !gateways.is_empty()).unwrap_or_default()
+}
+
+/// Of these gateways, those that do not say that they do not reach the peer behind `prefix`; all, if all say so.
+fn reaching<'a>(
+    used: &[(&str, &'a Gateway)],
+    topology: &Topology,
+    prefix: &IpNet,
+) -> impl Iterator<Item = &'a Gateway> {
+    let peer = topology.peers.values().find(|peer| peer.prefixes.iter().any(|seen| seen.trunc() == *prefix));
+    let reaches = |name: &str| peer.is_none_or(|peer| !peer.unreached_by.contains(name));
+    let any = used.iter().any(|(name, _)| reaches(name));
+    let chosen: Vec<_> = used.iter().filter(|(name, _)| !any || reaches(name)).map(|(_, it)| *it).collect();
+    chosen.into_iter()
 }
 
 /// The address a node answers to in the overlay: the first one of its pod CIDR, which no pod gets, as it is the address of

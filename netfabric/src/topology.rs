@@ -11,8 +11,17 @@ pub struct Topology {
     pub nodes: BTreeMap<String, Node>,
     /// Gateway pods by name.
     pub gateways: BTreeMap<String, Gateway>,
-    /// Prefixes at which this cluster sees the pods of its peers, by peer.
-    pub peers: BTreeMap<String, BTreeSet<IpNet>>,
+    /// Peers by name.
+    pub peers: BTreeMap<String, Peer>,
+}
+
+/// A peer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// Prefixes at which this cluster sees its pods.
+    pub prefixes: BTreeSet<IpNet>,
+    /// Gateways that say that they do not reach it.
+    pub unreached_by: BTreeSet<String>,
 }
 
 /// A node.
@@ -43,7 +52,7 @@ pub enum GatewayState {
     /// It is said not to be ready. It is used when no other is: the statement may be that of a control plane that has lost
     /// sight of its nodes.
     Doubtful,
-    /// It is ending.
+    /// It is about to end, and forwards what comes until then.
     Leaving,
 }
 

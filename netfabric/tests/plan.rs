@@ -10,7 +10,7 @@ use liquid_fabric::state::{
     Desired, DeviceSettings, Link, Mac, Observed, Route, RouteKey, Rule, State, TABLE_PEERS, TABLE_PODS,
     Target,
 };
-use liquid_fabric::topology::{Gateway, GatewayState, Host, Node, Place, Settings, Topology};
+use liquid_fabric::topology::{Gateway, GatewayState, Host, Node, Peer, Place, Settings, Topology};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -49,6 +49,10 @@ fn gateway(addresses: &[&str], state: GatewayState) -> Gateway {
     }
 }
 
+fn peer(prefixes: &[&str]) -> Peer {
+    Peer { prefixes: prefixes.iter().map(|text| net(text)).collect(), unreached_by: BTreeSet::new() }
+}
+
 fn topology() -> Topology {
     let dual = |number: u8| {
         node(
@@ -62,7 +66,7 @@ fn topology() -> Topology {
             ("g1".into(), gateway(&["10.244.1.5", "fd00:244:0:1::5"], GatewayState::Ready)),
             ("g2".into(), gateway(&["10.244.2.5", "fd00:244:0:2::5"], GatewayState::Ready)),
         ]),
-        peers: BTreeMap::from([("p".into(), BTreeSet::from([net("10.201.0.0/16"), net("fd00:201::/32")]))]),
+        peers: BTreeMap::from([("p".into(), peer(&["10.201.0.0/16", "fd00:201::/32"]))]),
     }
 }
 
@@ -114,7 +118,7 @@ fn gateways_that_leave_get_nothing_new_and_those_in_doubt_only_if_there_is_no_ot
     topology.gateways.get_mut("g1").unwrap().state = GatewayState::Leaving;
     assert_eq!(target(&topology), overlay(&["10.244.2.5"]));
     topology.gateways.get_mut("g2").unwrap().state = GatewayState::Doubtful;
-    assert_eq!(target(&topology), overlay(&["10.244.2.5"]));
+    assert_eq!(target(&topology), overlay(&["10.244.1.5"]), "one that leaves forwards what comes");
     topology.gateways.get_mut("g1").unwrap().state = GatewayState::Ready;
     assert_eq!(target(&topology), overlay(&["10.244.1.5"]));
     let place = Place::Node("n1".into());
@@ -126,9 +130,30 @@ fn gateways_that_leave_get_nothing_new_and_those_in_doubt_only_if_there_is_no_ot
     assert_eq!(with_dead(&topology, &["10.244.1.5"]), overlay(&["10.244.2.5"]));
     let all = ["10.244.1.5", "10.244.2.5"];
     assert_eq!(with_dead(&topology, &all), overlay(&all), "perhaps it is not their fault");
+    topology.gateways.get_mut("g1").unwrap().state = GatewayState::Leaving;
+    topology.gateways.get_mut("g2").unwrap().state = GatewayState::Doubtful;
+    assert_eq!(with_dead(&topology, &["10.244.1.5"]), overlay(&["10.244.2.5"]));
+    assert_eq!(
+        with_dead(&topology, &all),
+        overlay(&["10.244.2.5"]),
+        "what leaves and does not answer is gone"
+    );
     topology.gateways.clear();
     assert_eq!(target(&topology), Target::Unreachable, "and not out of the default route");
     assert!(on_node(&topology).problems.contains(&Problem::NoGateway));
+}
+
+#[test]
+fn each_peer_is_reached_over_the_gateways_that_reach_it() {
+    let mut topology = topology();
+    topology.peers.insert("q".into(), peer(&["10.202.0.0/16"]));
+    topology.peers.get_mut("q").unwrap().unreached_by.insert("g1".into());
+    let target = |topology: &Topology, prefix| route(&on_node(topology), TABLE_PEERS, prefix).target.clone();
+    let both = overlay(&["10.244.1.5", "10.244.2.5"]);
+    assert_eq!(target(&topology, "10.202.0.0/16"), overlay(&["10.244.2.5"]));
+    assert_eq!(target(&topology, "10.201.0.0/16"), both);
+    topology.peers.get_mut("q").unwrap().unreached_by.insert("g2".into());
+    assert_eq!(target(&topology, "10.202.0.0/16"), both, "then none is better than another");
 }
 
 #[test]
@@ -157,7 +182,7 @@ fn without_its_tunnel_a_gateway_turns_nothing_back_to_the_pod_network() {
 
 #[test]
 fn without_peers_there_is_nothing() {
-    let topology = Topology { peers: BTreeMap::from([("p".into(), BTreeSet::new())]), ..topology() };
+    let topology = Topology { peers: BTreeMap::from([("p".into(), Peer::default())]), ..topology() };
     for plan in [on_node(&topology), in_gateway(&topology, &host())] {
         assert_eq!(plan.desired, Desired::default());
         assert!(plan.problems.is_empty());
@@ -170,7 +195,7 @@ fn a_prefix_that_covers_addresses_of_this_cluster_is_refused_and_the_others_are_
         ["0.0.0.0/0", "192.0.0.0/8", "10.244.0.0/16", "10.244.1.128/25", "127.0.0.0/8", "224.0.0.0/8", "::/0"]
     {
         let mut topology = topology();
-        topology.peers.insert("q".into(), BTreeSet::from([net(bad), net("10.202.0.0/16")]));
+        topology.peers.insert("q".into(), peer(&[bad, "10.202.0.0/16"]));
         for plan in [on_node(&topology), in_gateway(&topology, &host())] {
             assert!(plan.problems.iter().any(|it| it.reason() == "PrefixInUse"), "{bad}");
             let prefixes = plan.desired.routes.keys().filter(|key| key.table == TABLE_PEERS);
@@ -303,7 +328,7 @@ fn topologies() -> impl Strategy<Value = Topology> {
                 Some((format!("g{number}"), gateway(&[&addresses[0], &addresses[1]], state?)))
             })
             .collect();
-        topology.peers = BTreeMap::from([("p".into(), peers.into_iter().map(net).collect())]);
+        topology.peers = BTreeMap::from([("p".into(), peer(&peers))]);
         topology
     })
 }

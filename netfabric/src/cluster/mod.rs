@@ -5,7 +5,7 @@ mod objects;
 
 pub use events::Events;
 
-use crate::topology::{Gateway, Node, Place, Topology};
+use crate::topology::{Gateway, Node, Peer, Place, Topology};
 use futures::StreamExt as _;
 use futures::stream::{BoxStream, SelectAll};
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -146,7 +146,7 @@ impl Index {
                 self.missing.remove("Pod");
             }
             Event::Peer(Change::Applied(peer)) => {
-                topology.peers.insert(peer.name_any(), peer.prefixes());
+                topology.peers.insert(peer.name_any(), Peer::from(peer));
             }
             Event::Peer(Change::Deleted(peer)) => drop(topology.peers.remove(&peer.name_any())),
             Event::Peer(Change::Listed(names)) => {

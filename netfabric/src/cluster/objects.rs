@@ -1,14 +1,12 @@
 //! The few fields of objects that are read. What is not named here is not even kept while an object is decoded: a Node
 //! lists all its images, and changes every few minutes.
 
-use crate::topology::{Gateway, GatewayState, Node};
-use ipnet::IpNet;
+use crate::topology::{Gateway, GatewayState, Node, Peer};
 use k8s_openapi::api::core::v1 as core;
 use kube::Resource;
 use kube::api::ObjectMeta;
 use liquid_crds::PodCidr;
 use serde::Deserialize;
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// A Node.
@@ -127,13 +125,25 @@ struct PeerStatus {
 struct Network {
     #[serde(default, rename = "podCIDRs")]
     pod_cidrs: Vec<PodCidr>,
+    #[serde(default)]
+    tunnels: Vec<Tunnel>,
 }
 
-impl PeerObject {
-    /// Where its pods are seen.
-    pub(super) fn prefixes(self) -> BTreeSet<IpNet> {
-        let cidrs = self.status.network.pod_cidrs;
-        cidrs.iter().filter_map(PodCidr::prefixes).map(|(_, seen)| seen).collect()
+/// What a gateway says of its ways to the peer.
+#[derive(Debug, Clone, Deserialize)]
+struct Tunnel {
+    gateway: String,
+    up: bool,
+}
+
+impl From<PeerObject> for Peer {
+    fn from(object: PeerObject) -> Self {
+        let Network { pod_cidrs, tunnels } = object.status.network;
+        let down = tunnels.into_iter().filter(|tunnel| !tunnel.up);
+        Self {
+            prefixes: pod_cidrs.iter().filter_map(PodCidr::prefixes).map(|(_, seen)| seen).collect(),
+            unreached_by: down.map(|tunnel| tunnel.gateway).collect(),
+        }
     }
 }
 
@@ -183,11 +193,15 @@ mod tests {
     fn a_peer_is_seen_where_its_status_says() {
         let peer = json!({
             "metadata": {"name": "p"}, "spec": {},
-            "status": {"network": {"podCIDRs": [{"real": "10.244.0.0/16", "seen": "10.201.0.0/16"}]}}
+            "status": {"network": {
+                "podCIDRs": [{"real": "10.244.0.0/16", "seen": "10.201.0.0/16"}],
+                "tunnels": [{"gateway": "g-0", "up": true}, {"gateway": "g-1", "up": false}]
+            }}
         });
-        let peer: PeerObject = serde_json::from_value(peer).unwrap();
-        assert_eq!(peer.prefixes(), BTreeSet::from(["10.201.0.0/16".parse().unwrap()]));
+        let peer = Peer::from(serde_json::from_value::<PeerObject>(peer).unwrap());
+        assert_eq!(peer.prefixes, ["10.201.0.0/16".parse().unwrap()].into());
+        assert_eq!(peer.unreached_by, ["g-1".to_owned()].into());
         let new: PeerObject = serde_json::from_value(json!({"metadata": {"name": "p"}})).unwrap();
-        assert!(new.prefixes().is_empty());
+        assert_eq!(Peer::from(new), Peer::default());
     }
 }
