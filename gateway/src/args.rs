@@ -16,6 +16,10 @@ pub(crate) struct Args {
     #[arg(long, env = "LIQUID_GATEWAY_CONFIG", conflicts_with = "ClusterArgs")]
     pub(crate) config: Option<PathBuf>,
 
+    /// Threads that move packets, each with a core of its own at best; by default one for each core, at most 4
+    #[arg(long, env = "LIQUID_GATEWAY_LANES", value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub(crate) lanes: Option<u16>,
+
     #[command(flatten)]
     pub(crate) cluster: Option<ClusterArgs>,
 

@@ -239,6 +239,7 @@ impl Tunnel {
                 .filter(|seconds| *seconds > 0)
                 .map(|s| Duration::from_secs(s.into())),
             probes: self.probes,
+            tells_lanes: self.probes,
         })
     }
 }

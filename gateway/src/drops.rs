@@ -29,11 +29,13 @@ pub enum Drop {
     UnknownPeer,
     /// More handshakes than are read.
     HandshakeFlood,
+    /// Received by another lane than it is for, and there were too many of these.
+    WrongLane,
 }
 
 impl Drop {
     /// Every reason.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Malformed,
         Self::NoRoute,
         Self::TooBig,
@@ -47,6 +49,7 @@ impl Drop {
         Self::BadHandshake,
         Self::UnknownPeer,
         Self::HandshakeFlood,
+        Self::WrongLane,
     ];
 
     /// The reason as a label of a metric.
@@ -66,6 +69,7 @@ impl Drop {
             Self::BadHandshake => "bad_handshake",
             Self::UnknownPeer => "unknown_peer",
             Self::HandshakeFlood => "handshake_flood",
+            Self::WrongLane => "wrong_lane",
         }
     }
 }
@@ -73,6 +77,12 @@ impl Drop {
 /// How many packets were not forwarded, by reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Drops([u64; Drop::ALL.len()]);
+
+impl std::ops::AddAssign for Drops {
+    fn add_assign(&mut self, other: Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(own, other)| *own += other);
+    }
+}
 
 impl Drops {
     /// Counts one.

@@ -1,6 +1,6 @@
 //! Leaving without losing a packet: peers are told to send elsewhere, and what still comes is forwarded until it ebbs away.
 
-use liquid_gateway::io::worker::Handle;
+use liquid_gateway::io::workers::Workers;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use tracing::info;
@@ -15,7 +15,7 @@ const LONGEST: Duration = Duration::from_secs(8);
 const LOOK: Duration = Duration::from_millis(250);
 
 /// Waits until nothing passes any more.
-pub(crate) async fn quiet(handle: &Handle) {
+pub(crate) async fn quiet(handle: &Workers) {
     handle.standby(true);
     let begun = Instant::now();
     let (mut passed, mut since) = (packets(handle), begun);
@@ -31,7 +31,7 @@ pub(crate) async fn quiet(handle: &Handle) {
 }
 
 /// Packets that have passed in either direction.
-fn packets(handle: &Handle) -> u64 {
+fn packets(handle: &Workers) -> u64 {
     let report = handle.report();
     report.peers.iter().map(|peer| peer.traffic.sent_packets + peer.traffic.received_packets).sum()
 }

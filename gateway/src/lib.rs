@@ -4,6 +4,7 @@ pub mod config;
 pub mod drops;
 pub mod gateway;
 pub mod io;
+pub mod lanes;
 pub mod liveness;
 pub mod nat;
 pub mod packet;

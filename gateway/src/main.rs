@@ -11,7 +11,8 @@ use args::Args;
 use clap::Parser as _;
 use liquid_gateway::io::tun::Tun;
 use liquid_gateway::io::udp::Udp;
-use liquid_gateway::io::worker::{self, Worker};
+use liquid_gateway::io::workers::Workers;
+use liquid_gateway::lanes::MAX_LANES;
 use liquid_runtime::admin;
 use liquid_runtime::drain::DRAIN_DEADLINE;
 use liquid_runtime::process::{self, Process};
@@ -20,10 +21,18 @@ use source::cluster::{ClusterSource, Parts};
 use source::file::FileSource;
 use source::{Device, Source};
 use std::process::ExitCode;
-use tokio::sync::oneshot;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
 use tracing::info;
 
-/// The data path has a thread of its own; this one serves metrics and reads the configuration.
+/// Lanes if none are asked for: one for each core, and no more than these. All of them share the addresses of the gateway,
+/// so that network cards hand their packets to one core of the kernel, which keeps up with about as many.
+const DEFAULT_LANES: usize = 4;
+/// How often it is looked for lanes of gateways of peers.
+const LEARN_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The data path has threads of its own; this one serves metrics and reads the configuration.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let args = Args::parse();
@@ -43,21 +52,24 @@ async fn run(args: Args) -> anyhow::Result<()> {
     });
     let fabric = args.cluster.as_ref().and_then(|cluster| cluster.fabric_admin);
     admin::serve(&args.admin, health, registry, log, &drain).await?;
+    let lanes = args.lanes.map_or_else(default_lanes, usize::from);
     let source = tokio::select! {
         source = read(args, parts) => source?,
         () = drain.requested() => return Ok(()),
     };
 
     let Device { name, mtu, listen } = source.device();
-    let tun = Tun::open(&name, mtu).with_context(|| {
+    let tuns = Tun::open(&name, mtu, lanes).with_context(|| {
         format!("cannot make TUN device {name}: this needs CAP_NET_ADMIN and /dev/net/tun, and a free name")
     })?;
-    let udp = Udp::bind(listen).with_context(|| format!("cannot listen on UDP {listen}"))?;
-    let (worker, handle) = Worker::new(source.config().clone(), tun, udp)?;
+    let udps = Udp::bind_lanes(listen, lanes).with_context(|| format!("cannot listen on UDP {listen}"))?;
+    // Each lane has room for its last word.
+    let (ended, mut over) = mpsc::channel(MAX_LANES);
+    let ends = tuns.into_iter().zip(udps).collect();
+    let handle = Workers::start(source.config().clone(), ends, move |result| drop(ended.try_send(result)))?;
     reports.of(handle.clone());
-    let (ended, mut over) = oneshot::channel();
-    worker::spawn(worker, |result| drop(ended.send(result)))?;
     forwarding.ready();
+    drain.spawn(drain.token().run_until_cancelled_owned(learn(handle.clone())));
     if let Some(fabric) = fabric {
         let handle = handle.clone();
         handle.standby(true);
@@ -66,19 +78,34 @@ async fn run(args: Args) -> anyhow::Result<()> {
             handle.standby(false);
         }));
     }
-    info!(device = name, %listen, peers = source.config().peers.len(), "gateway forwards");
+    info!(device = name, %listen, lanes, peers = source.config().peers.len(), "gateway forwards");
 
     let ended = tokio::select! {
-        result = &mut over => result.unwrap_or_else(|_| Err(std::io::Error::other("the worker panicked"))),
+        result = over.recv() => result.unwrap_or_else(|| Err(std::io::Error::other("the workers panicked"))),
         result = source.follow(&handle) => return result,
         () = drain.requested() => {
             leave::quiet(&handle).await;
-            handle.stop();
-            over.await.unwrap_or(Ok(()))
+            Ok(())
         }
     };
+    handle.stop();
+    while over.recv().await.is_some() {}
     drain.finish(DRAIN_DEADLINE).await;
     ended.context("the data path ended")
+}
+
+fn default_lanes() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(DEFAULT_LANES))
+}
+
+/// Makes use of lanes of gateways of peers as they become known.
+async fn learn(workers: Workers) {
+    let mut look = interval(LEARN_INTERVAL);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        workers.learn();
+    }
 }
 
 async fn read(args: Args, parts: Option<Parts>) -> anyhow::Result<Source> {

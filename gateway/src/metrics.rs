@@ -1,7 +1,7 @@
 //! Metrics of `liquid-gateway`, taken from the worker's report when they are asked for.
 
 use liquid_gateway::drops::Drop;
-use liquid_gateway::io::worker::Handle;
+use liquid_gateway::io::workers::Workers;
 use liquid_gateway::liveness::Way;
 use liquid_gateway::peer::PeerStatus;
 use liquid_gateway::tunnel::TunnelStatus;
@@ -17,11 +17,11 @@ use std::time::Instant;
 
 /// Reads the report of a worker, once there is one.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Reports(Arc<OnceLock<Handle>>);
+pub(crate) struct Reports(Arc<OnceLock<Workers>>);
 
 impl Reports {
     /// From now on, those of this worker.
-    pub(crate) fn of(&self, worker: Handle) {
+    pub(crate) fn of(&self, worker: Workers) {
         self.0.get_or_init(|| worker);
     }
 }
@@ -107,6 +107,7 @@ impl Collector for Reports {
             ("too_long", report.lost.too_long),
             ("send_failed", report.lost.send_failed),
             ("tun_failed", report.lost.tun_failed),
+            ("lane_full", report.lost.lane_full),
         ] {
             ConstCounter::new(count).encode(family.encode_family(&[("reason", reason)])?)?;
         }

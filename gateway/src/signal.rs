@@ -4,15 +4,26 @@
 //!  0      1      2        4           8       12
 //!  kind   flags  held     sequence    echo            network byte order
 //! ```
+//! or, for the keys of lanes,
+//!
+//! ```text
+//!  0      1      2        4
+//!  kind   count  0        keys
+//! ```
 //! The upper half of the first byte is the version of an IP packet: a message has 0 there, so that an end that knows none
 //! takes it for a broken packet and drops it. Such ends are not sent any.
 
+use crate::lanes::MAX_LANES;
+use crate::wireguard::key::{self, PublicKey};
 use std::time::Duration;
 
 /// Length of a probe.
 pub const LENGTH: usize = 12;
+/// Where the keys of lanes begin.
+const KEYS: usize = 4;
 
 const PROBE: u8 = 1;
+const LANES: u8 = 2;
 const STANDBY: u8 = 1;
 /// Unit of `held`: 16 bits of it are 6.5 s.
 const HELD_UNIT: Duration = Duration::from_micros(100);
@@ -45,13 +56,24 @@ impl Probe {
     }
 }
 
+/// The message that tells the keys of the lanes of a gateway beside the first, at most [`MAX_LANES`] - 1.
+#[must_use]
+pub fn encode_lanes(keys: &[PublicKey]) -> Vec<u8> {
+    let keys = &keys[..keys.len().min(MAX_LANES - 1)];
+    let mut bytes = vec![LANES, u8::try_from(keys.len()).unwrap_or_default(), 0, 0];
+    bytes.extend(keys.iter().flat_map(|key| key.0));
+    bytes
+}
+
 /// What a packet out of a tunnel is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Inner {
     /// One of somebody behind the tunnel.
     Packet,
     /// One of the other gateway.
     Probe(Probe),
+    /// The keys of the other gateway's lanes beside the first.
+    Lanes(Vec<PublicKey>),
     /// A message of a kind that is not known: of a later version.
     Unknown,
 }
@@ -71,8 +93,20 @@ impl Inner {
                 let standby = bytes[1] & STANDBY != 0;
                 Self::Probe(Probe { sequence, echo, held: HELD_UNIT * held, standby })
             }
+            (LANES, ..) => Self::lanes(bytes).map_or(Self::Unknown, Self::Lanes),
             _ => Self::Unknown,
         }
+    }
+}
+
+impl Inner {
+    fn lanes(bytes: &[u8]) -> Option<Vec<PublicKey>> {
+        let count = usize::from(*bytes.get(1)?);
+        if count >= MAX_LANES {
+            return None;
+        }
+        let keys = bytes.get(KEYS..KEYS + count * key::LENGTH)?;
+        Some(keys.as_chunks().0.iter().map(|key| PublicKey(*key)).collect())
     }
 }
 
@@ -80,6 +114,19 @@ impl Inner {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn keys_of_lanes_are_read_back_and_too_many_or_too_few_are_not_read() {
+        for count in [0, 1, 3, MAX_LANES - 1] {
+            let keys: Vec<_> = (0..count).map(|n| PublicKey([u8::try_from(n).unwrap(); 32])).collect();
+            let mut bytes = encode_lanes(&keys);
+            bytes.resize(bytes.len().next_multiple_of(16), 0);
+            assert_eq!(Inner::read(&bytes), Inner::Lanes(keys));
+        }
+        assert_eq!(encode_lanes(&[PublicKey([1; 32]); 40]).len(), KEYS + (MAX_LANES - 1) * 32);
+        assert_eq!(Inner::read(&[2, 16, 0, 0].repeat(300)), Inner::Unknown);
+        assert_eq!(Inner::read(&[2, 2, 0, 0, 1, 1]), Inner::Unknown);
+    }
 
     proptest! {
         #[test]

@@ -14,12 +14,12 @@ const CLASSES: usize = 256;
 #[derive(Debug, Clone)]
 pub(crate) struct Spread {
     classes: Box<[u16; CLASSES]>,
-    any: bool,
+    best: Option<Way>,
 }
 
 impl Default for Spread {
     fn default() -> Self {
-        Self { classes: Box::new([0; CLASSES]), any: false }
+        Self { classes: Box::new([0; CLASSES]), best: None }
     }
 }
 
@@ -29,18 +29,23 @@ impl Spread {
     pub(crate) fn over(&mut self, tunnels: &[(usize, u64, Way)]) {
         let best = tunnels.iter().map(|(_, _, way)| *way).max();
         let used = || tunnels.iter().filter(|(_, _, way)| Some(*way) == best);
-        self.any = best.is_some();
+        self.best = best;
         for (class, chosen) in (0..).zip(self.classes.iter_mut()) {
             let first = used().max_by_key(|(_, number, _)| mix(number ^ mix(class)));
             *chosen = first.and_then(|(at, ..)| u16::try_from(*at).ok()).unwrap_or_default();
         }
     }
 
+    /// How the tunnels are that flows are spread over; none without tunnels.
+    pub(crate) fn best(&self) -> Option<Way> {
+        self.best
+    }
+
     /// The tunnel for flows with this hash; none if there are no tunnels.
     pub(crate) fn choose(&self, flow: u64) -> Option<usize> {
         // Of the upper bits: the lower ones are worse in a product.
         let class = usize::try_from(flow >> 56).unwrap_or_default();
-        self.classes.get(class).filter(|_| self.any).map(|at| usize::from(*at))
+        self.classes.get(class).filter(|_| self.best.is_some()).map(|at| usize::from(*at))
     }
 }
 

@@ -1,8 +1,8 @@
 //! One tunnel, to one gateway of a peer: its sessions, its handshakes and its timers (paper, section 6), and whether it
 //! works.
 
-use crate::liveness::{Liveness, Way};
-use crate::signal::{self, Probe};
+use crate::liveness::{self, Liveness, Way};
+use crate::signal::Probe;
 use crate::spread;
 use crate::transmit::Transmits;
 use crate::wireguard::cookie::{self, Mac16, Recipient};
@@ -52,6 +52,8 @@ pub struct TunnelConfig {
     /// Whether it answers probes; an end that only speaks WireGuard does not. One that sends probes is answered, and
     /// probed, in any case.
     pub probes: bool,
+    /// Whether it is told of the lanes of this gateway: in the first one, and if it probes.
+    pub tells_lanes: bool,
 }
 
 /// What went through a tunnel.
@@ -96,6 +98,8 @@ pub struct TunnelStatus {
     pub round_trip: Option<Duration>,
     /// Longest packet that is sent through it.
     pub mtu: u16,
+    /// Keys of the lanes of the other end beside the first; none if it has not told, as one without lanes.
+    pub lanes: Option<Vec<PublicKey>>,
 }
 
 /// Packets for a peer that wait for a tunnel that takes them.
@@ -148,6 +152,9 @@ pub(crate) struct Tunnel {
     last_initiation_sent: Option<Instant>,
     rekey_asked: bool,
     timers: Timers,
+    /// What the other end has told of its lanes, and when it is told of ours again.
+    lanes: Option<Vec<PublicKey>>,
+    tell_lanes: Option<Instant>,
     /// Whether the other end takes part in probing.
     probes: bool,
     liveness: Liveness,
@@ -223,6 +230,8 @@ impl Tunnel {
             last_initiation_sent: None,
             rekey_asked: false,
             timers: Timers::default(),
+            lanes: None,
+            tell_lanes: None,
             probes: config.probes,
             liveness: Liveness::default(),
             silent: false,
@@ -293,6 +302,7 @@ impl Tunnel {
             way: self.shown,
             round_trip: self.liveness.round_trip(),
             mtu: self.mtu(),
+            lanes: self.lanes.clone(),
         }
     }
 
@@ -350,11 +360,12 @@ impl Tunnel {
         }
     }
 
-    fn send_probe(&mut self, probe: &Probe, transmits: &mut Transmits, now: Instant) {
+    /// Sends a message to the other gateway, which does not count as traffic.
+    fn send_signal(&mut self, message: &[u8], transmits: &mut Transmits, now: Instant) {
         if self.can_send(now) {
-            self.send(signal::LENGTH, transmits, |room| room.copy_from_slice(&probe.encode()));
+            self.send(message.len(), transmits, |room| room.copy_from_slice(message));
             self.traffic.sent_packets -= 1;
-            self.traffic.sent_bytes -= u64::try_from(signal::LENGTH).unwrap_or(0);
+            self.traffic.sent_bytes -= u64::try_from(message.len()).unwrap_or(0);
             self.sent_anything(now);
         }
     }
@@ -434,8 +445,13 @@ impl Tunnel {
             self.liveness.session_begins(now);
         }
         if let Some(answer) = self.liveness.take(probe, now, context.active, context.standby) {
-            self.send_probe(&answer, context.transmits, now);
+            self.send_signal(&answer.encode(), context.transmits, now);
         }
+    }
+
+    /// The other end has told of its lanes.
+    pub(crate) fn take_lanes(&mut self, lanes: Vec<PublicKey>) {
+        self.lanes = Some(lanes);
     }
 
     /// Packets begin to flow to or from the peer.
@@ -562,6 +578,7 @@ impl Tunnel {
         self.traffic.handshakes += 1;
         if self.probes {
             self.liveness.session_begins(now);
+            self.tell_lanes = None;
             self.probe(now, context);
         }
         self.send_waiting(context.waiting, context.transmits, now) || self.probes
@@ -570,7 +587,12 @@ impl Tunnel {
     /// Sends a probe, if one is due; returns whether one was.
     fn probe(&mut self, now: Instant, context: &mut Context<'_>) -> bool {
         let Some(probe) = self.liveness.due(now, context.active, context.standby) else { return false };
-        self.send_probe(&probe, context.transmits, now);
+        self.send_signal(&probe.encode(), context.transmits, now);
+        if self.config.tells_lanes && self.tell_lanes.is_none_or(|at| at <= now) {
+            // Now and then, for it may be lost, and comes with a probe anyway.
+            self.tell_lanes = Some(now + liveness::IDLE_INTERVAL);
+            self.send_signal(context.lanes, context.transmits, now);
+        }
         if self.liveness.is_silent() && self.can_send(now) {
             // The same datagram: whichever copy comes first is taken.
             self.elsewhere().for_each(|to| context.transmits.repeat(to));
@@ -664,4 +686,6 @@ pub(crate) struct Context<'a> {
     pub(crate) active: bool,
     /// Whether this gateway would rather have packets go elsewhere.
     pub(crate) standby: bool,
+    /// The message that tells of the lanes of this gateway.
+    pub(crate) lanes: &'a [u8],
 }

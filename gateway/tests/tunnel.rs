@@ -176,14 +176,14 @@ fn persistent_keepalives_call_a_peer_at_once_and_keep_its_nat_open() {
         local: vec![support::net("10.244.0.0/16")],
         peers: vec![],
     };
-    a.gateway.configure(config.clone(), now);
+    a.configure(config.clone(), now);
     config.peers = vec![PeerConfig {
         name: "b".to_owned(),
         remaps: vec![],
         mtu: 1420,
         tunnels: vec![TunnelConfig { keepalive: Some(seconds(25)), ..tunnel("b", &b.key, Some(b.address)) }],
     }];
-    a.gateway.configure(config, now);
+    a.configure(config, now);
     let (_, _) = exchange(now, &mut a, &mut b);
     assert_eq!(a.gateway.status().next().unwrap().traffic.handshakes, 1);
     let (due, why) = a.gateway.poll_timeout().unwrap();
@@ -211,7 +211,7 @@ fn a_flood_of_initiations_is_answered_with_cookies_and_a_peer_still_gets_in() {
             }],
         }],
     };
-    flooder.gateway.configure(strange, now);
+    flooder.configure(strange, now);
     let initiation = flooder.transmits().remove(0);
     for _ in 0..1000 {
         b.receive(now, &initiation);
@@ -259,10 +259,10 @@ fn keys_change_while_the_session_goes_on() {
     let (to_a, to_b) = (a.address, b.address);
     let for_a = changed(&a, Some(key.clone()), b.key.clone(), 1, to_b);
     let for_b = changed(&b, None, key, 0, to_a);
-    a.gateway.configure(for_a, now);
+    a.configure(for_a, now);
     a.send(now, &udp("10.244.0.5", "10.71.0.9", b"x"));
     assert_eq!(exchange(now, &mut a, &mut b).1.len(), 1);
-    b.gateway.configure(for_b, now);
+    b.configure(for_b, now);
     let mut delivered = 0;
     for tick in 1..3000u64 {
         let clock = now + Duration::from_millis(tick * 100);

@@ -6,12 +6,16 @@
 
 mod cluster;
 mod environment;
+mod flow;
+mod inside;
 mod program;
 mod snapshot;
 mod wait;
 
 pub use cluster::Cluster;
 pub use environment::{Environment, TEST_IMAGE};
+pub use flow::{Flow, PACE};
+pub use inside::Inside;
 pub use program::{Output, Program};
 pub use snapshot::Snapshot;
 pub use wait::{Look, wait};

@@ -3,16 +3,21 @@
 use super::{Config, Gateway, Route};
 use crate::peer::{Peer, PeerConfig};
 use crate::prefix_map::PrefixMap;
+use crate::signal;
 use crate::tunnel::{Tunnel, TunnelConfig};
-use crate::wireguard::cookie::Jar;
+use crate::wireguard::cookie::{Jar, Recipient};
+use crate::wireguard::key::PrivateKey;
 use std::time::Instant;
 
 impl Gateway {
     /// Takes over another configuration. Peers and their tunnels are known by name: sessions go on, also in a tunnel
     /// whose key changes, and in all of them when the own key does, until the next handshake, which uses the new keys.
     /// Tunnels that are new and have an address are called at once, unless it is said that they shall wait for packets.
-    pub fn configure(&mut self, config: Config, now: Instant) {
+    ///
+    /// `first` is the key of the first lane.
+    pub fn configure(&mut self, config: Config, first: &PrivateKey, now: Instant) {
         if config.private_key != self.private_key {
+            self.know_lanes(first);
             self.jar = Jar::new(&config.private_key.public(), now, &mut self.random);
             self.private_key = config.private_key;
         }
@@ -57,6 +62,13 @@ impl Gateway {
         for tunnel in calls {
             self.initiate(tunnel, now);
         }
+    }
+
+    /// Works out what follows from the key of the first lane for all of them.
+    pub(super) fn know_lanes(&mut self, first: &PrivateKey) {
+        let keys: Vec<_> = (0..self.lane.count).map(|number| first.lane(number).public()).collect();
+        self.lanes = keys.iter().map(Recipient::new).collect();
+        self.lanes_message = signal::encode_lanes(&keys[1..]);
     }
 
     /// Takes over what is known of a tunnel of the peer at `peer`; returns where it is, if it is to be called.

@@ -1,7 +1,8 @@
 //! From the TUN device into tunnels.
 
-use super::Gateway;
+use super::{Gateway, Handled};
 use crate::drops::Drop;
+use crate::liveness::Way;
 use crate::nat::{End, Quoted, Transport, rewrite, rewrite_quoted};
 use crate::packet::fragment::Fragments;
 use crate::packet::ip::Ip;
@@ -18,18 +19,22 @@ const MAX_ANSWERS: usize = 32;
 
 impl Gateway {
     /// Takes a packet of the TUN device: sends it to the peer that has its destination.
-    pub fn handle_packet(&mut self, now: Instant, offload: Offload, packet: &mut [u8]) {
-        if let Err(reason) = self.send(now, offload, packet) {
+    pub fn handle_packet(&mut self, now: Instant, offload: Offload, packet: &mut [u8]) -> Handled {
+        self.send(now, offload, packet).unwrap_or_else(|reason| {
             self.drops.count(reason);
-        }
+            Handled::Here
+        })
     }
 
-    fn send(&mut self, now: Instant, offload: Offload, packet: &mut [u8]) -> Result<(), Drop> {
+    fn send(&mut self, now: Instant, offload: Offload, packet: &mut [u8]) -> Result<Handled, Drop> {
         let ip = Ip::parse(packet).map_err(|_| Drop::Malformed)?;
         let packet = &mut packet[..ip.length];
         let route = self.routes.get(ip.destination).ok_or(Drop::NoRoute)?;
         self.passes(route.peer, now);
         let peer = self.peers.get_mut(route.peer).and_then(Option::as_mut).ok_or(Drop::NoRoute)?;
+        if !self.lane.is_first() && peer.spread.best() != Some(Way::Up) {
+            return Ok(Handled::ByFirstLane);
+        }
         let at = peer.spread.choose(flow(packet, &ip, self.flow_seed)).ok_or(Drop::NoRoute)?;
         let tunnel = self.tunnels.get_mut(at).and_then(Option::as_mut).ok_or(Drop::NoRoute)?;
         let mtu = tunnel.mtu();
@@ -91,7 +96,7 @@ impl Gateway {
         if tunnel.wants_handshake_on_sending(now) {
             self.initiate(at, now);
         }
-        Ok(())
+        Ok(Handled::Here)
     }
 
     fn answer_too_big(&mut self, packet: &[u8], ip: &Ip, mtu: u16, now: Instant) {

@@ -1,6 +1,6 @@
 //! From the network: out of tunnels to the TUN device, and handshakes.
 
-use super::{Gateway, Route};
+use super::{Gateway, Handoff, Route};
 use crate::drops::Drop;
 use crate::nat::{End, Quoted, Transport, rewrite, rewrite_quoted};
 use crate::packet::ip::Ip;
@@ -15,6 +15,9 @@ use crate::wireguard::session::{Refused, Session};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Instant;
+
+/// Datagrams for other lanes that wait to be handed over: those of a batch, with 2 MiB at most.
+const MAX_HANDOFFS: usize = 1024;
 
 impl Gateway {
     /// Takes datagrams of equal length (`stride`; the last may be shorter) that lie in `buffer` at `range`. What they
@@ -45,7 +48,13 @@ impl Gateway {
         range: Range<usize>,
     ) -> Result<(), Drop> {
         let datagram = &mut buffer[range.clone()];
-        match Message::read(datagram).ok_or(Drop::NotWireGuard)? {
+        let message = Message::read(datagram).ok_or(Drop::NotWireGuard)?;
+        if self.lane.count > 1
+            && let Some(lane) = self.other_lane(message, datagram)
+        {
+            return self.hand_over(lane, from, datagram);
+        }
+        match message {
             Message::Data { receiver, counter } => {
                 let at = *self.by_index.get(&receiver).ok_or(Drop::UnknownSession)?;
                 let tunnel = self.tunnels.get_mut(at).and_then(Option::as_mut).ok_or(Drop::UnknownSession)?;
@@ -57,10 +66,13 @@ impl Gateway {
                 })?;
                 let start = range.start + DATA_HEADER;
                 let inner = Inner::read(&datagram[DATA_HEADER..DATA_HEADER + length]);
+                let is_packet = inner == Inner::Packet;
                 let done = self.with_tunnel(at, now, |tunnel, context| {
-                    let done = tunnel.received(receiver, from, inner == Inner::Packet, now, context);
-                    if let Inner::Probe(probe) = inner {
-                        tunnel.take_probe(&probe, now, context);
+                    let done = tunnel.received(receiver, from, is_packet, now, context);
+                    match inner {
+                        Inner::Probe(probe) => tunnel.take_probe(&probe, now, context),
+                        Inner::Lanes(lanes) => tunnel.take_lanes(lanes),
+                        Inner::Packet | Inner::Unknown => {}
                     }
                     done
                 });
@@ -71,10 +83,7 @@ impl Gateway {
                 if handshake {
                     self.initiate(at, now);
                 }
-                match inner {
-                    Inner::Packet => self.deliver(at, buffer, start..start + length, now),
-                    Inner::Probe(_) | Inner::Unknown => Ok(()),
-                }
+                if is_packet { self.deliver(at, buffer, start..start + length, now) } else { Ok(()) }
             }
             Message::Initiation => self.respond(now, from, datagram),
             Message::Response { receiver } => {
@@ -99,6 +108,28 @@ impl Gateway {
                 Ok(())
             }
         }
+    }
+
+    /// The other lane a datagram is for, if it is for one. For initiations there is no index of ours: they are for whom
+    /// they are authenticated to.
+    fn other_lane(&self, message: Message, datagram: &[u8]) -> Option<usize> {
+        let lane = match message {
+            Message::Data { receiver, .. }
+            | Message::Response { receiver }
+            | Message::CookieReply { receiver } => self.lane.of_index(receiver),
+            Message::Initiation if self.jar.first_is_right(datagram) => return None,
+            Message::Initiation => self.lanes.iter().position(|lane| lane.first_is_right(datagram))?,
+        };
+        Some(lane).filter(|lane| *lane != self.lane.number)
+    }
+
+    /// Keeps a datagram for another lane.
+    fn hand_over(&mut self, lane: usize, from: SocketAddr, datagram: &[u8]) -> Result<(), Drop> {
+        if self.handoffs.len() >= MAX_HANDOFFS {
+            return Err(Drop::WrongLane);
+        }
+        self.handoffs.push_back(Handoff { lane, from, datagram: datagram.to_vec() });
+        Ok(())
     }
 
     /// Lets a packet that came through a tunnel through to the TUN device, if it comes from where its peer may send from.
@@ -190,7 +221,7 @@ impl Gateway {
     /// Random, so that nobody guesses which sessions there are.
     fn fresh_index(&mut self) -> u32 {
         loop {
-            let index = self.random.number();
+            let index = self.lane.own_index(self.random.number());
             if !self.by_index.contains_key(&index) {
                 return index;
             }

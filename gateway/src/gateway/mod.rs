@@ -6,13 +6,14 @@ mod egress;
 mod ingress;
 
 use crate::drops::Drops;
+use crate::lanes::Lane;
 use crate::nat::Remap;
 use crate::packet::coalesce::Coalescer;
 use crate::peer::{Peer, PeerConfig, PeerStatus};
 use crate::prefix_map::PrefixMap;
 use crate::transmit::{Transmit, Transmits};
 use crate::tunnel::{Context, Tunnel, Why};
-use crate::wireguard::cookie::Jar;
+use crate::wireguard::cookie::{Jar, Recipient};
 use crate::wireguard::key::{PrivateKey, PublicKey};
 use crate::wireguard::limiter::Limiter;
 use crate::wireguard::message::DATA_OVERHEAD;
@@ -50,6 +51,27 @@ pub struct Clock {
     pub since_epoch: Duration,
 }
 
+/// A datagram for another lane of this gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handoff {
+    /// Which lane.
+    pub lane: usize,
+    /// Where it came from.
+    pub from: SocketAddr,
+    /// What it is.
+    pub datagram: Vec<u8>,
+}
+
+/// What became of a packet of the TUN device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Handled {
+    /// It was sent, kept, answered or dropped.
+    Here,
+    /// It is as it was: this lane has no way to the peer that works, and the first shall take it.
+    ByFirstLane,
+}
+
 /// The way to a prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Route {
@@ -73,6 +95,11 @@ pub struct Gateway {
     /// By prefix as seen from here.
     routes: PrefixMap<Route>,
     local: PrefixMap<()>,
+    lane: Lane,
+    /// What messages to each lane are authenticated with, and the message that tells the other ends of them.
+    lanes: Vec<Recipient>,
+    lanes_message: Vec<u8>,
+    handoffs: VecDeque<Handoff>,
     /// What flows are told apart with.
     flow_seed: u64,
     standby: bool,
@@ -85,10 +112,16 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// A gateway with no sessions. `seed` must be random; `datagrams` says whether the TUN device takes UDP
-    /// super-packets.
+    /// A lane of a gateway, with no sessions. `seed` must be random; `datagrams` says whether the TUN device takes UDP
+    /// super-packets. `config` is that of the lane; `first` is the key of the first one.
     #[must_use]
-    pub fn new(config: Config, seed: [u8; 32], clock: Clock, datagrams: bool) -> Self {
+    pub fn new(
+        config: Config,
+        (lane, first): (Lane, &PrivateKey),
+        seed: [u8; 32],
+        clock: Clock,
+        datagrams: bool,
+    ) -> Self {
         let mut random = Random::new(seed);
         let now = clock.instant;
         let mut gateway = Self {
@@ -102,6 +135,10 @@ impl Gateway {
             by_index: HashMap::new(),
             routes: PrefixMap::new([]),
             local: PrefixMap::new([]),
+            lane,
+            lanes: Vec::new(),
+            lanes_message: Vec::new(),
+            handoffs: VecDeque::new(),
             flow_seed: u64::from(random.number()) << 32 | u64::from(random.number()),
             standby: false,
             random,
@@ -112,7 +149,8 @@ impl Gateway {
             answers_given: 0,
             drops: Drops::default(),
         };
-        gateway.configure(config, now);
+        gateway.know_lanes(first);
+        gateway.configure(config, first, now);
         gateway
     }
 
@@ -145,6 +183,7 @@ impl Gateway {
             waiting: &mut peer.waiting,
             active,
             standby: self.standby,
+            lanes: &self.lanes_message,
         };
         let done = act(tunnel, &mut context);
         let way = tunnel.way(now);
@@ -225,6 +264,11 @@ impl Gateway {
     /// Forgets what [`Gateway::poll_deliveries`] has returned: the buffer may be used again.
     pub fn clear_deliveries(&mut self) {
         self.deliveries.clear();
+    }
+
+    /// A datagram that came here and is for another lane.
+    pub fn poll_handoff(&mut self) -> Option<Handoff> {
+        self.handoffs.pop_front()
     }
 
     /// An answer of the gateway itself, to be written to the TUN device.

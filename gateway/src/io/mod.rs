@@ -1,5 +1,7 @@
-//! The shell around the state machine: a TUN device, a UDP socket, and a thread that moves packets between them.
+//! The shell around the state machines: a TUN device, UDP sockets, and threads that move packets between them.
 
+mod steering;
 pub mod tun;
 pub mod udp;
 pub mod worker;
+pub mod workers;

@@ -12,26 +12,34 @@ const QUEUE_LENGTH: u32 = 1000;
 pub const MAX_READ: usize = vnet::LENGTH + 65_535;
 const IOVECS: usize = MAX_PIECES as usize + 1;
 
-/// A TUN device with `IFF_VNET_HDR`; it is gone when this is dropped.
+/// A queue of a TUN device with `IFF_VNET_HDR`; the device is gone when all of its queues are dropped.
+///
+/// Of several queues, the kernel chooses the one that packets of the flow were written to last, and else one by a hash of
+/// the flow (`drivers/net/tun.c`, `tun_automq_select_queue`): both directions of a flow that pass this gateway meet in one.
 pub struct Tun {
     device: SyncDevice,
 }
 
 impl Tun {
-    /// Makes the device and brings it up.
+    /// Makes the device with so many queues and brings it up.
     ///
     /// # Errors
     /// If the kernel refuses: without `CAP_NET_ADMIN` or `/dev/net/tun`, or if there is another device of that name.
-    pub fn open(name: &str, mtu: u16) -> io::Result<Self> {
-        let device = DeviceBuilder::new()
+    pub fn open(name: &str, mtu: u16, queues: usize) -> io::Result<Vec<Self>> {
+        let first = DeviceBuilder::new()
             .name(name)
             .mtu(mtu)
             .offload(true)
+            .multi_queue(queues > 1)
             .tx_queue_len(QUEUE_LENGTH)
             .enable(true)
             .build_sync()?;
-        device.set_nonblocking(true)?;
-        Ok(Self { device })
+        let mut devices = vec![first];
+        while devices.len() < queues {
+            devices.push(devices[0].try_clone()?);
+        }
+        devices.iter().try_for_each(|device| device.set_nonblocking(true))?;
+        Ok(devices.into_iter().map(|device| Self { device }).collect())
     }
 
     /// Whether the kernel cuts UDP super-packets (Linux 6.2).

@@ -1,10 +1,12 @@
 //! The UDP socket, with segmentation on the way out and coalescing on the way in.
 
+use super::steering;
 use crate::transmit::Transmit;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{IpMtu, RcvBufForce, SndBufForce};
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -16,6 +18,8 @@ pub const MAX_RECEIVE: usize = 65_536;
 /// Socket buffers: with 7 MiB nothing was lost under load, with 1 MiB 0.7 % (`datapath.md`). The kernel doubles what is
 /// set, so a socket may pin 28 MiB at worst.
 const SOCKET_BUFFER: usize = 7 << 20;
+/// Hops of a packet, as Linux has it by default.
+const DEFAULT_HOPS: u32 = 64;
 /// How long a full socket is waited for, before datagrams are dropped as a network would.
 const FULL_SOCKET_WAIT_MILLIS: u8 = 10;
 
@@ -44,13 +48,39 @@ impl Udp {
     /// # Errors
     /// If the address cannot be bound.
     pub fn bind(listen: SocketAddr) -> io::Result<Self> {
-        let bound = UdpSocket::bind(listen);
-        let socket = match bound {
-            Err(error) if listen.ip().is_unspecified() && listen.is_ipv6() && !is_in_use(&error) => {
-                UdpSocket::bind((Ipv4Addr::UNSPECIFIED, listen.port()))?
+        Self::of(bind_or_v4(listen, UdpSocket::bind)?)
+    }
+
+    /// Binds a socket for each of so many lanes to `listen`. The kernel puts each datagram into that of the lane its session
+    /// is of; initiations, which belong to no session yet, into any.
+    ///
+    /// # Errors
+    /// If the address cannot be bound.
+    pub fn bind_lanes(listen: SocketAddr, lanes: usize) -> io::Result<Vec<Self>> {
+        if lanes <= 1 {
+            return Ok(vec![Self::bind(listen)?]);
+        }
+        let mut all = vec![bind_or_v4(listen, shared)?];
+        let bound = all[0].local_addr()?;
+        while all.len() < lanes {
+            all.push(shared(bound)?);
+        }
+        // Sockets are counted in the order in which they were bound.
+        steering::attach(&all[0], lanes)?;
+        for (lane, socket) in (0..).zip(&all) {
+            // Datagrams of several lanes are between the same addresses and ports: a kernel that joins them on their way in
+            // (GRO) looks at this too, and does not mix them.
+            let hops = DEFAULT_HOPS - lane;
+            let socket = SockRef::from(socket);
+            socket.set_ttl_v4(hops)?;
+            if bound.is_ipv6() {
+                socket.set_unicast_hops_v6(hops)?;
             }
-            bound => bound?,
-        };
+        }
+        all.into_iter().map(Self::of).collect()
+    }
+
+    fn of(socket: UdpSocket) -> io::Result<Self> {
         // Without CAP_NET_ADMIN the limits of the system count, which only costs speed.
         let _ = setsockopt(&socket, RcvBufForce, &SOCKET_BUFFER);
         let _ = setsockopt(&socket, SndBufForce, &SOCKET_BUFFER);
@@ -134,6 +164,29 @@ impl AsFd for Udp {
     }
 }
 
+fn bind_or_v4(
+    listen: SocketAddr,
+    bind: impl Fn(SocketAddr) -> io::Result<UdpSocket>,
+) -> io::Result<UdpSocket> {
+    match bind(listen) {
+        Err(error) if listen.ip().is_unspecified() && listen.is_ipv6() && !is_in_use(&error) => {
+            bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, listen.port())))
+        }
+        bound => bound,
+    }
+}
+
+/// A socket that shares its address with others of this gateway.
+fn shared(listen: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
+    if listen.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_port(true)?;
+    socket.bind(&listen.into())?;
+    Ok(socket.into())
+}
+
 fn is_in_use(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied)
 }
@@ -187,6 +240,42 @@ mod tests {
                 contents
             );
             assert!(got.len() == 11 && got.iter().all(|(from, _)| from.is_ipv4() == to.is_ipv4()), "{bind}");
+        }
+    }
+
+    #[test]
+    fn each_lane_gets_the_datagrams_of_its_sessions_over_both_families() {
+        use crate::lanes::Lane;
+        for listen in ["[::]:0", "127.0.0.1:0"] {
+            let lanes = Udp::bind_lanes(listen.parse().unwrap(), 3).unwrap();
+            let port = lanes[0].local_address().unwrap().port();
+            let mut expected = vec![Vec::new(); 3];
+            for (kind, at) in [(4, 4), (2, 8), (3, 4)] {
+                for (number, expected) in expected.iter_mut().enumerate() {
+                    let index =
+                        Lane { number, count: 3 }.own_index(0x1234_56ff - u32::from(kind)).to_le_bytes();
+                    let mut datagram = vec![0xab; 100];
+                    datagram[..4].copy_from_slice(&[kind, 0, 0, 0]);
+                    datagram[at..at + 4].copy_from_slice(&index);
+                    for to in
+                        ["127.0.0.1", "::1"].iter().filter(|to| to.contains('.') || listen.contains('['))
+                    {
+                        let to = SocketAddr::new(to.parse().unwrap(), port);
+                        let own = if to.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
+                        let sender = Udp::bind(own.parse().unwrap()).unwrap();
+                        sender.send(&Transmit { to, contents: &datagram, segment: 100 }).unwrap();
+                        expected.push(datagram.clone());
+                    }
+                }
+            }
+            for (lane, expected) in lanes.iter().zip(expected) {
+                let got = receive_all(lane, expected.len());
+                assert_eq!(
+                    got.into_iter().map(|(_, datagram)| datagram).collect::<Vec<_>>(),
+                    expected,
+                    "{listen}"
+                );
+            }
         }
     }
 

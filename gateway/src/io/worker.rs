@@ -1,22 +1,25 @@
-//! The thread that moves packets. It owns the state machine, the TUN device, the socket and all buffers: nothing is
-//! locked, sent to another thread or allocated for a packet.
+//! The thread that moves the packets of a lane. It owns the state machine, a queue of the TUN device, a socket and all
+//! buffers: nothing is locked, sent to another thread or allocated for a packet, but for those that came to the wrong lane.
 
 use super::tun::{MAX_READ, Tun};
 use super::udp::{BATCH, MAX_RECEIVE, NotSent, Udp, path_mtu};
 use crate::drops::Drops;
-use crate::gateway::{Clock, Config, Gateway};
+use crate::gateway::{Clock, Config, Gateway, Handled, Handoff};
+use crate::lanes::Lane;
 use crate::packet::vnet::{self, Offload};
 use crate::peer::PeerStatus;
+use crate::wireguard::key::PrivateKey;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use quinn_udp::RecvMeta;
 use std::collections::BTreeSet;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 /// What is sealed at most before it is sent: the other half of the traffic waits meanwhile.
 const EGRESS_BYTES: usize = 160 * 1024;
@@ -27,6 +30,10 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(250);
 /// How often the kernel is asked about the paths. It learns of a shorter one from routers at once; what it was told
 /// it forgets after ten minutes.
 const PATH_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What other lanes may hand over before it is taken: super-packets of 64 KiB, so 16 MiB at worst. It is much only while a
+/// lane has no way to a peer yet.
+const MAX_GIVEN: usize = 256;
 
 /// What the worker reports.
 #[derive(Debug, Clone, Default)]
@@ -50,6 +57,18 @@ pub struct Lost {
     pub send_failed: u64,
     /// Writes to the TUN device that failed.
     pub tun_failed: u64,
+    /// Datagrams and packets for another lane that had no room left for them.
+    pub lane_full: u64,
+}
+
+impl std::ops::AddAssign for Lost {
+    fn add_assign(&mut self, other: Self) {
+        self.socket_full += other.socket_full;
+        self.too_long += other.too_long;
+        self.send_failed += other.send_failed;
+        self.tun_failed += other.tun_failed;
+        self.lane_full += other.lane_full;
+    }
 }
 
 /// A worker from outside.
@@ -57,21 +76,32 @@ pub struct Lost {
 pub struct Handle {
     wake: Arc<EventFd>,
     orders: Sender<Order>,
+    given: SyncSender<Given>,
     report: Arc<Mutex<Report>>,
+}
+
+/// What a lane hands to another one.
+#[derive(Debug)]
+enum Given {
+    /// It came to the wrong socket.
+    Datagram { from: SocketAddr, datagram: Vec<u8> },
+    /// The other lane has no way for it: with its virtio header.
+    Packet(Vec<u8>),
 }
 
 /// What a worker is told.
 #[derive(Debug)]
 enum Order {
-    Configure(Config),
+    /// The configuration of the lane, and the key of the first one.
+    Configure(Config, PrivateKey),
     Standby(bool),
     Stop,
 }
 
 impl Handle {
-    /// Gives the worker another configuration.
-    pub fn configure(&self, config: Config) {
-        self.tell(Order::Configure(config));
+    /// Gives the worker another configuration, that of its lane; `first` is the key of the first lane.
+    pub fn configure(&self, config: Config, first: PrivateKey) {
+        self.tell(Order::Configure(config, first));
     }
 
     /// Whether peers are to be told to send elsewhere, if they can.
@@ -105,6 +135,10 @@ pub struct Worker {
     udp: Udp,
     wake: Arc<EventFd>,
     orders: Receiver<Order>,
+    given: Receiver<Given>,
+    /// All lanes, this one too, and those that have been given something.
+    lanes: Vec<Handle>,
+    to_wake: u32,
     report: Arc<Mutex<Report>>,
     lost: Lost,
     read_buffer: Vec<u8>,
@@ -115,28 +149,37 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker that has not begun.
+    /// A worker that has not begun; `config` is that of its lane, `first` the key of the first one.
     ///
     /// # Errors
     /// If the system has no event descriptor or no randomness left.
-    pub fn new(config: Config, tun: Tun, udp: Udp) -> io::Result<(Self, Handle)> {
+    pub fn new(
+        config: Config,
+        (lane, first): (Lane, &PrivateKey),
+        tun: Tun,
+        udp: Udp,
+    ) -> io::Result<(Self, Handle)> {
         let mut seed = [0; 32];
         let random = ring::rand::SystemRandom::new();
         ring::rand::SecureRandom::fill(&random, &mut seed).map_err(|_| io::Error::other("no randomness"))?;
         let now = Instant::now();
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let gateway =
-            Gateway::new(config, seed, Clock { instant: now, since_epoch }, tun.segments_datagrams());
+        let clock = Clock { instant: now, since_epoch };
+        let gateway = Gateway::new(config, (lane, first), seed, clock, tun.segments_datagrams());
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         let (sender, orders) = channel();
+        let (giver, given) = sync_channel(MAX_GIVEN);
         let report = Arc::new(Mutex::new(Report::default()));
-        let handle = Handle { wake: wake.clone(), orders: sender, report: report.clone() };
+        let handle = Handle { wake: wake.clone(), orders: sender, given: giver, report: report.clone() };
         let worker = Self {
             gateway,
             tun,
             udp,
             wake,
             orders,
+            given,
+            lanes: Vec::new(),
+            to_wake: 0,
             report,
             lost: Lost::default(),
             read_buffer: vec![0; MAX_READ],
@@ -146,6 +189,11 @@ impl Worker {
             next_path: now,
         };
         Ok((worker, handle))
+    }
+
+    /// Makes the lanes known to each other, in their order.
+    pub fn meet(&mut self, lanes: &[Handle]) {
+        self.lanes = lanes.to_vec();
     }
 
     /// Moves packets until [`Handle::stop`].
@@ -161,8 +209,12 @@ impl Worker {
             self.housekeep(now);
             self.flush();
             let (tun, udp, wake) = self.wait(now)?;
-            if wake && !self.take_orders() {
-                return Ok(());
+            if wake {
+                let _ = self.wake.read();
+                if !self.take_orders() {
+                    return Ok(());
+                }
+                self.take_given();
             }
             if udp {
                 self.ingress()?;
@@ -191,13 +243,51 @@ impl Worker {
 
     /// Takes orders that have come; returns whether to go on.
     fn take_orders(&mut self) -> bool {
-        let _ = self.wake.read();
         loop {
             match self.orders.try_recv() {
-                Ok(Order::Configure(config)) => self.gateway.configure(config, Instant::now()),
+                Ok(Order::Configure(config, first)) => self.gateway.configure(config, &first, Instant::now()),
                 Ok(Order::Standby(standby)) => self.gateway.set_standby(standby, Instant::now()),
                 Err(TryRecvError::Empty) => return true,
                 Ok(Order::Stop) | Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    /// Takes what other lanes have handed over.
+    fn take_given(&mut self) {
+        for _ in 0..MAX_GIVEN {
+            let now = Instant::now();
+            match self.given.try_recv() {
+                Ok(Given::Datagram { from, mut datagram }) => {
+                    let length = datagram.len();
+                    self.gateway.handle_datagrams(now, from, &mut datagram, 0..length, length);
+                    deliver(&mut self.gateway, &self.tun, &mut datagram, &mut self.lost);
+                }
+                Ok(Given::Packet(mut packet)) => {
+                    // What comes to the first lane stays there.
+                    let _ = handle_packet(&mut self.gateway, now, &mut packet);
+                }
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return,
+            }
+        }
+        // There may be more.
+        let _ = self.wake.write(1);
+    }
+
+    fn give(&mut self, lane: usize, given: Given) {
+        let given = self.lanes.get(lane).map(|handle| handle.given.try_send(given));
+        match given {
+            Some(Ok(())) => self.to_wake |= 1 << lane,
+            Some(Err(_)) | None => self.lost.lane_full += 1,
+        }
+    }
+
+    /// Wakes the lanes that have been given something.
+    fn wake_lanes(&mut self) {
+        let to_wake = std::mem::take(&mut self.to_wake);
+        for (number, lane) in self.lanes.iter().enumerate() {
+            if to_wake & 1 << number != 0 {
+                let _ = lane.wake.write(1);
             }
         }
     }
@@ -225,14 +315,11 @@ impl Worker {
                 meta.stride,
             );
         }
-        let deliveries = self.gateway.poll_deliveries(&mut self.receive_buffer);
-        for number in 0..deliveries.deliveries() {
-            let Some(delivery) = deliveries.delivery(number) else { break };
-            if self.tun.write(delivery, &self.receive_buffer).is_err() {
-                self.lost.tun_failed += 1;
-            }
+        deliver(&mut self.gateway, &self.tun, &mut self.receive_buffer, &mut self.lost);
+        while let Some(Handoff { lane, from, datagram }) = self.gateway.poll_handoff() {
+            self.give(lane, Given::Datagram { from, datagram });
         }
-        self.gateway.clear_deliveries();
+        self.wake_lanes();
         Ok(())
     }
 
@@ -245,14 +332,10 @@ impl Worker {
                 Err(error) if is_transient(&error) => break,
                 Err(error) => return Err(error),
             };
-            let Some((header, packet)) =
-                self.read_buffer[..length].split_first_chunk_mut::<{ vnet::LENGTH }>()
-            else {
-                continue;
-            };
-            match Offload::read(header) {
-                Ok(offload) => self.gateway.handle_packet(now, offload, packet),
-                Err(unknown) => debug!(%unknown, "packet of the TUN device dropped"),
+            let read = &mut self.read_buffer[..length];
+            if handle_packet(&mut self.gateway, now, read) == Handled::ByFirstLane {
+                let packet = Given::Packet(read.to_vec());
+                self.give(0, packet);
             }
             if self.gateway.transmit_bytes() >= EGRESS_BYTES {
                 break;
@@ -263,6 +346,7 @@ impl Worker {
                 self.lost.tun_failed += 1;
             }
         }
+        self.wake_lanes();
         Ok(())
     }
 
@@ -304,22 +388,32 @@ impl Worker {
     }
 }
 
-fn is_transient(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+/// Handles a packet of the TUN device, with its virtio header.
+fn handle_packet(gateway: &mut Gateway, now: Instant, read: &mut [u8]) -> Handled {
+    let Some((header, packet)) = read.split_first_chunk_mut::<{ vnet::LENGTH }>() else {
+        return Handled::Here;
+    };
+    match Offload::read(header) {
+        Ok(offload) => gateway.handle_packet(now, offload, packet),
+        Err(unknown) => {
+            debug!(%unknown, "packet of the TUN device dropped");
+            Handled::Here
+        }
+    }
 }
 
-/// Runs the worker on a thread of its own; `ended` is called when it is over.
-///
-/// # Errors
-/// If the thread cannot be made.
-pub fn spawn(worker: Worker, ended: impl FnOnce(io::Result<()>) + Send + 'static) -> io::Result<()> {
-    std::thread::Builder::new().name("liquid-worker".to_owned()).spawn(move || {
-        info!("worker begins");
-        let result = worker.run();
-        if let Err(error) = &result {
-            warn!(%error, "worker ends");
+/// Writes to the TUN device what datagrams in `buffer` have brought.
+fn deliver(gateway: &mut Gateway, tun: &Tun, buffer: &mut [u8], lost: &mut Lost) {
+    let deliveries = gateway.poll_deliveries(buffer);
+    for number in 0..deliveries.deliveries() {
+        let Some(delivery) = deliveries.delivery(number) else { break };
+        if tun.write(delivery, buffer).is_err() {
+            lost.tun_failed += 1;
         }
-        ended(result);
-    })?;
-    Ok(())
+    }
+    gateway.clear_deliveries();
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

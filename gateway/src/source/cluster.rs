@@ -15,7 +15,7 @@ use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::{GROUP, Peer, TunnelStatus, VERSION, WayStatus};
 use liquid_gateway::gateway::Config;
-use liquid_gateway::io::worker::Handle;
+use liquid_gateway::io::workers::Workers;
 use liquid_gateway::liveness::Way;
 use liquid_gateway::peer::PeerStatus;
 use liquid_gateway::wireguard::key::PrivateKey;
@@ -125,7 +125,7 @@ impl ClusterSource {
     }
 
     /// Follows the Peers, and reports.
-    pub(super) async fn follow(mut self, handle: &Handle) -> anyhow::Result<()> {
+    pub(super) async fn follow(mut self, handle: &Workers) -> anyhow::Result<()> {
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         let mut again = tokio::time::interval(RESOLVE_INTERVAL);
         loop {
@@ -140,7 +140,7 @@ impl ClusterSource {
                     None => bail!("the watches of Peers and keys have ended"),
                 },
                 _ = look.tick() => {
-                    let (peers, now) = (handle.report().peers, Instant::now());
+                    let (peers, now) = (handle.peers(), Instant::now());
                     let reached = |peer: &PeerStatus| peer.tunnels.iter().any(|tunnel| tunnel.way >= Way::Standby);
                     if peers.iter().all(reached) || now.saturating_duration_since(self.begun) >= PEERS_DEADLINE {
                         self.reached.ready();

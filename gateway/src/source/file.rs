@@ -4,7 +4,7 @@ use super::Device;
 use super::resolve::{RESOLVE_INTERVAL, Resolved, resolve};
 use liquid_gateway::config::File;
 use liquid_gateway::gateway::Config;
-use liquid_gateway::io::worker::Handle;
+use liquid_gateway::io::workers::Workers;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
@@ -35,7 +35,7 @@ impl FileSource {
     }
 
     /// The file on SIGHUP, and the addresses behind names now and then.
-    pub(super) async fn follow(mut self, handle: &Handle) -> anyhow::Result<()> {
+    pub(super) async fn follow(mut self, handle: &Workers) -> anyhow::Result<()> {
         let mut hangup = signal(SignalKind::hangup())?;
         let mut interval = tokio::time::interval(RESOLVE_INTERVAL);
         loop {

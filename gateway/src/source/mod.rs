@@ -9,7 +9,7 @@ mod resolve;
 use cluster::ClusterSource;
 use file::FileSource;
 use liquid_gateway::gateway::Config;
-use liquid_gateway::io::worker::Handle;
+use liquid_gateway::io::workers::Workers;
 use std::net::SocketAddr;
 
 /// What is settled when the gateway starts.
@@ -46,7 +46,7 @@ impl Source {
     }
 
     /// Gives the worker what changes; ends only with an error.
-    pub(crate) async fn follow(self, handle: &Handle) -> anyhow::Result<()> {
+    pub(crate) async fn follow(self, handle: &Workers) -> anyhow::Result<()> {
         match self {
             Source::File(source) => source.follow(handle).await,
             Source::Cluster(source) => source.follow(handle).await,

@@ -105,6 +105,7 @@ impl Plan {
             endpoints: addresses(&planned.endpoints),
             keepalive: Some(KEEPALIVE),
             probes: planned.probes,
+            tells_lanes: planned.probes,
         };
         let peers = self.peers.iter().map(|(name, planned)| PeerConfig {
             name: name.clone(),

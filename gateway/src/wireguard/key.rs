@@ -2,6 +2,9 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use blake2::Blake2sMac;
+use blake2::digest::consts::U32;
+use blake2::digest::{KeyInit, Mac as _};
 use snow::params::DHChoice;
 use snow::resolvers::{CryptoResolver as _, DefaultResolver};
 use std::fmt;
@@ -43,6 +46,21 @@ impl PrivateKey {
         let mut public = [0; LENGTH];
         public.copy_from_slice(&exchange.pubkey()[..LENGTH]);
         PublicKey(public)
+    }
+}
+
+impl PrivateKey {
+    /// The key of a lane of a gateway that has this one: its own for the first.
+    #[must_use]
+    pub fn lane(&self, number: usize) -> Self {
+        if number == 0 {
+            return self.clone();
+        }
+        let mut mac =
+            <Blake2sMac<U32> as KeyInit>::new_from_slice(&self.0).expect("BLAKE2s takes keys of 32 bytes");
+        mac.update(b"liquid lane");
+        mac.update(&u64::try_from(number).unwrap_or(u64::MAX).to_le_bytes());
+        Self(mac.finalize().into_bytes().into())
     }
 }
 

@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use ipnet::IpNet;
-use liquid_gateway::gateway::{Clock, Config, Gateway};
+use liquid_gateway::gateway::{Clock, Config, Gateway, Handled};
+use liquid_gateway::lanes::Lane;
 use liquid_gateway::nat::Remap;
 use liquid_gateway::packet::checksum::Sum;
 use liquid_gateway::packet::ip::Ip;
@@ -41,6 +42,7 @@ pub(crate) fn tunnel(name: &str, key: &PrivateKey, endpoint: Option<SocketAddr>)
         endpoints: endpoint.into_iter().collect(),
         keepalive: None,
         probes: false,
+        tells_lanes: false,
     }
 }
 
@@ -55,11 +57,19 @@ impl Host {
         static HOSTS: AtomicU8 = AtomicU8::new(0);
         let seed = [HOSTS.fetch_add(1, Ordering::Relaxed); 32];
         let clock = Clock { instant: now, since_epoch: Duration::from_secs(1_800_000_000) };
-        Self { key: config.private_key.clone(), gateway: Gateway::new(config, seed, clock, true), address }
+        let key = config.private_key.clone();
+        let gateway = Gateway::new(config, (Lane::ONLY, &key), seed, clock, true);
+        Self { key, gateway, address }
     }
 
     pub(crate) fn send(&mut self, now: Instant, packet: &[u8]) {
-        self.gateway.handle_packet(now, Offload::None, &mut packet.to_vec());
+        let handled = self.gateway.handle_packet(now, Offload::None, &mut packet.to_vec());
+        assert_eq!(handled, Handled::Here);
+    }
+
+    pub(crate) fn configure(&mut self, config: Config, now: Instant) {
+        let first = config.private_key.clone();
+        self.gateway.configure(config, &first, now);
     }
 
     pub(crate) fn transmits(&mut self) -> Vec<Datagram> {

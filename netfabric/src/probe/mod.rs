@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 
 /// Time between two probes of a gateway.
 pub const INTERVAL: Duration = Duration::from_millis(100);
-/// So many probes in a row without an answer, and a gateway counts as dead: after 0.5 s, of the second in which others
-/// have to have taken over.
+/// Time after which the next one is sent if there is no answer yet, within a cluster a sign that something is wrong.
+pub const URGENT: Duration = Duration::from_millis(50);
+/// So many probes in a row without an answer, and a gateway counts as dead: at most 0.35 s after it has died. TCP of Linux
+/// sends again after 0.2 s and 0.6 s, and then after 1.4 s: by the second time another gateway has to be in use.
 const DEAD_AFTER: usize = 5;
 /// So many answers in a row, and it is back: what comes and goes is not used.
 const BACK_AFTER: u32 = 5;
@@ -96,8 +98,6 @@ impl Prober {
             if target.next > now {
                 continue;
             }
-            // Not `next + INTERVAL`: a process that was held up does not catch up with a burst.
-            target.next = now + INTERVAL;
             let lost = target.waiting.iter().take_while(|(_, sent)| now.duration_since(*sent) >= LOST_AFTER);
             let lost = lost.count();
             target.waiting.drain(..lost);
@@ -107,6 +107,8 @@ impl Prober {
                 target.answers = 0;
             }
             target.silent += 1;
+            // Not `next + ...`: a process that was held up does not catch up with a burst.
+            target.next = now + if target.dead { INTERVAL } else { URGENT };
             target.figures.sent += 1;
             target.waiting.push_back((target.sequence, now));
             probes.push(Probe { target: *address, sequence: target.sequence });
@@ -123,6 +125,7 @@ impl Prober {
         let Some((_, sent)) = target.waiting.remove(at) else { return };
         target.figures.sample(now.duration_since(sent).as_secs_f64());
         target.silent = 0;
+        target.next = target.next.max(sent + INTERVAL);
         if !serves {
             target.dead = true;
             target.answers = 0;
@@ -199,12 +202,12 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_gateway_is_dead_within_600_ms_and_back_when_it_answers_steadily() {
+    fn a_silent_gateway_is_dead_within_350_ms_and_back_when_it_answers_steadily() {
         let start = Instant::now();
         let mut prober = prober(start);
         let now = run(&mut prober, start, Duration::from_secs(2), |_| Some((MS, true)));
         assert!(prober.dead().is_empty());
-        let now = run(&mut prober, now, Duration::from_millis(450), |_| None);
+        let now = run(&mut prober, now, Duration::from_millis(200), |_| None);
         assert!(prober.dead().is_empty(), "four lost in a row happen");
         let now = run(&mut prober, now, Duration::from_millis(150), |_| None);
         assert_eq!(prober.dead(), BTreeSet::from([target()]));
@@ -232,7 +235,8 @@ mod tests {
         });
         run(&mut prober, now, Duration::from_secs(2), |_| Some((10 * MS, true)));
         let figures = prober.figures()[&target()];
-        assert_eq!((figures.sent, figures.lost), (220, 50));
+        // One that is not answered is followed by another after half the time.
+        assert!((245..255).contains(&figures.sent) && (56..60).contains(&figures.lost), "{figures:?}");
         let round_trip = figures.round_trip.unwrap();
         assert!((0.010..0.0115).contains(&round_trip), "{round_trip}");
         assert!(figures.jitter < 0.005, "{}", figures.jitter);

@@ -5,6 +5,7 @@
 mod adjusting;
 mod companions;
 mod figures;
+mod gateways;
 mod joining;
 mod kubelet_api;
 mod leaving;

@@ -1,0 +1,239 @@
+//! Gateways that fail, are replaced, and move, while traffic flows.
+
+use crate::manifests::FOREVER;
+use crate::network::connected;
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, ResourceExt as _};
+use liquid_crds::{Peer, condition};
+use liquid_scenarios::{Cluster, Environment, Flow, Inside, Look};
+use std::env;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+const SOON: Duration = Duration::from_secs(90);
+const NAMESPACE: &str = "gateways";
+const LIQUID: &str = "liquid-system";
+const GATEWAYS: &str = "app.kubernetes.io/component=gateway";
+/// How often each gateway is killed.
+const KILLS: &str = "LIQUID_GATEWAY_KILLS";
+/// Time in which whatever a kill does to a flow has happened.
+const AFTERMATH: Duration = Duration::from_secs(3);
+
+/// A pod to send from and to, as it is in its cluster and as the other sees it.
+struct End {
+    inside: Inside,
+    seen: Ipv4Addr,
+}
+
+impl End {
+    /// A pod in `cluster`, as `other` sees it; on `node`, if one is named.
+    async fn of(cluster: &Cluster, other: &Cluster, node: Option<&str>) -> anyhow::Result<Self> {
+        cluster.delete_namespace(NAMESPACE).await?;
+        cluster.create_namespace(NAMESPACE).await?;
+        let node = node.map(|node| format!("  nodeName: {node}\n")).unwrap_or_default();
+        let manifest = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {}, labels: {{app: end}}}}\nspec:\n{node}  \
+             terminationGracePeriodSeconds: 1\n  containers:\n    - {FOREVER}\n",
+            cluster.name
+        );
+        cluster.apply(NAMESPACE, &manifest).await?;
+        let pod = cluster.wait_for_pods(NAMESPACE, "app=end", 1, SOON).await?.remove(0);
+        let inside = Inside::of(&pod)?;
+        let prefixes = connected(other, &cluster.name).await?;
+        let seen = prefixes.iter().find_map(|prefix| {
+            let (real, seen) = prefix.prefixes()?;
+            let host = inside.address.to_bits() & u32::MAX.checked_shr(real.prefix_len().into()).unwrap_or(0);
+            let std::net::IpAddr::V4(network) = seen.network() else { return None };
+            real.contains(&std::net::IpAddr::V4(inside.address))
+                .then(|| Ipv4Addr::from_bits(network.to_bits() | host))
+        });
+        Ok(Self {
+            seen: seen.with_context(|| format!("{} is in none of {prefixes:?}", inside.address))?,
+            inside,
+        })
+    }
+}
+
+/// Flows both ways: of datagrams with ports of their own, so that they are spread, and connections.
+struct Load {
+    /// From home to the provider, and back.
+    datagrams: [Vec<Flow>; 2],
+    connections: [Vec<Flow>; 2],
+}
+
+impl Load {
+    fn between(home: &End, provider: &End) -> anyhow::Result<Self> {
+        let ways = [(home, provider), (provider, home)];
+        let datagrams = |(from, to): (&End, &End)| {
+            (7001..7005).map(|port| Flow::datagrams(&from.inside, &to.inside, to.seen, port)).collect()
+        };
+        let connections = |(from, to): (&End, &End)| {
+            (7001..7003).map(|port| Flow::connection(&from.inside, &to.inside, to.seen, port)).collect()
+        };
+        let all = |make: &dyn Fn((&End, &End)) -> anyhow::Result<Vec<Flow>>| {
+            anyhow::Ok([make(ways[0])?, make(ways[1])?])
+        };
+        Ok(Self { connections: all(&connections)?, datagrams: all(&datagrams)? })
+    }
+
+    /// Longest gaps since then: of datagrams and of connections, by direction.
+    fn gaps(&self, since: Instant) -> [[Duration; 2]; 2] {
+        let longest =
+            |flows: &Vec<Flow>| flows.iter().map(|flow| flow.gap_since(since)).max().unwrap_or_default();
+        [self.datagrams.each_ref().map(longest), self.connections.each_ref().map(longest)]
+    }
+
+    fn lost(&self) -> u64 {
+        self.datagrams.iter().flatten().map(Flow::lost).sum()
+    }
+
+    /// No connection has ended or lost a byte.
+    fn assert_connections_live(&self) {
+        for flow in self.connections.iter().flatten() {
+            assert_eq!(flow.broken(), None);
+            assert!(flow.is_whole(), "{}: bytes lost or out of order", flow.name);
+        }
+    }
+
+    /// And all of them still move.
+    async fn assert_all_move(&self) -> anyhow::Result<()> {
+        let flows = || self.datagrams.iter().chain(&self.connections).flatten();
+        let before: Vec<usize> = flows().map(Flow::arrived).collect();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        for (flow, before) in flows().zip(before) {
+            assert!(flow.arrived() > before + 50, "{} stands still", flow.name);
+        }
+        Ok(())
+    }
+}
+
+/// Waits until `cluster` says that all ways to `peer` are up, of so many gateways here and there.
+async fn all_ways_up(cluster: &Cluster, peer: &str, ways: usize) -> anyhow::Result<()> {
+    let peers: Api<Peer> = Api::all(cluster.client.clone());
+    let wanted = format!("{ways} of {ways} ways");
+    cluster
+        .wait(&format!("{wanted} to {peer}"), SOON, || async {
+            let status = peers.get(peer).await?.status.unwrap_or_default();
+            let said = condition(&status.conditions, "NetworkReady").cloned();
+            Ok(match said {
+                Some(said) if said.reason == "Connected" && said.message.contains(&wanted) => Look::Done(()),
+                said => Look::NotYet(said.map_or("nothing said".to_owned(), |said| said.message)),
+            })
+        })
+        .await
+}
+
+async fn settled(home: &Cluster, provider: &Cluster) -> anyhow::Result<()> {
+    all_ways_up(home, "provider", 4).await?;
+    all_ways_up(provider, "home", 4).await
+}
+
+async fn gateways(cluster: &Cluster) -> anyhow::Result<Vec<Pod>> {
+    cluster.wait_for_pods(LIQUID, GATEWAYS, 2, SOON).await
+}
+
+/// Waits until a pod of this name is another one than `before`, and Ready.
+async fn replaced(cluster: &Cluster, before: &Pod) -> anyhow::Result<Pod> {
+    let name = before.name_any();
+    cluster
+        .wait(&format!("another {name}"), SOON, || async {
+            let now = gateways(cluster).await?.into_iter().find(|pod| pod.name_any() == name);
+            Ok(match now {
+                Some(pod) if pod.uid() != before.uid() => Look::Done(pod),
+                _ => Look::NotYet("still the same".to_owned()),
+            })
+        })
+        .await
+}
+
+fn shown(gaps: &mut [Duration]) -> String {
+    gaps.sort_unstable();
+    let at = |percent: usize| gaps.get((gaps.len() * percent).div_ceil(100).saturating_sub(1)).copied();
+    let (median, last) = (at(50).unwrap_or_default(), at(99).unwrap_or_default());
+    format!(
+        "p50 {:.0} ms, p99 {:.0} ms of {}",
+        median.as_secs_f64() * 1e3,
+        last.as_secs_f64() * 1e3,
+        gaps.len()
+    )
+}
+
+/// Would catch: flows that stay with a gateway that is gone, on the nodes of its cluster or in the gateways of the peer;
+/// connections that do not survive that; and a replacement of all gateways that anybody notices.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the lab"]
+async fn a_gateway_may_be_killed_and_all_be_replaced_while_traffic_flows() -> anyhow::Result<()> {
+    let environment = Environment::open().await?.peered().await?;
+    environment.lab.as_ref().context("this needs the lab")?;
+    let (home, provider) = (&environment.home, &environment.provider);
+    let (here, there) = (End::of(home, provider, None).await?, End::of(provider, home, None).await?);
+    settled(home, provider).await?;
+    let load = Load::between(&here, &there)?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    load.assert_all_move().await?;
+
+    let rounds: usize = env::var(KILLS).ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let mut gaps: [[Vec<Duration>; 2]; 2] = Default::default();
+    for round in 0..rounds {
+        for (side, cluster) in [home, provider].into_iter().enumerate() {
+            for victim in gateways(cluster).await? {
+                let killed = Instant::now();
+                Inside::of(&victim)?.kill("liquid-gateway")?;
+                tokio::time::sleep(AFTERMATH).await;
+                for (kind, by_direction) in load.gaps(killed).into_iter().enumerate() {
+                    for (direction, gap) in by_direction.into_iter().enumerate() {
+                        // A gateway that no flow of this direction went through says nothing.
+                        if gap > Duration::from_millis(100) {
+                            gaps[kind][direction].push(gap);
+                        }
+                        assert!(gap < Duration::from_secs(1 + u64::from(kind == 1)), "{gap:?} after a kill");
+                    }
+                }
+                load.assert_connections_live();
+                // Kubernetes waits longer before each restart of a container, and not before that of a pod.
+                if round + 1 < rounds {
+                    let name = victim.name_any();
+                    let delete = ["delete", "pod", "-n", LIQUID, &name, "--grace-period=1", "--wait=false"];
+                    cluster.kubectl.run(delete).await?.ok()?;
+                    replaced(cluster, &victim).await?;
+                }
+                settled(home, provider).await?;
+            }
+            println!("kills of gateways of {}: {}", cluster.name, (side + 1) * (round + 1));
+        }
+    }
+    for (kind, name) in ["UDP", "TCP"].into_iter().enumerate() {
+        for (direction, way) in ["home to provider", "provider to home"].into_iter().enumerate() {
+            println!("gap of {name}, {way}, after kill -9: {}", shown(&mut gaps[kind][direction]));
+        }
+    }
+
+    let before = (load.lost(), Instant::now());
+    for cluster in [home, provider] {
+        let restart = ["rollout", "restart", "-n", LIQUID, "statefulset/liquid-gateway"];
+        cluster.kubectl.run(restart).await?.ok()?;
+        let status = ["rollout", "status", "-n", LIQUID, "statefulset/liquid-gateway", "--timeout=120s"];
+        cluster.kubectl.run(status).await?.ok()?;
+        load.assert_connections_live();
+    }
+    settled(home, provider).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let [datagrams, connections] = load.gaps(before.1);
+    println!(
+        "gateways of both replaced in {:.0} s: {} of {} datagrams lost, longest gap {:.0} ms, of connections {:.0} ms",
+        before.1.elapsed().as_secs_f64(),
+        load.lost() - before.0,
+        before.1.elapsed().as_millis() / liquid_scenarios::PACE.as_millis() * 8,
+        datagrams.iter().max().unwrap().as_secs_f64() * 1e3,
+        connections.iter().max().unwrap().as_secs_f64() * 1e3,
+    );
+    load.assert_connections_live();
+    load.assert_all_move().await?;
+    assert!(*connections.iter().max().unwrap() < Duration::from_secs(1));
+    drop(load);
+    for cluster in [home, provider] {
+        cluster.delete_namespace(NAMESPACE).await?;
+    }
+    Ok(())
+}
