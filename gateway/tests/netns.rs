@@ -1,14 +1,16 @@
 //! The program itself between network namespaces: needs root, `ip`, and `/dev/net/tun`.
 //!
-//! `cargo test -p liquid-gateway --test netns -- --ignored --test-threads 1`. The tests with other implementations build
-//! these (Go and cargo, through their registries) when they are not in `target/gateway-tools/bin`.
+//! `cargo xtask test` runs them, but for those whose names begin with `by_hand`: `cargo test -p liquid-gateway --test netns
+//! -- --ignored --test-threads 1`. Those with other implementations build these (Go and cargo, through their registries)
+//! when they are not in `target/gateway-tools/bin`.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::print_stdout, reason = "a test says what it measured")]
 
 #[path = "support/netns.rs"]
 mod netns;
 
-use netns::{DEADLINE, Other, Prefixes, Site, World, eventually, pause};
+use netns::{DEADLINE, End, Other, Prefixes, Process, Site, World, eventually, pause};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -128,7 +130,7 @@ fn two_sites_with_the_same_addresses_talk_over_either_family() {
             let (from, to) = world.sites(first);
             for family in [0, 1] {
                 ping(from, to, family);
-                stream(from, to, family, 30_000_000);
+                stream(from, to, family, 5_000_000);
                 datagrams(from, to, family, &[1, 64, 1300, 1392, 1393, 4000, 9000]);
             }
         }
@@ -239,8 +241,8 @@ fn longest_gap(got: &[(u64, Instant)]) -> Duration {
 }
 
 #[test]
-#[ignore = "needs root, and more than two minutes: sessions live that long"]
-fn sessions_are_renewed_under_load_without_loss() {
+#[ignore = "needs root, and more than two minutes, for sessions live that long: by hand"]
+fn by_hand_sessions_are_renewed_under_load_without_loss() {
     let world = World::new(Prefixes::Overlapping);
     let _a = world.a.start_gateway(&world.b, 0);
     let _b = world.b.start_gateway(&world.a, 0);
@@ -288,21 +290,164 @@ fn a_gateway_that_is_killed_comes_back_within_a_second_of_its_start() {
     stream(&world.b, &world.a, 0, 1_000_000);
 }
 
-#[test]
-#[ignore = "needs root; builds wireguard-go and boringtun-cli"]
-fn other_implementations_are_understood() {
-    for other in [Other::WireguardGo, Other::BoringtunCli] {
-        let world = World::new(Prefixes::Disjoint);
-        let _b = world.b.start_other(&world.a, other, 1420);
-        let _a = world.a.start_gateway(&world.b, 0);
-        for first in ['a', 'b'] {
-            let (from, to) = world.sites(first);
-            for family in [0, 1] {
-                ping(from, to, family);
-                stream(from, to, family, 10_000_000);
-                datagrams(from, to, family, &[1, 1300, 1392, 4000]);
-            }
+/// Both gateways of B, and A's with a tunnel to each; all of them liquid-gateway.
+fn two_gateways(world: &World, second: &Site) -> (Process, Process, Process) {
+    let end = |site: &Site| End { probes: true, ..site.end(0) };
+    let ends = [end(&world.b), end(second)];
+    let a = world.a.start_with(&world.b, &ends, &[]);
+    let b = world.b.start_with(&world.a, &[end(&world.a)], &[]);
+    let other = second.start_with(&world.a, &[end(&world.a)], &[]);
+    ping(&world.a, &world.b, 0);
+    // Probes have found both.
+    pause(Duration::from_millis(500));
+    (a, b, other)
+}
+
+/// Eight streams from A to B, so that some take each way; returns the longest gap of any of them.
+fn streams(world: &World, while_it_runs: impl FnOnce() + Send) -> Duration {
+    let target = world.a.sees(&world.b, 0);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let mut receivers = Vec::new();
+        for port in PORT..PORT + 8 {
+            let target = SocketAddr::new(target, port);
+            let server = world.b.client.inside(|| UdpSocket::bind((any(target.ip()), port)).unwrap());
+            let client = world.a.client.inside(|| UdpSocket::bind((any(target.ip()), 0)).unwrap());
+            timed(&server, Duration::from_millis(200));
+            let stop = &stop;
+            receivers.push(scope.spawn(move || {
+                let mut got = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    if server.recv(&mut [0; 8]).is_ok() {
+                        got.push((0, Instant::now()));
+                    }
+                }
+                longest_gap(&got)
+            }));
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    drop(client.send_to(&[7; 8], target));
+                    pause(Duration::from_millis(10));
+                }
+            });
         }
-        no_checksum_errors(&world);
+        let done = Done(&stop);
+        pause(Duration::from_millis(500));
+        while_it_runs();
+        drop(done);
+        receivers.into_iter().map(|receiver| receiver.join().unwrap()).max().unwrap()
+    })
+}
+
+#[test]
+#[ignore = "needs root"]
+fn flows_leave_a_gateway_that_is_killed_and_a_link_that_breaks_within_a_second() {
+    let world = World::new(Prefixes::Overlapping);
+    let second = world.second();
+    let (_a, _b, mut other) = two_gateways(&world, &second);
+    let mut gaps = Vec::new();
+    for _ in 0..3 {
+        let mut killed = Some(other);
+        gaps.push(streams(&world, || {
+            killed.take().unwrap().kill();
+            pause(Duration::from_secs(1));
+        }));
+        other = second.start_with(&world.a, &[End { probes: true, ..world.a.end(0) }], &[]);
+        pause(Duration::from_millis(700));
     }
+    println!("longest gaps of eight streams when a gateway is killed: {gaps:?}");
+    assert!(gaps.iter().all(|gap| *gap < Duration::from_secs(1)));
+    // Half of the flows went that way.
+    assert!(gaps.iter().all(|gap| *gap > Duration::from_millis(200)));
+
+    let gap = streams(&world, || {
+        world.internet.ip("link set to-b2 down");
+        pause(Duration::from_secs(1));
+    });
+    println!("when its link is lost: {gap:?}");
+    assert!(gap < Duration::from_secs(1));
+    let received = || second.gateway.counter("Udp", "InDatagrams");
+    world.internet.ip("link set to-b2 up");
+    let back = Instant::now();
+    let gap = streams(&world, || {
+        let before = received();
+        // More than probes: flows are back on it.
+        eventually("flows on the link that is back", || (received() > before + 200).then_some(()));
+    });
+    println!("back on it {:?} after its return, longest gap {gap:?}", back.elapsed());
+    assert!(gap < Duration::from_millis(200));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn nothing_is_lost_when_a_gateway_is_told_to_end() {
+    let world = World::new(Prefixes::Overlapping);
+    let second = world.second();
+    let (_a, _b, other) = two_gateways(&world, &second);
+    let mut leaving = Some(other);
+    let gap = streams(&world, || {
+        let leaving = leaving.take().unwrap();
+        leaving.signal("TERM");
+        leaving.wait();
+        pause(Duration::from_millis(500));
+    });
+    println!("longest gap of eight streams when a gateway is told to end: {gap:?}");
+    assert!(gap < Duration::from_millis(100));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_gateway_that_begins_again_elsewhere_is_used_as_soon_as_it_is_told_of() {
+    let world = World::new(Prefixes::Overlapping);
+    let second = world.second();
+    let (a, _b, other) = two_gateways(&world, &second);
+    other.kill();
+    second.gateway.ip("addr del 203.0.113.2/24 dev out");
+    second.gateway.ip("addr add 203.0.113.77/24 dev out");
+    second.gateway.ip("route replace default via 203.0.113.1");
+    // As of a cluster that cannot call: it knows no address of A.
+    let nowhere = End { probes: true, endpoint: "192.0.2.99:9".parse().unwrap(), ..world.a.end(0) };
+    let _other = second.start_with(&world.a, &[nowhere], &[]);
+    let moved = End { probes: true, endpoint: "203.0.113.77:51820".parse().unwrap(), ..second.end(0) };
+    world.a.write_config(&world.b, &[End { probes: true, ..world.b.end(0) }, moved]);
+    let received = || second.gateway.counter("Udp", "InDatagrams");
+    let told = Instant::now();
+    a.signal("HUP");
+    let gap = streams(&world, || {
+        let before = received();
+        eventually("flows over the gateway that moved", || (received() > before + 200).then_some(()));
+    });
+    println!(
+        "flows over a gateway that moved {:?} after its new address was told, longest gap {gap:?}",
+        told.elapsed()
+    );
+    assert!(gap < Duration::from_millis(200));
+}
+
+fn is_understood(other: Other) {
+    let world = World::new(Prefixes::Disjoint);
+    let _b = world.b.start_other(&world.a, other, 1420);
+    // With lanes, of which the other end knows nothing.
+    let _a = world.a.start_with(&world.b, &[world.b.end(0)], &["--lanes", "3"]);
+    for first in ['a', 'b'] {
+        let (from, to) = world.sites(first);
+        for family in [0, 1] {
+            ping(from, to, family);
+            stream(from, to, family, 5_000_000);
+            datagrams(from, to, family, &[1, 1300, 1392, 4000]);
+        }
+    }
+    no_checksum_errors(&world);
+}
+
+#[test]
+#[ignore = "needs root; builds wireguard-go, unless WIREGUARD_GO names it"]
+fn wireguard_go_is_understood() {
+    is_understood(Other::WireguardGo);
+}
+
+#[test]
+#[ignore = "needs root, and builds boringtun-cli: by hand"]
+fn by_hand_boringtun_cli_is_understood() {
+    is_understood(Other::BoringtunCli);
 }

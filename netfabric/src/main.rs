@@ -9,7 +9,7 @@ use liquid_fabric::cluster::{Events, Knowledge, Watched, follow};
 use liquid_fabric::kernel::{Kernel, Monitor};
 use liquid_fabric::metrics::{Metrics, Probes};
 use liquid_fabric::probe::task::{self, Aim, Measured};
-use liquid_fabric::reconcile::{Reconciler, bring};
+use liquid_fabric::reconcile::{self, Reconciler, bring};
 use liquid_fabric::state::Desired;
 use liquid_fabric::topology::{Place, Settings};
 use liquid_runtime::drain::DRAIN_DEADLINE;
@@ -80,11 +80,13 @@ async fn work(
     let serving = aims.clone();
     let in_gateway = matches!(place, Place::Gateway(_));
     let (dead_sender, dead) = watch::channel(BTreeSet::new());
+    let (heard_sender, heard) = watch::channel(BTreeSet::new());
     match &place {
         Place::Node(_) => drain.spawn(task::probe(aims, settings.probe_port, dead_sender, measured)),
-        Place::Gateway(_) => drain.spawn(task::answer(aims, settings.probe_port)),
+        Place::Gateway(_) => drain.spawn(task::answer(aims, settings.probe_port, heard_sender)),
     };
-    let reconciler = Reconciler::new(kernel, place, settings, metrics, events, ready, (dead, aim));
+    let probes = reconcile::Probes { aim, dead, heard };
+    let reconciler = Reconciler::new(kernel, place, settings, metrics, events, ready, probes);
     let ended = tokio::select! {
         () = follow(client, watched, sender) => Ok(()),
         ended = reconciler.run(monitor, known) => ended,

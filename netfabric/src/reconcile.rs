@@ -12,7 +12,7 @@ use liquid_runtime::health::Part;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
@@ -24,6 +24,10 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const BURST: Duration = Duration::from_millis(20);
 /// Steps may have effects of their own, so that it takes another look; more than this is a fight with somebody.
 const ROUNDS: u32 = 3;
+
+/// How long a gateway that begins waits for the probes of all nodes before it is ready: they hear of it from the API
+/// server, and a node that is away does not at all.
+const AWARENESS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What it takes to keep the kernel as it should be.
 #[derive(Debug)]
@@ -40,12 +44,32 @@ pub struct Reconciler {
     pub events: Events,
     /// Ready once the kernel is as it should be.
     pub ready: Part,
-    /// Gateways that do not answer.
-    pub dead: watch::Receiver<BTreeSet<IpAddr>>,
-    /// Where probes go, or are answered.
-    pub aim: watch::Sender<Aim>,
+    /// What it has to do with probes.
+    pub probes: Probes,
     /// What was said last, so that it is said once.
     said: Said,
+    /// Until when nodes have time to hear of this gateway; none once they had.
+    awaited: Option<Awaited>,
+}
+
+/// What is told to the probes, and heard of them.
+#[derive(Debug)]
+pub struct Probes {
+    /// Where they go, or are answered.
+    pub aim: watch::Sender<Aim>,
+    /// On nodes: gateways that do not answer.
+    pub dead: watch::Receiver<BTreeSet<IpAddr>>,
+    /// In gateways: nodes that have probed this one.
+    pub heard: watch::Receiver<BTreeSet<IpAddr>>,
+}
+
+/// Nodes let nothing in from a gateway that they do not know yet.
+#[derive(Debug, Clone, Copy)]
+enum Awaited {
+    /// As soon as the overlay is there.
+    Soon,
+    /// Until then.
+    Until(Instant),
 }
 
 #[derive(Debug, Default)]
@@ -65,9 +89,10 @@ impl Reconciler {
         metrics: Metrics,
         events: Events,
         ready: Part,
-        (dead, aim): (watch::Receiver<BTreeSet<IpAddr>>, watch::Sender<Aim>),
+        probes: Probes,
     ) -> Self {
-        Self { kernel, place, settings, metrics, events, ready, dead, aim, said: Said::default() }
+        let awaited = matches!(place, Place::Gateway(_)).then_some(Awaited::Soon);
+        Self { kernel, place, settings, metrics, events, ready, probes, said: Said::default(), awaited }
     }
 
     /// Works until a socket fails or nobody watches the cluster any more. What is in place stays there: an upgrade must
@@ -94,8 +119,9 @@ impl Reconciler {
                     changed?;
                     true
                 }
-                // In a gateway nobody probes: the sender is gone, and this branch with it.
-                Ok(()) = self.dead.changed() => false,
+                // Of these two, one is of nodes and the other of gateways: its sender is gone, and its branch with it.
+                Ok(()) = self.probes.dead.changed() => false,
+                Ok(()) = self.probes.heard.changed() => false,
                 _ = look.tick() => false,
             };
             if bursting {
@@ -134,7 +160,10 @@ impl Reconciler {
                 }
             }
             None => {
-                self.ready.ready();
+                match self.unaware_nodes(topology) {
+                    0 => self.ready.ready(),
+                    some => self.ready.not_ready(&format!("{some} nodes do not know this gateway yet")),
+                }
                 if self.said.failure.is_some() {
                     info!("the overlay is as it should be again");
                 }
@@ -143,10 +172,29 @@ impl Reconciler {
         self.said.failure = failure;
     }
 
+    /// How many nodes still have time to hear of this gateway, and have not.
+    fn unaware_nodes(&mut self, topology: &Topology) -> usize {
+        let now = Instant::now();
+        let until = match self.awaited {
+            None => return 0,
+            Some(Awaited::Soon) => now + AWARENESS_DEADLINE,
+            Some(Awaited::Until(until)) => until,
+        };
+        // Without an overlay there is nothing that nodes could know.
+        let remotes = match topology.ends(&self.place) {
+            Some(ends) if self.kernel.overlay_index().is_some() => ends.remotes,
+            _ => BTreeSet::new(),
+        };
+        let heard = self.probes.heard.borrow_and_update();
+        let unaware = remotes.iter().filter(|node| !heard.contains(node)).count();
+        self.awaited = (unaware > 0 && now < until).then_some(Awaited::Until(until));
+        if self.awaited.is_some() { unaware } else { 0 }
+    }
+
     fn reconcile(&mut self, topology: &Topology) -> Result<Outcome, KernelError> {
         let ends = topology.ends(&self.place);
         let mut host = self.kernel.host(ends.as_ref())?;
-        host.dead.clone_from(&self.dead.borrow_and_update());
+        host.dead.clone_from(&self.probes.dead.borrow_and_update());
         let Plan { desired, problems } = plan(topology, &self.place, &self.settings, &host);
         self.metrics.cluster(topology);
         self.metrics.mtu(desired.link.as_ref().map(|link| link.mtu), host.path_mtu);
@@ -164,7 +212,7 @@ impl Reconciler {
             let address = local.and_then(|local| like(&gateway.addresses, local));
             aim.gateways.extend(address.map(|address| (address, name.clone())));
         }
-        self.aim.send_if_modified(|before| {
+        self.probes.aim.send_if_modified(|before| {
             let modified = *before != aim;
             if modified {
                 *before = aim;

@@ -379,6 +379,23 @@ fn what_keeps_traffic_from_flowing_is_said_where_people_look() {
     eventually("a node without podCIDR", || problem("NoPodCidr").then_some(()));
 }
 
+#[test]
+#[ignore = "needs root"]
+fn a_gateway_is_ready_once_nodes_let_in_what_it_sends() {
+    let world = World::new(Nat::Nftables);
+    let gateway = world.start_gateway(0);
+    let says = |what: &str| {
+        let answer = get(&world.gateways[0].name, "/readyz");
+        answer.filter(|answer| answer.contains(what)).map(drop)
+    };
+    eventually("two nodes are waited for", || says("2 nodes do not know this gateway yet"));
+    let first = world.start_node(0);
+    first.is_ready();
+    eventually("one is waited for", || says("1 nodes do not know").or_else(|| says("HTTP/1.1 200")));
+    // The other is away, and is not waited for for ever.
+    gateway.is_ready();
+}
+
 /// The longest time without an answer to a stream of one datagram each 10 ms, while `break_it` is done.
 fn gap(world: &World, break_it: impl FnOnce() + Send) -> Duration {
     let stop = AtomicBool::new(false);

@@ -6,7 +6,7 @@ mod summary;
 use std::process::{Command, ExitCode};
 
 use clap::Args;
-use liquid_lab::{Lab, LabName, Progress};
+use liquid_lab::{Cache, Lab, LabName, Progress, Toolchain};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::Uid;
 
@@ -23,7 +23,7 @@ const FILLS_GB: u64 = 15;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Leave out what needs root and clusters: the lab's own tests and the scenarios.
+    /// Leave out what needs root and clusters: tests in network namespaces, the lab's own tests and the scenarios.
     #[arg(long)]
     quick: bool,
     /// Name of the lab the scenarios play in; one of that name is taken down before and after.
@@ -40,12 +40,15 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     note_space();
     source(&mut run);
     if arguments.quick {
+        run.skip("netns", "--quick");
         run.skip("lab", "--quick");
         run.skip("scenarios", "--quick");
     } else if !Uid::effective().is_root() {
+        run.skip("netns", "needs root");
         run.skip("lab", "needs root");
         run.skip("scenarios", "needs root");
     } else {
+        netns(&mut run);
         lab(&mut run);
         scenarios(&mut run, arguments);
     }
@@ -86,6 +89,32 @@ fn source(run: &mut Run<'_>) {
     run.stage(Stage::new("generated", workspace::xtask(&["gen", "--check"])));
     run.stage(Stage::new("dependencies", workspace::xtask(&["dependencies"])));
     run.stage(Stage::new("unit", cargo(&["test", "--workspace", "--no-fail-fast"])));
+}
+
+/// Programs of the data path in network namespaces: no cluster, one thing at a time.
+fn netns(run: &mut Run<'_>) {
+    let wireguard =
+        Cache::open().and_then(|cache| Toolchain::on_demand("wireguard", &cache, &Progress::new()));
+    let wireguard = match wireguard {
+        Ok(program) => program,
+        Err(error) => return run.fail("netns", &error),
+    };
+    let tests = [
+        "test",
+        "--workspace",
+        "--no-fail-fast",
+        "--test",
+        "netns",
+        "--",
+        "--ignored",
+        "--test-threads=1",
+        "--show-output",
+        "--skip",
+        "by_hand",
+    ];
+    let mut command = workspace::cargo(&tests);
+    command.env("WIREGUARD_GO", wireguard);
+    run.stage(Stage::new("netns", command));
 }
 
 /// The lab's own tests. The first one builds Kubernetes, if that was never done on this machine.

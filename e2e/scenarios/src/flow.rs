@@ -134,11 +134,18 @@ impl Flow {
     /// The longest time without a number since `since`, until now.
     #[must_use]
     pub fn gap_since(&self, since: Instant) -> Duration {
+        self.gap(since).1
+    }
+
+    /// The longest time without a number since `since`, and how long after `since` it began.
+    #[must_use]
+    pub fn gap(&self, since: Instant) -> (Duration, Duration) {
         let arrived = self.state.arrived.lock().unwrap_or_else(PoisonError::into_inner);
         let first = arrived.partition_point(|(_, at)| *at < since).saturating_sub(1);
         let times = arrived[first..].iter().map(|(_, at)| *at).chain([Instant::now()]);
         let times: Vec<Instant> = times.collect();
-        times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(Duration::MAX)
+        let gaps = times.windows(2).map(|pair| (pair[1] - pair[0], pair[0].saturating_duration_since(since)));
+        gaps.max().map_or((Duration::ZERO, Duration::MAX), |(gap, after)| (after, gap))
     }
 
     /// Numbers sent so far that have not arrived; those of the last half second may be under way.

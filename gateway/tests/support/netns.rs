@@ -13,12 +13,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
-use liquid_gateway::wireguard::key::PrivateKey;
+use liquid_gateway::wireguard::key::{PrivateKey, PublicKey};
 
+/// Names the program of wireguard-go, which is not built then.
+const WIREGUARD_GO: &str = "WIREGUARD_GO";
 /// How long anything may take to come about.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -52,16 +55,20 @@ pub(crate) fn ip(arguments: &str) -> String {
     run("ip", arguments).unwrap()
 }
 
-/// A network namespace.
-#[derive(Debug)]
+/// A network namespace, which is gone with the last value that stands for it.
+#[derive(Debug, Clone)]
 pub(crate) struct Namespace {
     pub(crate) name: String,
+    _owned: Arc<Owned>,
 }
+
+#[derive(Debug)]
+struct Owned(String);
 
 impl Namespace {
     fn new(name: String) -> Self {
         ip(&format!("netns add {name}"));
-        let namespace = Self { name };
+        let namespace = Self { _owned: Arc::new(Owned(name.clone())), name };
         namespace.ip("link set lo up");
         for (key, value) in [
             ("net/ipv4/ip_forward", "1"),
@@ -117,10 +124,10 @@ impl Namespace {
     }
 }
 
-impl Drop for Namespace {
+impl Drop for Owned {
     fn drop(&mut self) {
         // Whatever still runs in it keeps the kernel from freeing it, but not its name.
-        if let Err(error) = run("ip", &format!("netns del {}", self.name)) {
+        if let Err(error) = run("ip", &format!("netns del {}", self.0)) {
             eprintln_once(&error);
         }
     }
@@ -227,6 +234,39 @@ impl World {
         world
     }
 
+    /// A second gateway of site B, between the same client and the internet.
+    pub(crate) fn second(&self) -> Site {
+        let b = &self.b;
+        let outer: [IpAddr; 2] = ["203.0.113.2", "2001:db8:3::2"].map(|text| text.parse().unwrap());
+        let second = Site {
+            client: b.client.clone(),
+            gateway: Namespace::new(format!("{}2", b.gateway.name)),
+            key: PrivateKey::new([43; 32]),
+            device: format!("{}2", b.device),
+            directory: tempfile::tempdir().unwrap(),
+            inner: b.inner,
+            outer,
+            real: b.real,
+            view: b.view,
+        };
+        let name = &second.gateway.name;
+        ip(&format!("link add in netns {name} type veth peer name eth1 netns {}", b.client.name));
+        ip(&format!("link add out netns {name} type veth peer name to-b2 netns {}", self.internet.name));
+        b.client.ip("link set eth1 up");
+        for (namespace, command) in [
+            (&second.gateway, "link set in up".to_owned()),
+            (&second.gateway, "link set out up".to_owned()),
+            (&second.gateway, format!("route add {}/32 dev in", b.inner[0])),
+            (&second.gateway, format!("addr add {}/24 dev out", outer[0])),
+            (&second.gateway, format!("route add default via {}", neighbour(outer[0]))),
+            (&self.internet, "link set to-b2 up".to_owned()),
+            (&self.internet, format!("addr add {}/24 dev to-b2", neighbour(outer[0]))),
+        ] {
+            namespace.ip(&command);
+        }
+        second
+    }
+
     /// The site and the other.
     pub(crate) fn sites(&self, first: char) -> (&Site, &Site) {
         if first == 'a' { (&self.a, &self.b) } else { (&self.b, &self.a) }
@@ -241,6 +281,14 @@ fn neighbour(address: IpAddr) -> IpAddr {
     }
 }
 
+/// A gateway as the other site knows it.
+#[derive(Debug, Clone)]
+pub(crate) struct End {
+    pub(crate) key: PublicKey,
+    pub(crate) endpoint: SocketAddr,
+    pub(crate) probes: bool,
+}
+
 impl Site {
     /// The client of the other site, as seen from this one.
     pub(crate) fn sees(&self, other: &Site, family: usize) -> IpAddr {
@@ -251,34 +299,55 @@ impl Site {
 
     /// Starts `liquid-gateway` here; the tunnel uses the outer addresses of `family` (0: IPv4, 1: IPv6).
     pub(crate) fn start_gateway(&self, other: &Site, family: usize) -> Process {
+        self.start_with(other, &[other.end(family)], &[])
+    }
+
+    /// Where and by which key the gateway of this site is known.
+    pub(crate) fn end(&self, family: usize) -> End {
+        End { key: self.key.public(), endpoint: SocketAddr::new(self.outer[family], 51_820), probes: false }
+    }
+
+    /// Starts `liquid-gateway` here, with a tunnel to each of these ends of the other site.
+    pub(crate) fn start_with(&self, other: &Site, ends: &[End], arguments: &[&str]) -> Process {
+        self.write_config(other, ends);
+        let log = fs::File::create(self.directory.path().join("log")).unwrap();
+        let mut command = self.gateway.command(gateway_binary());
+        command.arg("--config").arg(self.directory.path().join("gateway.yaml")).args(arguments);
+        let process = Process::start(command.stderr(log).stdout(Stdio::null()));
+        self.route();
+        process
+    }
+
+    /// Writes the configuration: SIGHUP makes the gateway read it again.
+    pub(crate) fn write_config(&self, other: &Site, ends: &[End]) {
         let base64 = |key: &[u8]| base64::engine::general_purpose::STANDARD.encode(key);
         let directory = self.directory.path();
         fs::write(directory.join("key"), base64(self.key_bytes())).unwrap();
         fs::write(directory.join("psk"), base64(&[99; 32])).unwrap();
         let prefixes =
             [0, 1].map(|family| format!("{{real: '{}', view: '{}'}}", other.real[family], self.view[family]));
+        let tunnels = ends.iter().enumerate().map(|(number, end)| {
+            format!(
+                "{{name: g{number}, publicKey: {}, presharedKeyFile: psk, endpoints: ['{}'], keepaliveSeconds: 25, probes: {}}}",
+                end.key, end.endpoint, end.probes
+            )
+        });
         let config = format!(
             "privateKeyFile: key\ndevice: {}\nlocal: ['{}', '{}']\npeers:\n- name: other\n  prefixes: [{}]\n  \
-             tunnels: [{{publicKey: {}, presharedKeyFile: psk, endpoints: ['{}'], keepaliveSeconds: 25}}]\n",
+             tunnels: [{}]\n",
             self.device,
             self.real[0],
             self.real[1],
             prefixes.join(", "),
-            other.key.public(),
-            SocketAddr::new(other.outer[family], 51_820),
+            tunnels.collect::<Vec<_>>().join(", "),
         );
         fs::write(directory.join("gateway.yaml"), config).unwrap();
-        let log = fs::File::create(directory.join("log")).unwrap();
-        let mut command = self.gateway.command(gateway_binary());
-        command.arg("--config").arg(directory.join("gateway.yaml"));
-        let process = Process::start(command.stderr(log).stdout(Stdio::null()));
-        self.route();
-        process
     }
 
     /// Seeds are the whole key.
     fn key_bytes(&self) -> &'static [u8; 32] {
-        if self.key == PrivateKey::new([41; 32]) { &[41; 32] } else { &[42; 32] }
+        let known = [&[41; 32], &[42; 32], &[43; 32]];
+        known.into_iter().find(|seed| self.key == PrivateKey::new(**seed)).unwrap()
     }
 
     /// Sends what is for the other site into the tunnel, once its device is there.
@@ -349,6 +418,9 @@ impl Other {
     pub(crate) fn binary(self) -> PathBuf {
         let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/gateway-tools");
         let (path, mut build) = match self {
+            Self::WireguardGo if std::env::var_os(WIREGUARD_GO).is_some() => {
+                return std::env::var_os(WIREGUARD_GO).unwrap().into();
+            }
             Self::WireguardGo => {
                 let mut build = Command::new("go");
                 build
@@ -413,6 +485,15 @@ impl Process {
 
     pub(crate) fn kill(mut self) {
         self.end();
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        run("kill", &format!("-{signal} {}", self.pid())).unwrap();
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn wait(mut self) {
+        assert!(self.child.wait().unwrap().success());
     }
 
     fn end(&mut self) {

@@ -16,6 +16,9 @@ use tracing::{debug, info};
 /// Time before a socket is opened again that failed: the overlay device is being made anew, say.
 const REOPEN: Duration = Duration::from_millis(100);
 
+/// Nodes that are remembered to have probed: more than Kubernetes supports in a cluster.
+const MAX_HEARD: usize = 8192;
+
 /// Where probes go, or are answered. When it changes, sockets are opened anew: they belong to a device by its number.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Aim {
@@ -146,8 +149,8 @@ pub async fn probe(
     }
 }
 
-/// In a gateway: answers probes for ever.
-pub async fn answer(mut aims: watch::Receiver<Aim>, port: u16) {
+/// In a gateway: answers probes for ever, and tells of whom it has heard: of nodes that know this gateway.
+pub async fn answer(mut aims: watch::Receiver<Aim>, port: u16, heard: watch::Sender<BTreeSet<IpAddr>>) {
     while let Some((mut aim, socket)) = aimed(&mut aims, port).await {
         let mut buffer = [0; LENGTH + 1];
         loop {
@@ -157,6 +160,9 @@ pub async fn answer(mut aims: watch::Receiver<Aim>, port: u16) {
                     if let Some(Datagram::Probe { sequence }) = Datagram::decode(&buffer[..length]) {
                         let answer = Datagram::Answer { sequence, serves: aim.serves }.encode();
                         drop(socket.send_to(&answer, from).await);
+                        heard.send_if_modified(|heard| {
+                            heard.len() < MAX_HEARD && !heard.contains(&from.ip()) && heard.insert(from.ip())
+                        });
                     }
                 }
                 changed = aims.changed() => {

@@ -63,8 +63,11 @@ const TOOLS: &[Tool] = &[
 ];
 
 /// What only some scenarios need: built when the first of them asks for it.
-const ON_DEMAND: &[Tool] =
-    &[published("metrics-server", "sigs.k8s.io/metrics-server", "v0.9.0", &["cmd/metrics-server"], "")];
+const ON_DEMAND: &[Tool] = &[
+    published("metrics-server", "sigs.k8s.io/metrics-server", "v0.9.0", &["cmd/metrics-server"], ""),
+    // What other ends of tunnels may run.
+    published("wireguard", "golang.zx2c4.com/wireguard", "v0.0.0-20260522210424-ecfc5a8d5446", &["."], ""),
+];
 
 /// The names the multi-call binary answers to.
 pub(crate) const KUBE_PROGRAMS: [&str; 7] = [
@@ -117,7 +120,7 @@ impl Toolchain {
     ///
     /// # Errors
     /// If there is no such program, or as [`Toolchain::prepare`].
-    pub(crate) fn on_demand(name: &str, cache: &Cache, progress: &Progress) -> anyhow::Result<PathBuf> {
+    pub fn on_demand(name: &str, cache: &Cache, progress: &Progress) -> anyhow::Result<PathBuf> {
         let tool = ON_DEMAND.iter().find(|tool| tool.name == name);
         let tool = tool.with_context(|| format!("no tool is named {name}"))?;
         Ok(Builder::new()?.prepare(tool, cache, progress)?.join(name))

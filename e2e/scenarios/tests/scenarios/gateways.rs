@@ -1,12 +1,11 @@
 //! Gateways that fail, are replaced, and move, while traffic flows.
 
-use crate::manifests::FOREVER;
 use crate::network::connected;
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _};
 use liquid_crds::{Peer, condition};
-use liquid_scenarios::{Cluster, Environment, Flow, Inside, Look};
+use liquid_scenarios::{Cluster, Environment, Flow, Inside, Look, TEST_IMAGE};
 use std::env;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -34,7 +33,7 @@ impl End {
         let node = node.map(|node| format!("  nodeName: {node}\n")).unwrap_or_default();
         let manifest = format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: {}, labels: {{app: end}}}}\nspec:\n{node}  \
-             terminationGracePeriodSeconds: 1\n  containers:\n    - {FOREVER}\n",
+             terminationGracePeriodSeconds: 1\n  containers:\n    - {{name: main, image: {TEST_IMAGE}, imagePullPolicy: IfNotPresent, command: [sleep, infinity]}}\n",
             cluster.name
         );
         cluster.apply(NAMESPACE, &manifest).await?;
@@ -82,6 +81,16 @@ impl Load {
         let longest =
             |flows: &Vec<Flow>| flows.iter().map(|flow| flow.gap_since(since)).max().unwrap_or_default();
         [self.datagrams.each_ref().map(longest), self.connections.each_ref().map(longest)]
+    }
+
+    /// What happened to each flow since then.
+    fn described(&self, since: Instant) -> String {
+        let flows = self.datagrams.iter().chain(&self.connections).flatten();
+        let lines = flows.map(|flow| {
+            let (after, gap) = flow.gap(since);
+            format!("  {}: {gap:.0?} without anything, {after:.0?} after\n", flow.name)
+        });
+        lines.collect()
     }
 
     fn lost(&self) -> u64 {
@@ -187,7 +196,13 @@ async fn a_gateway_may_be_killed_and_all_be_replaced_while_traffic_flows() -> an
                         if gap > Duration::from_millis(100) {
                             gaps[kind][direction].push(gap);
                         }
-                        assert!(gap < Duration::from_secs(1 + u64::from(kind == 1)), "{gap:?} after a kill");
+                        assert!(
+                            gap < Duration::from_secs(1 + u64::from(kind == 1)),
+                            "after the end of {} in {}:\n{}",
+                            victim.name_any(),
+                            cluster.name,
+                            load.described(killed)
+                        );
                     }
                 }
                 load.assert_connections_live();
