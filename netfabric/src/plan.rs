@@ -309,7 +309,16 @@ fn node_filter(
         (Condition::DestinationIn { v6: local.is_ipv6(), set: set_of(local) }, local.is_ipv6());
     let mut source = vec![rule(vec![outside(), probe], Action::KeepSource { v6: keep })];
     let mut input = vec![guard(local, settings)];
-    let mut forward = vec![guard(local, settings)];
+    // Of what passes through, that of the pods here: each node sees to its own, and none knows all others, which send to
+    // the gateways here.
+    let pods = node.pod_cidrs.iter().filter(|prefix| is_v6(prefix) == local.is_ipv6());
+    let mut forward: Vec<_> = pods
+        .map(|prefix| {
+            let FilterRule { mut when, action } = guard(local, settings);
+            when.push(Condition::Source(prefix.trunc()));
+            rule(when, action)
+        })
+        .collect();
     for (v6, own) in [(false, addresses[0]), (true, addresses[1])] {
         let Some(own) = own else { continue };
         let keep = Action::KeepSource { v6 };

@@ -11,7 +11,7 @@ use serde_json::json;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use support::api::{DAEMON_SETS, NODES, PEERS};
+use support::api::{DAEMON_SETS, NODES, PEERS, PODS};
 use support::netns::{Namespace, eventually, pause, within};
 use support::world::{Nat, World, binary, echo_in, get, peer_sees, sees};
 
@@ -281,6 +281,20 @@ fn no_datagram_is_lost_when_gateways_and_the_program_come_and_go() {
     // Repairs need no API server.
     world.nodes[0].sh("ip link del liquid-overlay");
     world.with_echo(|| assert_eq!(peer_sees(&world.pods[0]), address("10.244.1.7")));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_node_without_a_gateway_reaches_that_of_another_node() {
+    let world = World::new(Nat::Nftables);
+    world.cluster.delete(PODS, "gateway-1");
+    let _running = [world.start_node(0), world.start_node(1), world.start_gateway(1)];
+    world.peer.sh("ip route replace 10.244.0.0/16 dev up2");
+    world.with_echo(|| {
+        for pod in &world.pods {
+            peer_sees(pod);
+        }
+    });
 }
 
 #[test]

@@ -225,6 +225,7 @@ async fn a_gateway_may_be_killed_and_all_be_replaced_while_traffic_flows() -> an
     }
 
     let before = (load.lost(), Instant::now());
+    println!("at {:?}", std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH));
     for cluster in [home, provider] {
         let restart = ["rollout", "restart", "-n", LIQUID, "statefulset/liquid-gateway"];
         cluster.kubectl.run(restart).await?.ok()?;
@@ -245,7 +246,8 @@ async fn a_gateway_may_be_killed_and_all_be_replaced_while_traffic_flows() -> an
     );
     load.assert_connections_live();
     load.assert_all_move().await?;
-    assert!(*connections.iter().max().unwrap() < Duration::from_secs(1));
+    let described = load.described(before.1);
+    assert!(*connections.iter().max().unwrap() < Duration::from_secs(1), "{described}");
     drop(load);
     for cluster in [home, provider] {
         cluster.delete_namespace(NAMESPACE).await?;
