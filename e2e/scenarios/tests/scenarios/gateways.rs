@@ -5,7 +5,7 @@ use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _};
 use liquid_crds::{Peer, condition};
-use liquid_scenarios::{Cluster, Environment, Flow, Inside, Look, TEST_IMAGE};
+use liquid_scenarios::{Cluster, Environment, Flow, Inside, Look, PACE, TEST_IMAGE};
 use std::env;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -56,6 +56,8 @@ impl End {
 
 /// Flows both ways: of datagrams with ports of their own, so that they are spread, and connections.
 struct Load {
+    /// Within one pod: what it shows, a busy machine has done.
+    noise: Flow,
     /// From home to the provider, and back.
     datagrams: [Vec<Flow>; 2],
     connections: [Vec<Flow>; 2],
@@ -64,16 +66,15 @@ struct Load {
 impl Load {
     fn between(home: &End, provider: &End) -> anyhow::Result<Self> {
         let ways = [(home, provider), (provider, home)];
-        let datagrams = |(from, to): (&End, &End)| {
+        let datagrams = ways.map(|(from, to)| {
             (7001..7005).map(|port| Flow::datagrams(&from.inside, &to.inside, to.seen, port)).collect()
-        };
-        let connections = |(from, to): (&End, &End)| {
+        });
+        let connections = ways.map(|(from, to)| {
             (7001..7003).map(|port| Flow::connection(&from.inside, &to.inside, to.seen, port)).collect()
-        };
-        let all = |make: &dyn Fn((&End, &End)) -> anyhow::Result<Vec<Flow>>| {
-            anyhow::Ok([make(ways[0])?, make(ways[1])?])
-        };
-        Ok(Self { connections: all(&connections)?, datagrams: all(&datagrams)? })
+        });
+        let both = |[out, back]: [anyhow::Result<Vec<Flow>>; 2]| anyhow::Ok([out?, back?]);
+        let noise = Flow::datagrams(&home.inside, &home.inside, home.inside.address, 7000)?;
+        Ok(Self { noise, datagrams: both(datagrams)?, connections: both(connections)? })
     }
 
     /// Longest gaps since then: of datagrams and of connections, by direction.
@@ -81,6 +82,28 @@ impl Load {
         let longest =
             |flows: &Vec<Flow>| flows.iter().map(|flow| flow.gap_since(since)).max().unwrap_or_default();
         [self.datagrams.each_ref().map(longest), self.connections.each_ref().map(longest)]
+    }
+
+    /// Nothing stood still for longer than it may, apart from what the machine did: datagrams for a second, connections
+    /// for two, for they have to send again before they notice.
+    fn assert_gaps(&self, since: Instant, after: &str) {
+        let noise = self.noise.gap_since(since);
+        let [datagrams, connections] = self.gaps(since);
+        let all = datagrams.map(|gap| (gap, 1)).into_iter().chain(connections.map(|gap| (gap, 2)));
+        for (gap, limit) in all {
+            let limit = Duration::from_secs(limit) + noise;
+            assert!(gap < limit, "{gap:.0?} after {after} (noise {noise:.0?}):\n{}", self.described(since));
+        }
+        self.assert_connections_live();
+    }
+
+    /// Longest gaps since then, for people.
+    fn summary(&self, since: Instant) -> String {
+        let [datagrams, connections] = self.gaps(since);
+        format!(
+            "gaps out and back {datagrams:.0?}, of connections {connections:.0?}, noise {:.0?}",
+            self.noise.gap_since(since)
+        )
     }
 
     /// What happened to each flow since then.
@@ -196,16 +219,9 @@ async fn a_gateway_may_be_killed_and_all_be_replaced_while_traffic_flows() -> an
                         if gap > Duration::from_millis(100) {
                             gaps[kind][direction].push(gap);
                         }
-                        assert!(
-                            gap < Duration::from_secs(1 + u64::from(kind == 1)),
-                            "after the end of {} in {}:\n{}",
-                            victim.name_any(),
-                            cluster.name,
-                            load.described(killed)
-                        );
                     }
                 }
-                load.assert_connections_live();
+                load.assert_gaps(killed, &format!("the end of {} of {}", victim.name_any(), cluster.name));
                 // Kubernetes waits longer before each restart of a container, and not before that of a pod.
                 if round + 1 < rounds {
                     let name = victim.name_any();
@@ -225,7 +241,6 @@ async fn a_gateway_may_be_killed_and_all_be_replaced_while_traffic_flows() -> an
     }
 
     let before = (load.lost(), Instant::now());
-    println!("at {:?}", std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH));
     for cluster in [home, provider] {
         let restart = ["rollout", "restart", "-n", LIQUID, "statefulset/liquid-gateway"];
         cluster.kubectl.run(restart).await?.ok()?;
@@ -235,22 +250,98 @@ async fn a_gateway_may_be_killed_and_all_be_replaced_while_traffic_flows() -> an
     }
     settled(home, provider).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let [datagrams, connections] = load.gaps(before.1);
-    println!(
-        "gateways of both replaced in {:.0} s: {} of {} datagrams lost, longest gap {:.0} ms, of connections {:.0} ms",
-        before.1.elapsed().as_secs_f64(),
-        load.lost() - before.0,
-        before.1.elapsed().as_millis() / liquid_scenarios::PACE.as_millis() * 8,
-        datagrams.iter().max().unwrap().as_secs_f64() * 1e3,
-        connections.iter().max().unwrap().as_secs_f64() * 1e3,
-    );
     load.assert_connections_live();
+    let [datagrams, connections] = load.gaps(before.1);
+    let longest = |gaps: [Duration; 2]| gaps.into_iter().max().unwrap_or_default().as_secs_f64() * 1e3;
+    let (lost, sent) = (load.lost() - before.0, before.1.elapsed().as_millis() / PACE.as_millis() * 8);
+    println!(
+        "gateways of both replaced in {:.0} s: {lost} of {sent} datagrams lost, longest gap {:.0} ms, of connections {:.0} ms, noise {:.0} ms",
+        before.1.elapsed().as_secs_f64(),
+        longest(datagrams),
+        longest(connections),
+        load.noise.gap_since(before.1).as_secs_f64() * 1e3,
+    );
+    // One in a thousand, for a machine that is busy drops some without our help.
+    assert!(u128::from(lost) * 1000 < sent, "{lost} of {sent} datagrams lost:\n{}", load.described(before.1));
     load.assert_all_move().await?;
-    let described = load.described(before.1);
-    assert!(*connections.iter().max().unwrap() < Duration::from_secs(1), "{described}");
     drop(load);
     for cluster in [home, provider] {
         cluster.delete_namespace(NAMESPACE).await?;
+    }
+    Ok(())
+}
+
+/// Would catch: nodes that stay with a gateway whose machine is gone, a gateway that is not found at another place, and nodes
+/// that reach no gateway but their own.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the lab"]
+async fn a_gateway_may_lose_its_node_and_move_to_another() -> anyhow::Result<()> {
+    let environment = Environment::open().await?.peered().await?;
+    let (home, provider) = (&environment.home, &environment.provider);
+    let nodes = environment.lab.as_ref().context("this needs the lab")?.cluster("b")?;
+    let nodes = nodes.nodes();
+    let [stays, dies] = &nodes[..] else {
+        anyhow::bail!("this needs a provider of two nodes: lab up --nodes 1,b=2")
+    };
+    let there = End::of(provider, home, Some(stays.name())).await?;
+    let here = End::of(home, provider, None).await?;
+    settled(home, provider).await?;
+    // One gateway on each: they prefer to be apart, but a node may not have been there when they were made.
+    spread(provider).await?;
+    settled(home, provider).await?;
+    let load = Load::between(&here, &there)?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+
+    let off = Instant::now();
+    dies.power_off()?;
+    tokio::time::sleep(AFTERMATH).await;
+    println!("a gateway's node loses power: {}", load.summary(off));
+    load.assert_gaps(off, "a node lost its power");
+    let on = Instant::now();
+    dies.power_on()?;
+    settled(home, provider).await?;
+    println!("all ways are up again {:.1} s after its return", on.elapsed().as_secs_f64());
+    load.assert_gaps(on, "the return of a node");
+
+    let moved = gateways(provider).await?.into_iter().find(|pod| node_of(pod) == dies.name());
+    let moved = moved.context("no gateway where there was one")?;
+    provider.kubectl.run(["cordon", dies.name()]).await?.ok()?;
+    let (begun, lost) = (Instant::now(), load.lost());
+    provider.kubectl.run(["delete", "pod", "-n", LIQUID, &moved.name_any(), "--wait=false"]).await?.ok()?;
+    let elsewhere = replaced(provider, &moved).await?;
+    assert_eq!(node_of(&elsewhere), stays.name());
+    settled(home, provider).await?;
+    println!(
+        "a gateway moved to another node in {:.1} s: {} datagrams lost, {}",
+        begun.elapsed().as_secs_f64(),
+        load.lost() - lost,
+        load.summary(begun)
+    );
+    load.assert_gaps(begun, "a gateway moved");
+    load.assert_all_move().await?;
+    drop(load);
+    provider.kubectl.run(["uncordon", dies.name()]).await?.ok()?;
+    spread(provider).await?;
+    for cluster in [home, provider] {
+        cluster.delete_namespace(NAMESPACE).await?;
+    }
+    Ok(())
+}
+
+fn node_of(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
+}
+
+/// Sees to it that no two gateways are on one node.
+async fn spread(cluster: &Cluster) -> anyhow::Result<()> {
+    let pods = gateways(cluster).await?;
+    if node_of(&pods[0]) == node_of(&pods[1]) {
+        cluster
+            .kubectl
+            .run(["delete", "pod", "-n", LIQUID, &pods[1].name_any(), "--wait=false"])
+            .await?
+            .ok()?;
+        replaced(cluster, &pods[1]).await?;
     }
     Ok(())
 }
