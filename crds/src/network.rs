@@ -24,6 +24,15 @@ pub struct NetworkStatus {
     pub tunnels: Vec<TunnelStatus>,
 }
 
+impl NetworkStatus {
+    /// How many of the ways that gateways of this cluster tell of are up, and how many there are.
+    #[must_use]
+    pub fn ways(&self) -> (usize, usize) {
+        let ways = || self.tunnels.iter().flat_map(|tunnel| &tunnel.ways);
+        (ways().filter(|way| way.up).count(), ways().count())
+    }
+}
+
 /// A prefix of the peer's pods. Both prefixes are of the same family and length; an address keeps its host part.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -8,10 +8,12 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
-use liquid_crds::{NamespaceOffloading, Peer, PodCidr, ShadowPod, VirtualNode, condition};
+use liquid_crds::{NamespaceOffloading, NetworkStatus, Peer, PodCidr, ShadowPod, VirtualNode, condition};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+/// The reason of that condition while some of the ways are down.
+const DEGRADED: &str = "Degraded";
 /// The condition of a Peer that tells of the network.
 const NETWORK_READY: &str = "NetworkReady";
 
@@ -61,6 +63,9 @@ struct PeerStatus {
 struct NetworkState {
     ready: bool,
     reason: String,
+    /// Ways between gateways of this cluster and of the peer: how many are up, and how many there are.
+    ways_up: usize,
+    ways: usize,
     /// Prefixes of its pods: as it has them, and as they are seen here.
     #[serde(rename = "podCIDRs")]
     pod_cidrs: Vec<PodCidr>,
@@ -117,8 +122,9 @@ async fn gather(client: &Client, namespace: &str) -> Result<Status, Failure> {
                 problems.extend(problem(conditions, "LinkUp").map(|why| format!("peer {name}: {why}")));
             }
             let network = network_state(peer, conditions);
-            if network.as_ref().is_some_and(|network| !network.ready) {
-                let why = problem(conditions, NETWORK_READY);
+            // With some of the ways down it works, but has less to lose.
+            if network.as_ref().is_some_and(|network| !network.ready || network.reason == DEGRADED) {
+                let why = condition(conditions, NETWORK_READY).map(|condition| &condition.message);
                 problems.extend(why.map(|why| format!("network to peer {name}: {why}")));
             }
             let mine = |shadow: &&kube::core::PartialObjectMeta<ShadowPod>| {
@@ -153,9 +159,12 @@ async fn gather(client: &Client, namespace: &str) -> Result<Status, Failure> {
 fn network_state(peer: &Peer, conditions: &[Condition]) -> Option<NetworkState> {
     let condition = condition(conditions, NETWORK_READY)?;
     let status = peer.status.as_ref().and_then(|status| status.network.as_ref());
+    let (ways_up, ways) = status.map(NetworkStatus::ways).unwrap_or_default();
     Some(NetworkState {
         ready: condition.status == "True",
         reason: condition.reason.clone(),
+        ways_up,
+        ways,
         pod_cidrs: status.map(|network| network.pod_cidrs.clone()).unwrap_or_default(),
     })
 }
@@ -235,7 +244,10 @@ fn render(status: &Status) -> String {
                 peer.name.clone(),
                 dash(&peer.borrows),
                 dash(&peer.lends),
-                dash(&network.map(|network| network.reason.clone())),
+                dash(&network.map(|network| match network.ways {
+                    0 => network.reason.clone(),
+                    ways => format!("{} {}/{ways}", network.reason, network.ways_up),
+                })),
                 network.map_or("-".to_owned(), |network| shown_prefixes(&network.pod_cidrs)),
                 peer.shadow_pods.to_string(),
             ]
