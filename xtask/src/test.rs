@@ -18,6 +18,9 @@ use crate::{output, workspace};
 /// What the names of labs begin with that the lab's own tests start.
 const TEST_LABS: &str = "t-";
 
+/// Nodes of the clusters of the scenarios: the provider has one to lose.
+const SCENARIO_NODES: &str = "1,b=2";
+
 /// What a run without any caches leaves on the disk: `target`, the build cache of Go, its modules, and what is built from them.
 const FILLS_GB: u64 = 15;
 
@@ -143,8 +146,10 @@ fn scenarios(run: &mut Run<'_>, arguments: &Arguments) {
     let name = arguments.lab.as_str();
     let build = ["image", "--lab", name, "--profile", &arguments.profile];
     let liquidctl = ["build", "--quiet", "--workspace", "--bin", "liquidctl"];
-    let ready = run.stage(Stage::new("lab up", workspace::xtask(&["lab", "up", "--lab", name])))
-        && run.stage(Stage::new("liquidctl", workspace::cargo(&liquidctl)))
+    let ready = run.stage(Stage::new(
+        "lab up",
+        workspace::xtask(&["lab", "up", "--lab", name, "--nodes", SCENARIO_NODES]),
+    )) && run.stage(Stage::new("liquidctl", workspace::cargo(&liquidctl)))
         && run.stage(Stage::new("image", workspace::xtask(&build)));
     // The result of `cargo xtask image` is its last line.
     let image = run.last_line().to_owned();

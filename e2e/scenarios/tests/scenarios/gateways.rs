@@ -261,8 +261,10 @@ async fn a_gateway_may_be_killed_and_all_be_replaced_while_traffic_flows() -> an
         longest(connections),
         load.noise.gap_since(before.1).as_secs_f64() * 1e3,
     );
-    // One in a thousand, for a machine that is busy drops some without our help.
-    assert!(u128::from(lost) * 1000 < sent, "{lost} of {sent} datagrams lost:\n{}", load.described(before.1));
+    // One in a thousand, and what a busy machine may lose without our help: it lets processes wait, and their queues run over.
+    let noise = load.noise.gap_since(before.1).as_millis() / PACE.as_millis() * 8;
+    let tolerated = sent / 1000 + noise;
+    assert!(u128::from(lost) <= tolerated, "{lost} of {sent} datagrams lost:\n{}", load.described(before.1));
     load.assert_all_move().await?;
     drop(load);
     for cluster in [home, provider] {
