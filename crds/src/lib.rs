@@ -15,6 +15,7 @@ mod namespace_offloading;
 mod network;
 mod offer;
 mod peer;
+mod price;
 pub mod quantity;
 mod shadow_pod;
 mod virtual_node;
@@ -29,9 +30,13 @@ pub use namespace_offloading::{
     ServiceReflection,
 };
 pub use network::{NetworkStatus, PeerGateway, PodCidr, TunnelStatus, WayStatus};
-pub use offer::Offer;
-pub use peer::{ConsumeSpec, ConsumeStatus, LendSpec, LendState, LendStatus, Peer, PeerSpec, PeerStatus};
-pub use shadow_pod::{HomePod, ShadowPod, ShadowPodSpec, ShadowPodStatus};
+pub use offer::{Offer, OfferedImage, OfferedNode};
+pub use peer::{
+    Acceptance, Approval, ConsumeSpec, ConsumeStatus, LendSpec, LendState, LendStatus, LentSlice,
+    NodeExposure, Peer, PeerSpec, PeerStatus, SELECTABLE_LABELS, SliceState, VirtualNodes,
+};
+pub use price::{Micro, Price, TooExpensive, show as show_price};
+pub use shadow_pod::{HomePod, Placement, ShadowPod, ShadowPodSpec, ShadowPodStatus};
 pub use virtual_node::{NodeTaint, TaintEffect, VirtualNode, VirtualNodeSpec, VirtualNodeStatus};
 
 /// The API group of every kind in this crate.

@@ -1,7 +1,7 @@
 //! `Peer`: one foreign cluster, what we borrow from it and what we lend to it.
 
 use crate::vocabulary::{ENDED_BY_PROVIDER, FORGET};
-use crate::{NetworkStatus, Offer, condition};
+use crate::{NetworkStatus, Offer, Price, condition};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -75,8 +75,10 @@ impl Peer {
 }
 
 /// How this cluster reaches the peer it borrows from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.nodeSelector) || self.virtualNodes == 'PerNode'")
+    .message("nodeSelector chooses among the nodes of the peer: it needs virtualNodes PerNode"))]
 pub struct ConsumeSpec {
     /// Addresses (host:port) of the peer's link endpoint, tried in order.
     #[schemars(length(min = 1, max = 16), inner(length(min = 3, max = 261)))]
@@ -88,13 +90,56 @@ pub struct ConsumeSpec {
     /// Secret in Liquid's namespace with the join token, key `token`. It is deleted once it has been redeemed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join_secret: Option<String>,
-    /// Whether a virtual node liquid-NAME is kept for the peer. Without it, make VirtualNodes of your own.
-    #[serde(default = "yes")]
-    pub create_virtual_node: bool,
+    /// Which virtual nodes are kept for the peer. PerPeer: one, liquid-NAME. PerNode: one for each of its nodes,
+    /// liquid-NAME-NODE. None: none; make VirtualNodes of your own. When it changes, those of the other way are drained.
+    #[serde(default)]
+    pub virtual_nodes: VirtualNodes,
+    /// With virtualNodes PerNode: labels of the peer's nodes that get a virtual node; all nodes if empty.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend(
+        "maxProperties" = 16,
+        "additionalProperties" = {
+            "type": "string", "maxLength": 63, "pattern": r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$",
+        },
+    ))]
+    pub node_selector: BTreeMap<String, String>,
+    /// Which offers of the peer are accepted. Only an accepted offer becomes a node.
+    #[serde(default)]
+    pub acceptance: Acceptance,
 }
 
-fn yes() -> bool {
-    true
+/// Which virtual nodes are kept for a peer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum VirtualNodes {
+    /// One for the whole peer.
+    #[default]
+    PerPeer,
+    /// One for each of its nodes.
+    PerNode,
+    /// None: users make their own.
+    None,
+}
+
+/// Which offers are accepted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Acceptance {
+    /// Automatic: offers that cost nothing, or at most maximumPrice. Manual: only those that are approved one by one
+    /// (liquidctl accept, or spec.acceptedOffer of the VirtualNode). An approved offer is accepted in either case.
+    pub approval: Approval,
+    /// The most that is paid without being asked, per hour and unit. What is not named must cost nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub maximum_price: Option<Price>,
+}
+
+/// Who accepts offers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Approval {
+    /// They are accepted if they cost nothing, or no more than the maximum.
+    #[default]
+    Automatic,
+    /// Somebody has to approve each of them.
+    Manual,
 }
 
 /// What this cluster lends to the peer.
@@ -108,6 +153,55 @@ pub struct LendSpec {
     /// of the offer. Pods that run go on when a limit is lowered. A resource not named here is not limited.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub limits: BTreeMap<String, Quantity>,
+    /// How much of what there is may be promised to its virtual nodes together, in percent: 100 by default, which promises
+    /// nothing twice. No virtual node is ever offered more than there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 100, max = 10_000))]
+    pub overcommit_percent: Option<u16>,
+    /// What it is asked to pay. Liquid tells it the price, and meters and bills nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price: Option<Price>,
+    /// What it may know of this cluster's nodes, and choose.
+    #[serde(default)]
+    pub nodes: NodeExposure,
+}
+
+/// Labels by which every consumer may choose nodes, and which it sees: they tell the kind of a machine and where it is,
+/// and mean the same in every cluster. All others may be how a provider keeps nodes for somebody.
+pub const SELECTABLE_LABELS: [&str; 5] = [
+    "kubernetes.io/arch",
+    "kubernetes.io/os",
+    "node.kubernetes.io/instance-type",
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+];
+
+impl LendSpec {
+    /// Whether the consumer may choose nodes by this label, and see it.
+    #[must_use]
+    pub fn may_select(&self, label: &str) -> bool {
+        SELECTABLE_LABELS.contains(&label) || self.nodes.labels.iter().any(|allowed| allowed == label)
+    }
+
+    /// How much may be promised, in percent of what there is.
+    #[must_use]
+    pub fn overcommit_percent(&self) -> u16 {
+        self.overcommit_percent.unwrap_or(100).max(100)
+    }
+}
+
+/// What a consumer may know of the nodes of this cluster, and choose.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeExposure {
+    /// Whether it is told of each node (name, state, capacity, versions, images), and may make virtual nodes of single
+    /// ones. Otherwise it sees sums.
+    pub exposed: bool,
+    /// Keys of labels by which it may choose nodes, and which it sees, beside those of architecture, operating system,
+    /// instance type, region and zone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 317)))]
+    pub labels: Vec<String>,
 }
 
 /// Whether new pods of the peer are taken.
@@ -133,7 +227,8 @@ pub struct PeerStatus {
     /// The network between the pods of both clusters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkStatus>,
-    /// Joined and LinkUp tell of borrowing, ConsumerConnected of lending, NetworkReady of the network between the pods.
+    /// Joined, LinkUp and VirtualNodesMade tell of borrowing, ConsumerConnected of lending, NetworkReady of the network
+    /// between the pods.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -164,7 +259,51 @@ pub struct LendStatus {
     /// Version of Liquid the consumer speaks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consumer_version: Option<String>,
-    /// The offer last sent to the consumer.
+    /// All that is offered to the consumer, as it was last told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offer: Option<Offer>,
+    /// What its virtual nodes ask for, and what each of them is offered. Absent if the consumer does not ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub slices: Option<Vec<LentSlice>>,
+}
+
+/// A part of what is lent: what a virtual node of the consumer asks for and is offered.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LentSlice {
+    /// Name of the virtual node at the consumer.
+    pub name: String,
+    /// What it asks for at most, by resource name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub requested: BTreeMap<String, Quantity>,
+    /// Labels of the nodes its pods are to run on.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    /// The one node its pods are to run on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// What it is offered, and what its pods may request together.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub offered: BTreeMap<String, Quantity>,
+    /// What that costs, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price: Option<Price>,
+    /// How far the negotiation is.
+    pub state: SliceState,
+    /// Why it is refused.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// How far the negotiation about a slice is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SliceState {
+    /// This cluster offers nothing for what is asked.
+    Refused,
+    /// There is an offer, and the consumer has not accepted it; no new pods are taken.
+    #[default]
+    Offered,
+    /// The consumer has accepted the offer.
+    Accepted,
 }

@@ -4,6 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// A pod of a consumer. The provider runs a Pod of the same name for as long as the ShadowPod exists, also
 /// when the consumer is out of reach.
@@ -35,6 +36,29 @@ pub struct ShadowPodSpec {
     /// The wanted pod (labels, annotations, spec), kept as it came so that fields newer than this version survive.
     #[schemars(schema_with = "raw_object")]
     pub pod: Value,
+    /// On which nodes the pod may run: what its virtual node stood for when the pod was made.
+    #[serde(default, skip_serializing_if = "Placement::is_anywhere")]
+    pub placement: Placement,
+}
+
+/// On which nodes of this cluster a pod may run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Placement {
+    /// Labels they have.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    /// The one it is, if it has to be that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+}
+
+impl Placement {
+    /// Whether it may run on any.
+    #[must_use]
+    pub fn is_anywhere(&self) -> bool {
+        self.node.is_none() && self.node_selector.is_empty()
+    }
 }
 
 /// The pod at home a shadow stands for.

@@ -1,5 +1,7 @@
 //! `VirtualNode`: a node at home that stands for a peer.
 
+use crate::Offer;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -7,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// A node of this cluster whose pods run in a peer.
-#[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(CustomResource, KubeSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "liquid.mesh",
     version = "v1alpha1",
@@ -23,15 +25,47 @@ use std::collections::BTreeMap;
     printcolumn(name = "Peer", type_ = "string", json_path = ".spec.peer"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
+    printcolumn(name = "Offer", type_ = "string", json_path = ".status.conditions[?(@.type=='OfferAccepted')].reason", description = "Whether the offer of the peer is accepted"),
+    printcolumn(name = "CPU", type_ = "string", json_path = ".status.offer.resources.cpu", description = "CPU the peer offers"),
+    printcolumn(name = "Memory", type_ = "string", json_path = ".status.offer.resources.memory", description = "Memory the peer offers"),
+    printcolumn(name = "Node", type_ = "string", json_path = ".spec.node", priority = "1", description = "The one node of the peer behind it"),
     printcolumn(name = "Kubelet", type_ = "string", json_path = ".status.kubeletEndpoint", priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.node) || !has(self.nodeSelector)")
+    .message("node names one node of the peer, nodeSelector chooses among all: only one of them may be set"))]
+#[x_kube(validation = Rule::new("has(self.node) == has(oldSelf.node) && (!has(self.node) || self.node == oldSelf.node)")
+    .message("a VirtualNode cannot move to another node of the peer: make a new one"))]
 pub struct VirtualNodeSpec {
     /// Name of the Peer the pods run in. It cannot be changed.
     #[schemars(length(min = 1, max = 42))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("a VirtualNode cannot move to another peer: make a new one"))]
     pub peer: String,
+    /// What is asked of the peer at most, by resource name (cpu, memory, pods, extended resources). What is named here is
+    /// served first; of the rest the peer's virtual nodes get equal shares. Zero asks for none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub resources: BTreeMap<String, Quantity>,
+    /// Labels of the nodes in the peer on which pods of this VirtualNode run; the peer says which may be used. Pods that
+    /// run stay where they are when it changes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend(
+        "maxProperties" = 16,
+        "additionalProperties" = {
+            "type": "string", "maxLength": 63, "pattern": r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$",
+        },
+    ))]
+    pub node_selector: BTreeMap<String, String>,
+    /// The one node in the peer on which pods of this VirtualNode run, if the peer tells of its nodes. It cannot be changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub node: Option<String>,
+    /// The offer that is approved, by status.offer.terms: `liquidctl accept` writes it. Needed where the Peer's
+    /// spec.consume.acceptance does not accept it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub accepted_offer: Option<String>,
     /// Labels for the Node, on top of those of the offer; they win over them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend(
@@ -104,7 +138,11 @@ pub struct VirtualNodeStatus {
     /// Address and port (host:port) of the node's kubelet API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubelet_endpoint: Option<String>,
-    /// Ready: the node takes pods; with reason Removing, how far its pods are gone.
+    /// What the peer offers for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offer: Option<Offer>,
+    /// OfferAccepted: whether the offer of the peer is accepted; there is no Node without. Ready: the node takes pods; with
+    /// reason Removing, how far its pods are gone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -27,6 +27,9 @@ pub const PEER: &str = "liquid.mesh/peer";
 /// On a virtual node: identity of the cluster behind it.
 pub const CLUSTER_ID: &str = "liquid.mesh/cluster-id";
 
+/// On a virtual node that stands for one node of the peer: its name there, if it may be the value of a label.
+pub const PROVIDER_NODE: &str = "liquid.mesh/provider-node";
+
 /// Labels every kubelet sets on its Node, meaning the same in every cluster: the kind of machine, and no machine.
 pub const MACHINE_KIND: [&str; 2] = ["kubernetes.io/arch", "kubernetes.io/os"];
 
@@ -67,6 +70,9 @@ pub const ADDRESSES: &str = "liquid.mesh/addresses";
 
 /// Reason of the condition `LinkUp` of a `Peer` whose provider has ended the peering on purpose.
 pub const ENDED_BY_PROVIDER: &str = "EndedByProvider";
+
+/// Condition of a `VirtualNode`: whether the offer of its provider is accepted.
+pub const OFFER_ACCEPTED: &str = "OfferAccepted";
 
 /// Field of the Secret with the credentials for a provider: the `ConsumeSpec` they were written for.
 pub const CREDENTIALS_CONSUME: &str = "consume.json";

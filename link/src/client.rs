@@ -1,8 +1,7 @@
 //! The consumer's end: connects to the first endpoint of a provider that answers.
 
-use crate::limits::{
-    CONNECTION_WINDOW, HANDSHAKE_TIMEOUT, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, STREAM_WINDOW,
-};
+use crate::limits::{CONNECTION_WINDOW, HANDSHAKE_TIMEOUT, STREAM_WINDOW};
+use crate::liveness::Liveness;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
@@ -50,12 +49,19 @@ pub struct Dialer {
     endpoints: Vec<String>,
     tls: Arc<ClientConfig>,
     server_name: ServerName<'static>,
+    liveness: Liveness,
 }
 
 impl Dialer {
     /// A dialer for `endpoints` (host:port), tried in order.
     pub fn new(endpoints: Vec<String>, tls: ClientConfig, server_name: ServerName<'static>) -> Self {
-        Self { endpoints, tls: Arc::new(tls), server_name }
+        Self { endpoints, tls: Arc::new(tls), server_name, liveness: Liveness::default() }
+    }
+
+    /// How soon a connection is to notice that it is broken.
+    #[must_use]
+    pub fn noticing(self, liveness: Liveness) -> Self {
+        Self { liveness, ..self }
     }
 
     /// Connects to the first endpoint that answers as the expected cluster.
@@ -109,8 +115,8 @@ impl Dialer {
         Endpoint::from_static("https://link.liquid.mesh")
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .http2_keep_alive_interval(self.liveness.interval())
+            .keep_alive_timeout(self.liveness.timeout())
             .keep_alive_while_idle(true)
             .connect_with_connector(once)
             .await

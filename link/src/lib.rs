@@ -2,13 +2,14 @@
 //!
 //! [`token`] is what an administrator carries from one cluster to the other, [`ca`] the authority of a cluster,
 //! [`identity`] what certificates say, [`tls`] the two ends of the handshake, [`client`] and [`server`] the
-//! connections, and [`proto`] what is spoken over them.
+//! connections, [`liveness`] how soon a broken one is noticed, and [`proto`] what is spoken over them.
 
 pub mod ca;
 pub mod client;
 pub mod digest;
 pub mod identity;
 pub mod limits;
+pub mod liveness;
 pub mod server;
 pub mod tls;
 pub mod token;

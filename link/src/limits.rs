@@ -43,11 +43,6 @@ pub const GUEST_LIFETIME: Duration = Duration::from_secs(30);
 /// Time for the TLS handshake, and for connecting to one endpoint.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An idle connection is asked for a sign of life this often ...
-pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// ... and is dead if none came within this time: a partition is seen after 10 s at the latest.
-pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Life of a peer's client certificate. It is renewed after two thirds, so either cluster may be away for 56 hours at
 /// any time; a peering that ends is refused at once, whatever its certificate says.
 pub const PEER_CERTIFICATE_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);

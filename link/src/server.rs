@@ -2,9 +2,10 @@
 
 use crate::identity::PeerIdentity;
 use crate::limits::{
-    CONNECTION_WINDOW, GUEST_LIFETIME, HANDSHAKE_TIMEOUT, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
-    MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER, MAX_GUESTS, MAX_HANDSHAKES, MAX_STREAMS, STREAM_WINDOW,
+    CONNECTION_WINDOW, GUEST_LIFETIME, HANDSHAKE_TIMEOUT, MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER,
+    MAX_GUESTS, MAX_HANDSHAKES, MAX_STREAMS, STREAM_WINDOW,
 };
+use crate::liveness::Liveness;
 use futures::Stream;
 use std::collections::HashMap;
 use std::future::Future;
@@ -39,13 +40,13 @@ const ACCEPT_QUEUE: usize = 32;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// A gRPC server with the bounds of the peer link, ready for services.
-pub fn builder() -> Server {
+pub fn builder(liveness: Liveness) -> Server {
     Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .http2_keepalive_interval(Some(liveness.interval()))
+        .http2_keepalive_timeout(Some(liveness.timeout()))
 }
 
 /// Accepts connections on `listener` until the stream is dropped.

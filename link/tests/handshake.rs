@@ -1,4 +1,5 @@
-//! Both ends of the peer link over loopback: who is let in, who is not, and what they are told.
+//! Both ends of the peer link over loopback: who is let in, who is not, what they are told, and how soon either notices
+//! that the other is out of reach.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -6,6 +7,7 @@ use liquid_crds::ClusterId;
 use liquid_link::ca::{ClusterCa, certificate_request};
 use liquid_link::client::{Dialer, EndpointError};
 use liquid_link::identity::PeerIdentity;
+use liquid_link::liveness::Liveness;
 use liquid_link::proto::enrollment_client::EnrollmentClient;
 use liquid_link::proto::enrollment_server::{Enrollment, EnrollmentServer};
 use liquid_link::proto::{ClusterInfo, JoinRequest, JoinResponse};
@@ -13,8 +15,10 @@ use liquid_link::server::{self, Caller};
 use liquid_link::tls::{ClientCredentials, client_config, server_config};
 use liquid_runtime::tls::{ReloadableCert, certified_key};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use time::OffsetDateTime;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tonic::{Request, Response, Status};
 
@@ -55,7 +59,9 @@ async fn provider() -> Provider {
     let endpoint = listener.local_addr().unwrap().to_string();
     let connections = server::accept(listener, tls);
     tokio::spawn(
-        server::builder().add_service(EnrollmentServer::new(WhoAmI)).serve_with_incoming(connections),
+        server::builder(Liveness::default())
+            .add_service(EnrollmentServer::new(WhoAmI))
+            .serve_with_incoming(connections),
     );
     Provider { ca, endpoint }
 }
@@ -109,7 +115,7 @@ async fn an_expired_certificate_is_refused() {
     let provider = provider().await;
     let identity = PeerIdentity { cluster_id: CONSUMER.parse().unwrap(), peering: PEERING.to_owned() };
     let (key, csr) = certificate_request().unwrap();
-    let long_ago = OffsetDateTime::now_utc() - std::time::Duration::from_secs(30 * 24 * 3600);
+    let long_ago = OffsetDateTime::now_utc() - Duration::from_secs(30 * 24 * 3600);
     let signed = provider.ca.issue_peer(&csr, &identity, long_ago).unwrap();
     let key = key.serialize_pem();
     let late = dialer(&provider, PROVIDER, &provider.ca.fingerprint(), Some((&signed.chain_pem, &key)));
@@ -139,9 +145,87 @@ async fn a_peer_certificate_cannot_pose_as_the_provider() {
     let impostor = Provider { endpoint: listener.local_addr().unwrap().to_string(), ..provider };
     let connections = server::accept(listener, tls);
     tokio::spawn(
-        server::builder().add_service(EnrollmentServer::new(WhoAmI)).serve_with_incoming(connections),
+        server::builder(Liveness::default())
+            .add_service(EnrollmentServer::new(WhoAmI))
+            .serve_with_incoming(connections),
     );
     let guest = dialer(&impostor, PROVIDER, &impostor.ca.fingerprint(), None);
     let error = guest.connect().await.unwrap_err();
     assert!(matches!(error.0[1], EndpointError::NotThePeer { .. }), "{error}");
+}
+
+/// Does not answer, and says when it is given up.
+struct Hangs(mpsc::Sender<()>);
+
+#[tonic::async_trait]
+impl Enrollment for Hangs {
+    async fn join(&self, _: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let _given_up = GivenUp(self.0.clone());
+        std::future::pending().await
+    }
+}
+
+struct GivenUp(mpsc::Sender<()>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        let _ = self.0.try_send(());
+    }
+}
+
+/// A wire to `to`: it can be cut, upon which nothing gets through and nobody is told.
+async fn wire(to: String) -> (String, watch::Sender<bool>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string();
+    let (cut, is_cut) = watch::channel(false);
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut far = TcpStream::connect(&to).await.unwrap();
+            let mut is_cut = is_cut.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    () = async { drop(is_cut.wait_for(|cut| *cut).await) } => {}
+                }
+                // Both sockets stay open, and nobody reads them.
+                std::future::pending::<()>().await;
+            });
+        }
+    });
+    (endpoint, cut)
+}
+
+#[tokio::test]
+async fn either_end_notices_a_cut_wire_in_the_time_it_was_given() {
+    let (asked, mut given_up) = mpsc::channel(1);
+    let mut provider = provider().await;
+    let own = provider.ca.issue_link_server(&PROVIDER.parse().unwrap(), OffsetDateTime::now_utc()).unwrap();
+    let cert = Arc::new(ReloadableCert::default());
+    cert.set(certified_key(own.chain_pem.as_bytes(), own.key_pem.as_bytes()).unwrap());
+    let tls = TlsAcceptor::from(Arc::new(server_config(provider.ca.certificate_pem(), cert).unwrap()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (endpoint, cut) = wire(listener.local_addr().unwrap().to_string()).await;
+    provider.endpoint = endpoint;
+    let (near, far) = (Duration::from_millis(600), Duration::from_millis(1200));
+    tokio::spawn(
+        server::builder(Liveness::within(far))
+            .add_service(EnrollmentServer::new(Hangs(asked)))
+            .serve_with_incoming(server::accept(listener, tls)),
+    );
+    let guest =
+        dialer(&provider, PROVIDER, &provider.ca.fingerprint(), None).noticing(Liveness::within(near));
+    let channel = guest.connect().await.unwrap();
+    let call = tokio::spawn(async move { EnrollmentClient::new(channel).join(JoinRequest::default()).await });
+    // Idle for longer than either would wait for a sign of life: signs come.
+    tokio::time::sleep(far + near).await;
+    assert!(!call.is_finished() && given_up.try_recv().is_err(), "the wire is not cut");
+
+    let since = Instant::now();
+    cut.send(true).unwrap();
+    assert!(call.await.unwrap().is_err());
+    let noticed = since.elapsed();
+    assert!(noticed < near + Duration::from_millis(400), "the consumer noticed after {noticed:?}");
+    given_up.recv().await.unwrap();
+    let noticed = since.elapsed();
+    assert!(noticed < far + Duration::from_millis(400), "the provider noticed after {noticed:?}");
 }
