@@ -51,7 +51,7 @@ pub struct Offer {
 }
 
 /// An image on nodes of the provider.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OfferedImage {
     /// Names it is known by.

@@ -101,7 +101,8 @@ pub fn show(amount: Micro) -> String {
 
 /// Thousandths of the unit of `resource` that one price is for.
 fn unit(resource: &str) -> Milli {
-    let bytes = matches!(resource, "memory" | "storage" | "ephemeral-storage") || resource.starts_with("hugepages-");
+    let bytes =
+        matches!(resource, "memory" | "storage" | "ephemeral-storage") || resource.starts_with("hugepages-");
     if bytes { 1000 << 30 } else { 1000 }
 }
 

@@ -31,6 +31,10 @@ pub(crate) struct Args {
     #[arg(long = "advertise", env = "LIQUID_ADVERTISE", value_delimiter = ',', value_parser = host_port)]
     pub(crate) advertise: Vec<String>,
 
+    /// Seconds after which a peer that is out of reach is taken to be
+    #[arg(long, env = "LIQUID_LINK_TIMEOUT", default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..=600))]
+    pub(crate) link_timeout: u64,
+
     /// Address of the admission webhook
     #[arg(long, env = "LIQUID_WEBHOOK_LISTEN", default_value = "0.0.0.0:8443")]
     pub(crate) webhook_listen: SocketAddr,

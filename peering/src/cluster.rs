@@ -1,5 +1,6 @@
 //! Who this cluster is: its identity, its name and its certificate authority.
 
+use crate::args::Args;
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
@@ -9,7 +10,9 @@ use kube::{Api, Client};
 use liquid_crds::vocabulary::{MANAGED_BY, MANAGED_BY_LIQUID};
 use liquid_crds::{ClusterId, ClusterName};
 use liquid_link::ca::ClusterCa;
+use liquid_link::liveness::Liveness;
 use std::collections::BTreeMap;
+use std::time::Duration;
 use time::OffsetDateTime;
 use tracing::info;
 
@@ -26,11 +29,14 @@ pub(crate) struct Cluster {
     pub(crate) namespace: String,
     /// Our authority.
     pub(crate) ca: ClusterCa,
+    /// How soon a link that is broken is noticed.
+    pub(crate) liveness: Liveness,
 }
 
 impl Cluster {
     /// Reads the identity of this cluster, and its authority, which is made on the first start.
-    pub(crate) async fn load(client: &Client, name: ClusterName, namespace: String) -> Result<Self> {
+    pub(crate) async fn load(client: &Client, args: &Args) -> Result<Self> {
+        let (name, namespace) = (args.cluster_name.clone(), args.namespace.clone());
         let system = Api::<Namespace>::all(client.clone())
             .get("kube-system")
             .await
@@ -38,7 +44,8 @@ impl Cluster {
         let id: ClusterId = system.metadata.uid.unwrap_or_default().try_into()?;
         let ca = load_ca(client, &namespace, &id).await.context("cannot load the certificate authority")?;
         info!(cluster = %name, id = %id, ca = %ca.fingerprint(), "this cluster");
-        Ok(Self { id, name, namespace, ca })
+        let liveness = Liveness::within(Duration::from_secs(args.link_timeout));
+        Ok(Self { id, name, namespace, ca, liveness })
     }
 
     /// What peers are told of this cluster.

@@ -2,9 +2,10 @@
 
 use crate::args::Args;
 use crate::cluster::Cluster;
-use crate::consume::Borrowing;
+use crate::consume::{Borrowing, follow_virtual_nodes};
 use crate::info;
 use crate::kubelet_certificates;
+use crate::lend::book::Book;
 use crate::lend::capacity;
 use crate::lend::consumers::Consumers;
 use crate::lend::enrollment::EnrollmentService;
@@ -60,34 +61,44 @@ pub(crate) async fn lead(
     let shadows_known = health.part("shadows", "reading shadows");
     let link_listens = health.part("link", "waiting for Peers and shadows");
 
-    let cluster = Arc::new(Cluster::load(&client, args.cluster_name.clone(), args.namespace.clone()).await?);
+    let cluster = Arc::new(Cluster::load(&client, &args).await?);
     let version = client.apiserver_version().await.context("cannot reach the API server")?;
     mark(&client, &args, Some("true")).await;
 
     let consumers = Arc::new(Consumers::default());
     let connections = Connections::default();
+    let book = Book::default();
     let policy = Policy { pod_security: args.pod_security.clone(), own_namespace: args.namespace.clone() };
-    let (shadows, shadows_actor) =
-        Shadows::start(client.clone(), policy, consumers.clone(), metrics.clone(), shadows_known.clone());
+    let (shadows, shadows_actor) = Shadows::start(
+        client.clone(),
+        policy,
+        consumers.clone(),
+        book.clone(),
+        metrics.clone(),
+        shadows_known.clone(),
+    );
     let (capacity_sender, capacity) = watch::channel(None);
     let (endpoints_sender, endpoints) = watch::channel(Vec::new());
     let lending = Lending {
         client: client.clone(),
         consumers: consumers.clone(),
         shadows: shadows.clone(),
+        book: book.clone(),
         ending: Arc::default(),
     };
     let network = Network::new(&args.network);
-    let borrowing = Borrowing::new(client.clone(), cluster.clone(), network.clone(), metrics);
+    let (virtual_nodes, known_nodes) = watch::channel(None);
+    let borrowing = Borrowing::new(client.clone(), cluster.clone(), network.clone(), known_nodes, metrics);
     let offloadings = Offloadings::default();
 
+    run(drain, follow_virtual_nodes(client.clone(), virtual_nodes));
     run(drain, peers::follow(client.clone(), borrowing, lending, network.clone(), peers_known));
     run(drain, network.clone().run(client.clone(), args.namespace.clone(), args.network.clone()));
     run(drain, shadows_actor);
     run(drain, info::publish(client.clone(), cluster.clone(), args.advertise.clone(), endpoints_sender));
     let labels = args.cluster_labels.iter().cloned().collect();
     run(drain, capacity::observe(client.clone(), labels, version.git_version, capacity_sender));
-    run(drain, report_connections(client.clone(), consumers.clone(), connections.clone()));
+    run(drain, report_connections(client.clone(), consumers.clone(), connections.clone(), book.clone()));
     run(drain, tokens::purge(client.clone(), args.namespace.clone()));
     run(drain, kubelet_certificates::approve(client.clone(), args.namespace.clone()));
     run(drain, offloadings.clone().follow(client.clone()));
@@ -119,10 +130,12 @@ pub(crate) async fn lead(
         EnrollmentService { client: client.clone(), cluster: cluster.clone(), consumers: consumers.clone() };
     let peering = PeeringService {
         client: client.clone(),
-        cluster,
+        cluster: cluster.clone(),
         consumers: consumers.clone(),
         shadows: shadows.clone(),
         capacity,
+        book,
+        negotiations: AtomicU64::new(0),
         endpoints,
         connections,
         network,
@@ -136,7 +149,7 @@ pub(crate) async fn lead(
     };
     let figures = Figures::new(client.clone(), shadows.clone());
     let kubelet = KubeletService { client, consumers, shadows, figures };
-    let serving = server::builder()
+    let serving = server::builder(cluster.liveness)
         .add_service(EnrollmentServer::new(enrollment).max_decoding_message_size(MAX_UNARY))
         .add_service(PeeringServer::new(peering).max_decoding_message_size(MAX_UNARY))
         .add_service(ReflectionServer::new(sync).max_decoding_message_size(MAX_MESSAGE))

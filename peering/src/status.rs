@@ -15,6 +15,8 @@ use serde_json::json;
 pub(crate) enum Report {
     /// What this cluster borrows; conditions Joined and LinkUp.
     Consume(ConsumeStatus),
+    /// Virtual nodes of the peer; condition VirtualNodesMade.
+    VirtualNodes,
     /// What this cluster lends; condition ConsumerConnected.
     Lend(LendStatus),
     /// The network, if there is one; condition NetworkReady.
@@ -25,6 +27,7 @@ impl Report {
     fn manager(&self) -> &'static str {
         match self {
             Report::Consume(_) => "liquid-controller-consume",
+            Report::VirtualNodes => "liquid-controller-nodes",
             Report::Lend(_) => "liquid-controller-lend",
             Report::Network(_) => "liquid-controller-network",
         }
@@ -33,6 +36,7 @@ impl Report {
     fn conditions(&self) -> &'static [&'static str] {
         match self {
             Report::Consume(_) => &["Joined", "LinkUp"],
+            Report::VirtualNodes => &["VirtualNodesMade"],
             Report::Lend(_) => &["ConsumerConnected"],
             Report::Network(_) => &["NetworkReady"],
         }
@@ -57,6 +61,7 @@ pub(crate) async fn report(
         Report::Consume(consume) => json!({ "consume": consume, "conditions": conditions }),
         Report::Lend(lend) => json!({ "lend": lend, "conditions": conditions }),
         Report::Network(Some(network)) => json!({ "network": network, "conditions": conditions }),
+        Report::VirtualNodes => json!({ "conditions": conditions }),
         Report::Network(None) => json!({ "conditions": [] }),
     };
     let patch = json!({

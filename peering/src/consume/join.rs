@@ -155,6 +155,7 @@ async fn redeem(
     let (tls, name) = client_config(&provider, &consume.ca_sha256, None).map_err(|e| refused(&e))?;
     let csr = request(key).map_err(|error| JoinError::Unreachable(error.to_string()))?;
     let channel = Dialer::new(consume.endpoints.clone(), tls, name)
+        .noticing(cluster.liveness)
         .connect()
         .await
         .map_err(|error| JoinError::Unreachable(error.to_string()))?;

@@ -55,7 +55,7 @@ pub(super) async fn leave(
     let Some(credentials) = credentials.filter(|credentials| credentials.chain.is_some()) else {
         return Ok(());
     };
-    let mut link = dial(peer, consume, &credentials).await?;
+    let mut link = dial(peer, consume, &credentials, cluster).await?;
     let begun = timeout(PROGRESS_TIMEOUT, link.leave(LeaveRequest {})).await;
     let begun = begun.unwrap_or_else(|_| Err(Status::deadline_exceeded("the provider does not answer")));
     let mut progress = match begun {

@@ -2,22 +2,19 @@
 
 use super::credentials::{Credentials, renew_at, store, validity};
 use super::join::request;
+use super::offer;
 use crate::cluster::Cluster;
 use anyhow::Context as _;
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::PostParams;
-use kube::{Api, Client, ResourceExt as _};
-use liquid_crds::vocabulary::{MANAGED_BY, MANAGED_BY_LIQUID};
-use liquid_crds::{ClusterName, ConsumeSpec, Offer, Peer, VirtualNode, VirtualNodeSpec};
+use kube::{Client, ResourceExt as _};
+use liquid_crds::{ConsumeSpec, Offer, Peer};
 use liquid_link::client::{Dialer, EndpointError, Unreachable};
 use liquid_link::proto;
 use liquid_link::proto::peering_client::PeeringClient;
 use liquid_link::proto::{RenewRequest, WatchRequest, peering_event};
 use liquid_link::tls::{ClientCredentials, client_config};
 use rcgen::KeyPair;
-use std::collections::BTreeMap;
 use std::time::Duration;
 use thiserror::Error;
 use time::OffsetDateTime;
@@ -28,8 +25,6 @@ use tracing::{info, warn};
 
 /// How often a certificate that could not be renewed is tried again.
 const RENEW_RETRY: Duration = Duration::from_secs(60);
-/// Largest offer taken in: a provider is not trusted to be reasonable.
-const MAX_OFFER_ENTRIES: usize = 128;
 
 /// Why there is no connection.
 #[derive(Debug, Error)]
@@ -100,6 +95,7 @@ pub(super) async fn dial(
     peer: &Peer,
     consume: &ConsumeSpec,
     credentials: &Credentials,
+    cluster: &Cluster,
 ) -> Result<PeeringClient<Channel>, LinkError> {
     let invalid = |error: &dyn std::fmt::Display| LinkError::Credentials(error.to_string());
     let provider = peer.spec.cluster_id.parse().map_err(|e| invalid(&e))?;
@@ -111,7 +107,8 @@ pub(super) async fn dial(
     }
     let with = ClientCredentials { chain_pem: chain.as_bytes(), key_pem: credentials.key.as_bytes() };
     let (tls, name) = client_config(&provider, &consume.ca_sha256, Some(with)).map_err(|e| invalid(&e))?;
-    Ok(PeeringClient::new(Dialer::new(peer.endpoints(consume), tls, name).connect().await?))
+    let dialer = Dialer::new(peer.endpoints(consume), tls, name).noticing(cluster.liveness);
+    Ok(PeeringClient::new(dialer.connect().await?))
 }
 
 /// Opens the stream of offers.
@@ -121,7 +118,7 @@ pub(super) async fn open(
     credentials: &Credentials,
     cluster: &Cluster,
 ) -> Result<Session, LinkError> {
-    let mut client = dial(peer, consume, credentials).await?;
+    let mut client = dial(peer, consume, credentials, cluster).await?;
     let watch = WatchRequest { consumer: Some(cluster.info()) };
     let events = timeout(CALL_TIMEOUT, client.watch(watch))
         .await
@@ -138,7 +135,7 @@ pub(super) async fn next(events: &mut Streaming<proto::PeeringEvent>) -> Result<
         match event.event {
             Some(peering_event::Event::Offer(offer)) => {
                 let endpoints = offer.endpoints.iter().take(16).cloned().collect();
-                return Ok(Said::Offers(from_wire(offer), endpoints));
+                return Ok(Said::Offers(offer::from_wire(offer), endpoints));
             }
             Some(peering_event::Event::Ended(ended)) => {
                 return Ok(Said::Ended(ended.reason.chars().take(256).collect()));
@@ -147,60 +144,6 @@ pub(super) async fn next(events: &mut Streaming<proto::PeeringEvent>) -> Result<
             None => {}
         }
     }
-}
-
-fn from_wire(offer: proto::Offer) -> Offer {
-    let sorted = |map: std::collections::HashMap<String, String>| -> BTreeMap<String, String> {
-        map.into_iter().collect::<BTreeMap<_, _>>().into_iter().take(MAX_OFFER_ENTRIES).collect()
-    };
-    let amounts = sorted(offer.resources).into_iter().map(|(name, amount)| (name, Quantity(amount)));
-    Offer {
-        // An amount that is no quantity would make the Node unwritable.
-        resources: amounts.filter(|(_, amount)| liquid_crds::quantity::parse(amount).is_ok()).collect(),
-        // They become labels.
-        architectures: offer
-            .architectures
-            .into_iter()
-            .filter(|name| is_word(name, 63))
-            .take(MAX_OFFER_ENTRIES)
-            .collect(),
-        labels: sorted(offer.labels).into_iter().filter(|(key, value)| may_label(key, value)).collect(),
-        kubernetes_version: offer.kubernetes_version.chars().take(64).collect(),
-        cordoned: offer.cordoned,
-        pressures: offer
-            .pressures
-            .into_iter()
-            .filter(|name| is_word(name, 63))
-            .take(MAX_OFFER_ENTRIES)
-            .collect(),
-    }
-}
-
-/// Whether a text may be the value of a label, or the last part of its key.
-fn is_word(text: &str, longest: usize) -> bool {
-    let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    text.len() <= longest
-        && text.bytes().all(inner)
-        && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
-        && text.bytes().last().is_some_and(|b| b.is_ascii_alphanumeric())
-}
-
-/// Domains of Kubernetes whose labels a provider may set on the Node that stands for it.
-const OFFERED_DOMAINS: [&str; 2] = ["topology.kubernetes.io", "node.kubernetes.io"];
-
-/// Whether a label of the provider may be put on a Node: an invalid one would make the Node unwritable, and those of
-/// Kubernetes and Liquid say what the Node is here.
-fn may_label(key: &str, value: &str) -> bool {
-    let (domain, name) = key.split_once('/').map_or((None, key), |(domain, name)| (Some(domain), name));
-    let allowed = domain.is_none_or(|domain| {
-        let reserved = ["kubernetes.io", "k8s.io", "liquid.mesh"]
-            .iter()
-            .any(|top| domain == *top || domain.strip_suffix(top).is_some_and(|rest| rest.ends_with('.')));
-        is_word(domain, 253)
-            && !domain.bytes().any(|b| b.is_ascii_uppercase() || b == b'_')
-            && (!reserved || OFFERED_DOMAINS.contains(&domain))
-    });
-    allowed && is_word(name, 63) && (value.is_empty() || is_word(value, 63))
 }
 
 /// Renews the certificate whenever two thirds of its life are over; returns the new credentials each time it did.
@@ -247,77 +190,4 @@ async fn try_renew(
 pub(super) fn not_after(credentials: &Credentials) -> Option<Time> {
     let (_, end) = validity(credentials.chain.as_deref()?)?;
     Some(Time(Timestamp::from_second(end.unix_timestamp()).ok()?))
-}
-
-/// Makes the virtual node of `peer` unless it is there.
-pub(super) async fn ensure_virtual_node(client: &Client, peer: &Peer) -> Result<(), kube::Error> {
-    let Ok(name) = peer.name_any().parse::<ClusterName>() else { return Ok(()) };
-    let nodes: Api<VirtualNode> = Api::all(client.clone());
-    let name = name.virtual_node();
-    if nodes.get_opt(&name).await?.is_some() {
-        return Ok(());
-    }
-    let spec = VirtualNodeSpec {
-        peer: peer.name_any(),
-        labels: BTreeMap::new(),
-        taints: Vec::new(),
-        drain_timeout_seconds: None,
-    };
-    let mut node = VirtualNode::new(&name, spec);
-    node.metadata = ObjectMeta {
-        labels: Some(BTreeMap::from([(MANAGED_BY.to_owned(), MANAGED_BY_LIQUID.to_owned())])),
-        owner_references: Some(vec![OwnerReference {
-            api_version: <Peer as kube::Resource>::api_version(&()).into_owned(),
-            kind: <Peer as kube::Resource>::kind(&()).into_owned(),
-            name: peer.name_any(),
-            uid: peer.metadata.uid.clone().unwrap_or_default(),
-            ..OwnerReference::default()
-        }]),
-        ..node.metadata
-    };
-    match nodes.create(&PostParams::default(), &node).await {
-        Ok(_) => {
-            info!(peer = %peer.name_any(), node = %name, "virtual node made");
-            Ok(())
-        }
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_would_make_the_node_unwritable_is_left_out_of_an_offer() {
-        let offer = from_wire(proto::Offer {
-            architectures: vec!["arm64".to_owned(), "no label".to_owned(), String::new()],
-            resources: [("cpu".to_owned(), "many".to_owned()), ("memory".to_owned(), "1Gi".to_owned())]
-                .into(),
-            pressures: vec!["MemoryPressure".to_owned(), "x\n".to_owned()],
-            ..proto::Offer::default()
-        });
-        assert_eq!(offer.architectures, ["arm64"]);
-        assert_eq!(offer.resources.keys().collect::<Vec<_>>(), ["memory"]);
-        assert_eq!(offer.pressures, ["MemoryPressure"]);
-    }
-
-    #[test]
-    fn a_provider_may_say_where_it_is_but_not_what_its_node_is() {
-        for (key, value, may) in [
-            ("region", "eu", true),
-            ("topology.kubernetes.io/region", "eu-south", true),
-            ("example.org/tier", "", true),
-            ("node-role.kubernetes.io/control-plane", "", false),
-            ("kubernetes.io/hostname", "a", false),
-            ("liquid.mesh/type", "x", false),
-            ("bad key", "x", false),
-            ("key", "bad value", false),
-            ("", "x", false),
-            ("a/b/c", "x", false),
-        ] {
-            assert_eq!(may_label(key, value), may, "{key}={value}");
-        }
-    }
 }

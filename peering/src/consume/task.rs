@@ -1,7 +1,8 @@
 //! One task per provider: joins it, stays in touch, and leaves it.
 
 use super::credentials::{self, Credentials};
-use super::session::{LinkError, Said, ensure_virtual_node, next, not_after, open, renew};
+use super::session::{LinkError, Said, next, not_after, open, renew};
+use super::virtual_nodes::{KnownNodes, VirtualNodesOf};
 use super::{join, leave};
 use crate::cluster::Cluster;
 use crate::finalizers;
@@ -28,22 +29,27 @@ const DIAL_FIRST: Duration = Duration::from_millis(250);
 const DIAL_CAP: Duration = Duration::from_secs(3);
 /// Pause before a status is written once more.
 const REPORT_RETRY: Duration = Duration::from_secs(1);
-/// How often it is checked that the virtual node is still there.
-const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The tasks of all providers.
 pub(crate) struct Borrowing {
     client: Client,
     cluster: Arc<Cluster>,
     network: Network,
+    virtual_nodes: watch::Receiver<KnownNodes>,
     metrics: Metrics,
     tasks: BTreeMap<String, (watch::Sender<Peer>, JoinHandle<()>)>,
 }
 
 impl Borrowing {
     /// Starts without any.
-    pub(crate) fn new(client: Client, cluster: Arc<Cluster>, network: Network, metrics: Metrics) -> Self {
-        Self { client, cluster, network, metrics, tasks: BTreeMap::new() }
+    pub(crate) fn new(
+        client: Client,
+        cluster: Arc<Cluster>,
+        network: Network,
+        virtual_nodes: watch::Receiver<KnownNodes>,
+        metrics: Metrics,
+    ) -> Self {
+        Self { client, cluster, network, virtual_nodes, metrics, tasks: BTreeMap::new() }
     }
 
     /// A `Peer` has appeared or changed.
@@ -68,6 +74,7 @@ impl Borrowing {
             client: self.client.clone(),
             cluster: self.cluster.clone(),
             network: self.network.clone(),
+            virtual_nodes: self.virtual_nodes.clone(),
             metrics: self.metrics.clone(),
             peer: receiver,
         };
@@ -92,6 +99,7 @@ struct Task {
     client: Client,
     cluster: Arc<Cluster>,
     network: Network,
+    virtual_nodes: watch::Receiver<KnownNodes>,
     metrics: Metrics,
     peer: watch::Receiver<Peer>,
 }
@@ -217,13 +225,15 @@ impl Task {
             Err(error) => return Stayed::Lost(error),
         };
         let mut link = session.client.clone();
-        let mut check = tokio::time::interval(CHECK_INTERVAL);
         let mut changes = self.peer.clone();
         let networks = exchange_networks(&self.network, session.client.clone(), peer);
         let mut networks = pin!(networks);
+        let nodes = VirtualNodesOf { client: &self.client, peer, consume, known: self.virtual_nodes.clone() };
+        let mut nodes = pin!(nodes.keep(session.client.clone()));
         loop {
             tokio::select! {
                 () = &mut networks => {}
+                never = &mut nodes => match never {},
                 said = next(&mut session.events) => match said {
                     Ok(Said::Offers(offer, endpoints)) => {
                         backoff.reset();
@@ -248,11 +258,6 @@ impl Task {
                     Err(error) => return Stayed::Lost(error),
                 },
                 renewed = renew(&self.client, &self.cluster, peer, &mut link, &credentials) => credentials = renewed,
-                _ = check.tick(), if consume.create_virtual_node => {
-                    if let Err(error) = ensure_virtual_node(&self.client, peer).await {
-                        warn!(%error, "virtual node not made; trying again");
-                    }
-                }
                 () = changed_by_others(&mut changes, consume) => return Stayed::Changed,
             }
         }

@@ -1,6 +1,7 @@
 //! Who may borrow: the peers with a `lend` part, by their identity.
 
-use liquid_crds::quantity::{Amounts, parse};
+use super::slices::limits;
+use liquid_crds::quantity::Amounts;
 use liquid_crds::{ClusterId, LendSpec, Peer, PodCidr};
 use liquid_link::identity::PeerIdentity;
 use liquid_link::server::Caller;
@@ -28,11 +29,9 @@ pub(crate) struct Consumer {
 }
 
 impl Consumer {
-    /// Upper bounds of what it is lent. One that cannot be read bounds it to nothing: that is seen at once, and no bound
-    /// at all might never be.
+    /// Upper bounds of what it is lent.
     pub(crate) fn limits(&self) -> Amounts {
-        let limits = self.lend.limits.iter();
-        limits.map(|(resource, limit)| (resource.clone(), parse(limit).unwrap_or(0))).collect()
+        limits(&self.lend)
     }
 }
 

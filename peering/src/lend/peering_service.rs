@@ -1,28 +1,32 @@
 //! `Peering`: offers, fresh certificates, and the end of it on the consumer's wish.
 
-use super::capacity::Capacity;
+use super::book::Book;
 use super::consumers::{Consumer, Consumers};
 use super::enrollment::{key_digest, keys};
+use super::negotiation::Negotiation;
 use super::shadows::Shadows;
+use super::slices::Capacity;
+use super::wire;
 use crate::cluster::Cluster;
 use crate::network::Network;
 use futures::{Stream, StreamExt as _};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client};
 use liquid_crds::vocabulary::CONSUMER_KEYS;
-use liquid_crds::{ClusterId, LendState, Offer, Peer};
+use liquid_crds::{ClusterId, Offer, Peer};
 use liquid_link::ca::check_request;
 use liquid_link::identity::PeerIdentity;
 use liquid_link::proto;
 use liquid_link::proto::peering_server::Peering;
 use liquid_link::proto::{
-    LeaveProgress, LeaveRequest, NetworkInfo, PeeringEvent, RenewRequest, RenewResponse, WatchRequest,
-    peering_event,
+    Ask, Bid, LeaveProgress, LeaveRequest, NetworkInfo, PeeringEvent, RenewRequest, RenewResponse,
+    WatchRequest, peering_event,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
@@ -41,7 +45,10 @@ pub(crate) struct PeeringService {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) consumers: Arc<Consumers>,
     pub(crate) shadows: Shadows,
-    pub(crate) capacity: watch::Receiver<Option<Capacity>>,
+    pub(crate) capacity: watch::Receiver<Option<Arc<Capacity>>>,
+    pub(crate) book: Book,
+    /// Negotiations that have begun.
+    pub(crate) negotiations: AtomicU64,
     pub(crate) endpoints: watch::Receiver<Vec<String>>,
     pub(crate) connections: Connections,
     pub(crate) network: Network,
@@ -120,6 +127,7 @@ fn stream_of<T: Send + 'static>(mut events: mpsc::Receiver<Result<T, Status>>) -
 impl Peering for PeeringService {
     type WatchStream = EventStream<PeeringEvent>;
     type NetworkStream = EventStream<NetworkInfo>;
+    type NegotiateStream = EventStream<Bid>;
     type LeaveStream = EventStream<LeaveProgress>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
@@ -150,6 +158,23 @@ impl Peering for PeeringService {
         let consumer = self.consumers.authorize(request.extensions())?;
         let told = self.network.answer(self.consumers.clone(), consumer, request.into_inner())?;
         Ok(Response::new(Box::pin(told.take_until(self.draining.clone().cancelled_owned()))))
+    }
+
+    async fn negotiate(
+        &self,
+        request: Request<Streaming<Ask>>,
+    ) -> Result<Response<Self::NegotiateStream>, Status> {
+        let consumer = self.consumers.authorize(request.extensions())?;
+        let negotiation = Negotiation {
+            consumers: self.consumers.clone(),
+            capacity: self.capacity.clone(),
+            book: self.book.clone(),
+            number: self.negotiations.fetch_add(1, Ordering::Relaxed) + 1,
+            draining: self.draining.clone(),
+        };
+        let (bids, receiver) = mpsc::channel(EVENT_QUEUE);
+        tokio::spawn(negotiation.run(consumer, request.into_inner(), bids));
+        Ok(Response::new(stream_of(receiver)))
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
@@ -246,7 +271,7 @@ impl PeeringService {
 /// What makes up an offer, and when it changes.
 struct Offers {
     consumers: watch::Receiver<BTreeMap<ClusterId, Consumer>>,
-    capacity: watch::Receiver<Option<Capacity>>,
+    capacity: watch::Receiver<Option<Arc<Capacity>>>,
     endpoints: watch::Receiver<Vec<String>>,
 }
 
@@ -270,10 +295,9 @@ impl Offers {
             let capacity = self.capacity.borrow_and_update().clone();
             // Until it is known the consumer goes by the last offer.
             if let Some(capacity) = capacity {
-                let offer = capacity.offer(&current.limits());
-                let offer = Offer { cordoned: current.lend.state == LendState::Cordoned, ..offer };
+                let offer = capacity.whole(&current.lend);
                 let endpoints = self.endpoints.borrow_and_update().clone();
-                let message = to_wire(&offer, endpoints);
+                let message = wire::offer(&offer, endpoints);
                 if sent.as_ref() != Some(&message) {
                     debug!(peer = %consumer.name, ?offer, "offer");
                     let event = peering_event::Event::Offer(message.clone());
@@ -294,17 +318,5 @@ impl Offers {
                 return;
             }
         }
-    }
-}
-
-fn to_wire(offer: &Offer, endpoints: Vec<String>) -> proto::Offer {
-    proto::Offer {
-        resources: offer.resources.iter().map(|(name, amount)| (name.clone(), amount.0.clone())).collect(),
-        architectures: offer.architectures.clone(),
-        labels: offer.labels.clone().into_iter().collect(),
-        kubernetes_version: offer.kubernetes_version.clone(),
-        cordoned: offer.cordoned,
-        endpoints,
-        pressures: offer.pressures.clone(),
     }
 }

@@ -1,6 +1,7 @@
 //! The lending half of every `Peer`: admits its consumer, reports its state, and when it ends removes everything that
 //! ran for it before the `Peer` may go.
 
+use super::book::{Book, Slices};
 use super::consumers::{Consumer, Consumers, consumer_of};
 use super::peering_service::{Connection, Connections};
 use super::shadows::Shadows;
@@ -27,6 +28,7 @@ pub(crate) struct Lending {
     pub(crate) client: Client,
     pub(crate) consumers: Arc<Consumers>,
     pub(crate) shadows: Shadows,
+    pub(crate) book: Book,
     /// Names of peers whose end is being seen to.
     pub(crate) ending: Arc<Mutex<BTreeMap<String, ClusterId>>>,
 }
@@ -38,6 +40,9 @@ impl Lending {
         let held = peer.finalizers().iter().any(|finalizer| finalizer == FINALIZER_LEND);
         match consumer_of(peer) {
             Some(consumer) if !consumer.ending => {
+                let recorded =
+                    peer.status.as_ref().and_then(|status| status.lend.as_ref()?.slices.as_deref());
+                self.book.recall(&consumer.id, &consumer.peering, recorded);
                 self.consumers.insert(consumer);
                 if !held {
                     let (client, peer) = (self.client.clone(), peer.clone());
@@ -93,6 +98,7 @@ impl Lending {
                 sleep(RETRY_PAUSE).await;
             }
             this.consumers.remove(&name);
+            this.book.forget(&id);
             this.ending.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
             info!(peer = %name, "lending ended; nothing is left");
         });
@@ -100,23 +106,32 @@ impl Lending {
 }
 
 /// Writes who is connected into the status of the `Peer`s.
-pub(crate) async fn report_connections(client: Client, consumers: Arc<Consumers>, connections: Connections) {
+pub(crate) async fn report_connections(
+    client: Client,
+    consumers: Arc<Consumers>,
+    connections: Connections,
+    book: Book,
+) {
     let mut known = consumers.subscribe();
     let mut connected = connections.subscribe();
-    let mut written: BTreeMap<String, Option<Connection>> = BTreeMap::new();
+    let mut offers = book.changes();
+    let mut written: BTreeMap<String, (Option<Connection>, Option<Arc<Slices>>)> = BTreeMap::new();
     loop {
         let peers: Vec<_> = known.borrow_and_update().values().cloned().collect();
         let current = connected.borrow_and_update().clone();
+        offers.mark_unchanged();
         written.retain(|name, _| peers.iter().any(|peer| peer.name == *name));
         let mut failed = false;
         for consumer in peers.iter().filter(|consumer| !consumer.ending) {
             let connection = current.get(&consumer.id).cloned();
-            if written.get(&consumer.name) == Some(&connection) {
+            let slices = book.slices(&consumer.id, &consumer.peering);
+            let state = (connection, slices);
+            if written.get(&consumer.name) == Some(&state) {
                 continue;
             }
-            match write(&client, &consumer.name, connection.as_ref()).await {
+            match write(&client, &consumer.name, state.0.as_ref(), state.1.as_deref()).await {
                 Ok(()) => {
-                    written.insert(consumer.name.clone(), connection);
+                    written.insert(consumer.name.clone(), state);
                 }
                 Err(kube::Error::Api(status)) if status.is_not_found() => {}
                 Err(error) => {
@@ -128,12 +143,18 @@ pub(crate) async fn report_connections(client: Client, consumers: Arc<Consumers>
         tokio::select! {
             changed = known.changed() => if changed.is_err() { return },
             changed = connected.changed() => if changed.is_err() { return },
+            changed = offers.changed() => if changed.is_err() { return },
             () = sleep(RETRY_PAUSE), if failed => {}
         }
     }
 }
 
-async fn write(client: &Client, name: &str, connection: Option<&Connection>) -> Result<(), kube::Error> {
+async fn write(
+    client: &Client,
+    name: &str,
+    connection: Option<&Connection>,
+    slices: Option<&Slices>,
+) -> Result<(), kube::Error> {
     let peer: Peer = Api::all(client.clone()).get(name).await?;
     let (connected, reason, message) = match connection {
         Some(_) => (true, "Connected", "the consumer is connected"),
@@ -146,6 +167,7 @@ async fn write(client: &Client, name: &str, connection: Option<&Connection>) -> 
     let lend = LendStatus {
         consumer_version: connection.map(|c| c.version.clone()),
         offer: connection.and_then(|c| c.offer.clone()),
+        slices: slices.map(|slices| slices.iter().map(|(name, slice)| slice.record(name)).collect()),
     };
     let update = ConditionUpdate {
         type_: "ConsumerConnected",

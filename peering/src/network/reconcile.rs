@@ -260,12 +260,7 @@ mod tests {
     }
 
     fn peer(name: &str, seen: &[(&str, &str)]) -> (String, Peer) {
-        let consume = ConsumeSpec {
-            endpoints: vec!["192.0.2.9:7443".to_owned()],
-            ca_sha256: String::new(),
-            join_secret: None,
-            create_virtual_node: true,
-        };
+        let consume = ConsumeSpec { endpoints: vec!["192.0.2.9:7443".to_owned()], ..ConsumeSpec::default() };
         let cluster_id = format!("{}0000000-0000-4000-8000-000000000000", name.len());
         let mut peer = Peer::new(name, PeerSpec { cluster_id, consume: Some(consume), lend: None });
         let pod_cidrs =

@@ -6,14 +6,14 @@ use super::outbox::Outbox;
 use super::roster::{Placed, Roster};
 use super::steps::{Job, Policy, UNAVAILABLE, read_status};
 use super::watches::{News, Source, watch};
+use crate::lend::book::Book;
 use crate::lend::consumers::{Consumer, Consumers};
-use crate::lend::quota::Ledger;
+use crate::lend::quota::{Ledger, Limits};
 use crate::metrics::Metrics;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use kube::Client;
-use liquid_crds::ClusterId;
-use liquid_crds::quantity::Amounts;
+use liquid_crds::{ClusterId, Placement, SliceState};
 use liquid_link::digest::Hash;
 use liquid_reflection::digest::{pod_addresses, set_pod_addresses};
 use liquid_reflection::frame::{ProviderFrame, Ref, Refusal};
@@ -93,6 +93,7 @@ impl Shadows {
         client: Client,
         policy: Policy,
         consumers: Arc<Consumers>,
+        book: Book,
         metrics: Metrics,
         ready: Part,
     ) -> (Self, impl Future<Output = ()> + Send) {
@@ -102,6 +103,7 @@ impl Shadows {
             client,
             policy: Arc::new(policy),
             consumers,
+            book,
             metrics,
             lent: BTreeMap::new(),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
@@ -184,7 +186,7 @@ struct Lent {
     prefixes: Prefixes,
     /// What its pods ask for, and what it may have.
     ledger: Ledger,
-    limits: Amounts,
+    limits: Limits,
     /// Bytes of bodies on their way to the API server.
     held: usize,
     /// Frames whose senders wait until less is held.
@@ -283,6 +285,8 @@ struct Actor {
     client: Client,
     policy: Arc<Policy>,
     consumers: Arc<Consumers>,
+    /// What the virtual nodes of consumers are offered.
+    book: Book,
     metrics: Metrics,
     lent: BTreeMap<ClusterId, Lent>,
     requests: Arc<Semaphore>,
@@ -301,6 +305,7 @@ impl Actor {
         let mut news = watch(&self.client);
         let mut report = tokio::time::interval(REPORT_INTERVAL);
         let mut peers = self.consumers.subscribe();
+        let mut offers = self.book.changes();
         loop {
             let timeout = self.lent.values().filter_map(|lent| lent.provider.poll_timeout()).min();
             let loaded = self.unlisted.is_empty();
@@ -309,6 +314,7 @@ impl Actor {
                 Some(answer) = answered.recv() => self.answer(answer),
                 Some(item) = news.next() => self.news(item),
                 Ok(()) = peers.changed() => self.peers_changed(),
+                Ok(()) = offers.changed() => self.peers_changed(),
                 command = queue.recv(), if loaded => match command {
                     Some(command) => self.command(command),
                     None => return,
@@ -329,12 +335,12 @@ impl Actor {
         }
     }
 
-    /// Peers have changed. Ends the streams of peerings that are over: what still comes over them counts for nothing.
+    /// Peers, or what they are offered, have changed. Ends the streams of peerings that are over: what still comes over them counts for nothing.
     fn peers_changed(&mut self) {
         for cluster in self.clusters() {
             let consumer = self.consumers.get(&cluster);
+            let limits = self.limits(consumer.as_ref());
             self.with(&cluster, |lent| {
-                let limits = consumer.as_ref().map(Consumer::limits).unwrap_or_default();
                 if lent.limits != limits {
                     lent.limits = limits;
                     lent.ledger.limits_changed();
@@ -367,10 +373,26 @@ impl Actor {
 
     fn lent(&mut self, cluster: &ClusterId) -> &mut Lent {
         let loaded = self.unlisted.is_empty();
-        self.lent.entry(cluster.clone()).or_insert_with(|| Lent {
-            provider: if loaded { Provider::default() } else { Provider::paused() },
-            ..Lent::default()
-        })
+        if !self.lent.contains_key(cluster) {
+            let lent = Lent {
+                provider: if loaded { Provider::default() } else { Provider::paused() },
+                limits: self.limits(self.consumers.get(cluster).as_ref()),
+                ..Lent::default()
+            };
+            self.lent.insert(cluster.clone(), lent);
+        }
+        self.lent.entry(cluster.clone()).or_default()
+    }
+
+    /// What a consumer may have now.
+    fn limits(&self, consumer: Option<&Consumer>) -> Limits {
+        let Some(consumer) = consumer else { return Limits::default() };
+        let slices = self.book.slices(&consumer.id, &consumer.peering);
+        let nodes = slices.map(|slices| {
+            let accepted = slices.iter().filter(|(_, slice)| slice.state == SliceState::Accepted);
+            accepted.map(|(name, slice)| (name.clone(), slice.limits())).collect()
+        });
+        Limits { whole: consumer.limits(), nodes }
     }
 
     fn news(&mut self, news: News) {
@@ -641,10 +663,12 @@ impl Actor {
                     let held = if let Step::Store { body, .. } = &step { body.len() } else { 0 };
                     if let (Step::Store { body, .. }, Kind::Pod) = (&step, target.set.kind) {
                         let at = (target.set.clone(), target.key.clone());
-                        let admitted = lent.ledger.admit(&at, body_demand(body), &consumer.limits());
+                        let admitted = lent.ledger.admit(&at, body_demand(body), &lent.limits);
                         if let Err(shortage) = admitted {
-                            let refusal =
-                                Refusal { reason: "QuotaExceeded".to_owned(), message: shortage.to_string() };
+                            let refusal = Refusal {
+                                reason: shortage.reason().to_owned(),
+                                message: shortage.to_string(),
+                            };
                             let (cluster, outcome) = (cluster.clone(), Outcome::Failed(refusal));
                             drop(self.answers.send(Answer::Done { cluster, target, held: 0, outcome }));
                             continue;
@@ -654,6 +678,7 @@ impl Actor {
                     let job = Job {
                         client: self.client.clone(),
                         policy: self.policy.clone(),
+                        placement: placement(&self.book, &consumer, &target.set),
                         consumer,
                         namespace: lent.namespaces.get(&target.key.namespace).cloned(),
                         target: target.clone(),
@@ -696,6 +721,13 @@ fn summary(lent: &Lent) -> Summary {
         }
     }
     summary
+}
+
+/// Where pods of a virtual node may run.
+fn placement(book: &Book, consumer: &Consumer, set: &SetRef) -> Placement {
+    let slices = book.slices(&consumer.id, &consumer.peering).filter(|_| set.kind == Kind::Pod);
+    let slice = slices.as_ref().and_then(|slices| slices.get(&set.scope));
+    slice.map(|slice| slice.request.placement.clone()).unwrap_or_default()
 }
 
 fn locate(lent: &Lent, set: &SetRef, pod: &Key) -> Option<Located> {

@@ -10,7 +10,7 @@ use liquid_crds::vocabulary::{
     HASH, HOME_KEYS, MACHINE_KIND, MANAGED_BY, MANAGED_BY_LIQUID, ORIGIN_CLUSTER, ORIGIN_NAMESPACE,
     ORIGIN_NODE, ORIGIN_UID, VIRTUAL_NODE_TAINT,
 };
-use liquid_crds::{ClusterId, HomePod, ShadowPod, ShadowPodSpec};
+use liquid_crds::{ClusterId, HomePod, Placement, ShadowPod, ShadowPodSpec};
 use liquid_link::digest::Hash;
 use liquid_reflection::digest::StatusDigest;
 use liquid_reflection::frame::Ref;
@@ -244,8 +244,14 @@ pub(crate) fn namespace(
     })
 }
 
-/// A ShadowPod in the namespace `namespace` of this cluster.
-pub(crate) fn shadow(consumer: &Consumer, target: &Ref, hash: Hash, pod: Value) -> ShadowPod {
+/// A ShadowPod; it runs where `placement` says.
+pub(crate) fn shadow(
+    consumer: &Consumer,
+    target: &Ref,
+    hash: Hash,
+    pod: Value,
+    placement: Placement,
+) -> ShadowPod {
     debug_assert_eq!(target.set.kind, Kind::Pod);
     let mut labels = owner_labels(consumer);
     labels.insert(ORIGIN_NODE.to_owned(), target.set.scope.to_string());
@@ -255,7 +261,8 @@ pub(crate) fn shadow(consumer: &Consumer, target: &Ref, hash: Hash, pod: Value) 
         uid: target.uid.to_string(),
         node: target.set.scope.to_string(),
     };
-    let mut shadow = ShadowPod::new(&target.key.name, ShadowPodSpec { home, hash: hash.to_string(), pod });
+    let spec = ShadowPodSpec { home, hash: hash.to_string(), pod, placement };
+    let mut shadow = ShadowPod::new(&target.key.name, spec);
     shadow.metadata.labels = Some(labels);
     shadow
 }
@@ -300,6 +307,7 @@ pub(crate) fn pod(shadow: &ShadowPod) -> Value {
         spec.remove(field);
     }
     leave_choice_of_node(&mut spec);
+    place(&mut spec, &shadow.spec.placement);
     spec.insert("automountServiceAccountToken".to_owned(), Value::Bool(false));
     if let Some(tolerations) = spec.get_mut("tolerations").and_then(Value::as_array_mut) {
         // A toleration without a key tolerates everything, this cluster's own virtual nodes too.
@@ -347,6 +355,38 @@ fn leave_choice_of_node(spec: &mut Map<String, Value>) {
             json!({"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}});
         affinity.insert("nodeAffinity".to_owned(), required);
     }
+}
+
+/// Keeps a pod on the nodes of `placement`: whatever else it asks of its node, that comes on top.
+fn place(spec: &mut Map<String, Value>, placement: &Placement) {
+    if placement.is_anywhere() {
+        return;
+    }
+    let is = |key: &str, value: &str| json!({"key": key, "operator": "In", "values": [value]});
+    let labels: Vec<Value> = placement.node_selector.iter().map(|(key, value)| is(key, value)).collect();
+    let fields: Vec<Value> = placement.node.iter().map(|node| is("metadata.name", node)).collect();
+    let known = spec.get("affinity").and_then(|affinity| {
+        affinity.pointer("/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms")
+    });
+    // One of the terms has to hold; without any, every node would do.
+    let mut terms = known.and_then(Value::as_array).filter(|terms| !terms.is_empty()).cloned();
+    let terms = terms.get_or_insert_with(|| vec![json!({})]);
+    // An empty term matches nothing, and what is no object is one.
+    terms.retain(Value::is_object);
+    for term in terms.iter_mut() {
+        for (list, more) in [("matchExpressions", &labels), ("matchFields", &fields)] {
+            // What is no list says nothing, and must not keep ours out.
+            let mut all = term[list].as_array().cloned().unwrap_or_default();
+            all.extend(more.iter().cloned());
+            if !all.is_empty() {
+                term[list] = Value::Array(all);
+            }
+        }
+    }
+    let mut affinity = spec.get("affinity").and_then(Value::as_object).cloned().unwrap_or_default();
+    let required = json!({"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}});
+    affinity.insert("nodeAffinity".to_owned(), required);
+    spec.insert("affinity".to_owned(), Value::Object(affinity));
 }
 
 /// A pod as it is created: ephemeral containers are only ever added to one that exists. One that is to have some is not
@@ -488,7 +528,11 @@ mod tests {
     }
 
     fn made(body: Value) -> (ShadowPod, Value) {
-        let mut shadow = shadow(&Consumer::for_tests(), &target(), Hash::of(b"x"), body);
+        made_for(Placement::default(), body)
+    }
+
+    fn made_for(placement: Placement, body: Value) -> (ShadowPod, Value) {
+        let mut shadow = shadow(&Consumer::for_tests(), &target(), Hash::of(b"x"), body, placement);
         shadow.metadata.uid = Some("s1".to_owned());
         shadow.metadata.resource_version = Some("7".to_owned());
         let mut pod = pod(&shadow);
@@ -514,6 +558,46 @@ mod tests {
             (instance.what.home, instance.what.hash, instance.what.version),
             (target().uid, Hash::of(b"x"), 9)
         );
+    }
+
+    #[test]
+    fn a_pod_runs_where_its_virtual_node_says_whatever_it_asks_for_itself() {
+        let required = "requiredDuringSchedulingIgnoredDuringExecution";
+        let zone = json!({"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["a"]});
+        let name = json!({"key": "metadata.name", "operator": "In", "values": ["n1"]});
+        let arch = |values: &str| json!({"key": "kubernetes.io/arch", "operator": "In", "values": [values]});
+        let terms = |placement: &Placement, affinity: Value| {
+            let (_, pod) =
+                made_for(placement.clone(), json!({"spec": {"affinity": affinity, "containers": []}}));
+            pod["spec"]["affinity"]["nodeAffinity"][required]["nodeSelectorTerms"].clone()
+        };
+        let asking = |terms: Value| json!({"nodeAffinity": {required: {"nodeSelectorTerms": terms}}});
+        let in_zone = Placement {
+            node_selector: BTreeMap::from([("topology.kubernetes.io/zone".to_owned(), "a".to_owned())]),
+            node: None,
+        };
+        let on_node = Placement { node_selector: BTreeMap::new(), node: Some("n1".to_owned()) };
+        let alone = json!([{"matchExpressions": [zone]}]);
+        let nonsense = [
+            json!(null),
+            json!("x"),
+            asking(json!(null)),
+            asking(json!([])),
+            asking(json!([{"matchExpressions": null}])),
+        ];
+        for nothing in nonsense {
+            assert_eq!(terms(&in_zone, nothing.clone()), alone, "{nothing}");
+            assert_eq!(terms(&on_node, nothing)[0]["matchFields"], json!([name]));
+        }
+        let two = json!([{"matchExpressions": [arch("arm64")]}, {"matchExpressions": [arch("amd64")]}]);
+        assert_eq!(
+            terms(&in_zone, asking(two.clone())),
+            json!([{"matchExpressions": [arch("arm64"), zone]}, {"matchExpressions": [arch("amd64"), zone]}])
+        );
+        let elsewhere =
+            json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n2"]}]}]);
+        assert_eq!(terms(&on_node, asking(elsewhere)), json!([{"matchFields": [name]}]));
+        assert_eq!(terms(&Placement::default(), asking(two.clone())), two);
     }
 
     #[test]

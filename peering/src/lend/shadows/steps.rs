@@ -12,7 +12,7 @@ use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Pos
 use kube::core::Status;
 use kube::{Api, Client};
 use liquid_crds::vocabulary::{ORIGIN_CLUSTER, ORIGIN_NAMESPACE};
-use liquid_crds::{LendState, ShadowPod};
+use liquid_crds::{LendState, Placement, ShadowPod};
 use liquid_link::digest::Hash;
 use liquid_reflection::frame::{Ref, Refusal};
 use liquid_reflection::provider::{Instance, Outcome, Record, StatusFound, Step};
@@ -53,6 +53,8 @@ pub(super) struct Job {
     pub(super) client: Client,
     pub(super) policy: Arc<Policy>,
     pub(super) consumer: Consumer,
+    /// On which nodes a pod may run, if it is one and is made now.
+    pub(super) placement: Placement,
     /// Name here of the namespace of a pod, if the consumer has it.
     pub(super) namespace: Option<Arc<str>>,
     pub(super) target: Ref,
@@ -231,7 +233,7 @@ impl Job {
             let message = "the provider takes no new pods of this cluster for now (cordoned)".to_owned();
             return Err(refusal("ProviderCordoned", message));
         }
-        let wanted = shadow(&self.consumer, &self.target, hash, pod);
+        let wanted = shadow(&self.consumer, &self.target, hash, pod, self.placement.clone());
         let stored = match request(shadows.create(&PostParams::default(), &wanted)).await {
             Err(RequestError::Api(status)) if status.is_already_exists() => {
                 let message = format!(
