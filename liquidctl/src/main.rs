@@ -34,6 +34,8 @@ enum Command {
     /// Borrow from another cluster
     #[command(subcommand)]
     Peer(commands::peer::Command),
+    /// Approve what a provider offers for a virtual node
+    Accept(commands::accept::Arguments),
     /// End a peering, and remove everything that came of it
     Unpeer(commands::unpeer::Arguments),
     /// Let pods run in other clusters
@@ -71,6 +73,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Uninstall(arguments) => commands::uninstall::run(&cluster, arguments).await,
         Command::Invite(arguments) => commands::invite::run(&cluster, arguments).await,
         Command::Peer(command) => commands::peer::run(&cluster, command).await,
+        Command::Accept(arguments) => commands::accept::run(&cluster, arguments).await,
         Command::Unpeer(arguments) => commands::unpeer::run(&cluster, arguments).await,
         Command::Offload(command) => commands::offload::run(&cluster, command).await,
         Command::Unoffload(command) => commands::unoffload::run(&cluster, command).await,

@@ -13,11 +13,14 @@ mod translate;
 
 use args::Args;
 use clap::Parser as _;
+use kubelet::ClientCa;
+use liquid_link::liveness::Liveness;
 use liquid_runtime::admin;
 use liquid_runtime::drain::DRAIN_DEADLINE;
 use liquid_runtime::leader::Candidate;
 use liquid_runtime::process::{self, Process};
 use std::process::ExitCode;
+use std::time::Duration;
 use supervisor::{Settings, supervise};
 
 /// Two workers: one may be busy with JSON while the other moves bytes.
@@ -41,7 +44,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         leadership = candidate.acquire() => leadership,
         () = drain.requested() => return Ok(()),
     };
-    let client_ca = kubelet::client_ca(&client, &args.kubelet_client_ca).await?;
+    let client_ca = ClientCa::new(&kubelet::client_ca(&client, &args.kubelet_client_ca).await?)?;
     // A replica that stands by is ready for that; what the one that works has to do first counts from here.
     let known = health.part("objects", "reading Peers, VirtualNodes and NamespaceOffloadings");
     let settings = Settings {
@@ -51,6 +54,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         address: args.pod_ip,
         first_port: args.kubelet_port,
         client_ca,
+        liveness: Liveness::within(Duration::from_secs(args.link_timeout)),
     };
     let ended = tokio::select! {
         lost = leadership.keep() => Err(anyhow::Error::from(lost)),

@@ -1,10 +1,10 @@
 //! Brings it all together: one [`Mirror`] per provider, one task per virtual node, and namespaces to the providers that
 //! are selected for them.
 
-use crate::kubelet::Authenticator;
+use crate::kubelet::{Authenticator, ClientCa};
 use crate::metrics::Metrics;
-use crate::mirror::{Mirror, Provider, RemoteState, WantedNamespace};
-use crate::node::{NodeHandle, Ownership, Picture, Shared};
+use crate::mirror::{Dialing, Mirror, Provider, RemoteState, WantedNamespace};
+use crate::node::{NodeHandle, Ownership, Picture, Shared, WatchedNodes};
 use crate::offloading::{NodeView, remote_name, report, selects, wanted};
 use crate::request::within;
 use futures::StreamExt as _;
@@ -17,17 +17,20 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::vocabulary::{
-    CLUSTER_INFO, FINALIZER_OFFLOADING, OFFLOADING, OFFLOADING_BINDING, OFFLOADING_ENABLED, OFFLOADING_NAME,
+    CLUSTER_INFO, FINALIZER_OFFLOADING, OFFER_ACCEPTED, OFFLOADING, OFFLOADING_BINDING, OFFLOADING_ENABLED,
+    OFFLOADING_NAME,
 };
 use liquid_crds::{
-    ConditionUpdate, GROUP, NamespaceOffloading, NamespaceOffloadingStatus, Peer, VERSION, VirtualNode,
-    set_condition,
+    ConditionUpdate, GROUP, NamespaceOffloading, NamespaceOffloadingStatus, Offer, Peer, VERSION,
+    VirtualNode, condition, set_condition,
 };
+use liquid_link::liveness::Liveness;
 use liquid_runtime::health::Part;
 use liquid_runtime::watch::{Change, ObjectName, changes, object_name};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -49,13 +52,38 @@ pub(crate) struct Settings {
     pub(crate) pod_name: String,
     pub(crate) address: IpAddr,
     pub(crate) first_port: u16,
-    pub(crate) client_ca: Vec<u8>,
+    pub(crate) client_ca: ClientCa,
+    /// How soon a link that is broken is noticed.
+    pub(crate) liveness: Liveness,
+}
+
+/// A virtual node as it is wanted, and what is offered for it.
+struct Wanted {
+    node: Arc<VirtualNode>,
+    offer: Option<Arc<Offer>>,
+    /// Why the offer does not count, if it does not.
+    unaccepted: Option<String>,
+}
+
+impl Wanted {
+    /// Takes a VirtualNode apart: its status is large, and others copy the rest.
+    fn of(mut node: VirtualNode) -> Self {
+        node.metadata.managed_fields = None;
+        let status = node.status.take().unwrap_or_default();
+        let accepted = condition(&status.conditions, OFFER_ACCEPTED);
+        let unaccepted = match accepted {
+            Some(accepted) if accepted.status == "True" => None,
+            Some(accepted) => Some(accepted.message.clone()),
+            None => Some("the provider has offered nothing yet".to_owned()),
+        };
+        Self { node: Arc::new(node), offer: status.offer.map(Arc::new), unaccepted }
+    }
 }
 
 enum News {
     Peer(Box<Change<Peer>>),
-    Node(Change<VirtualNode>),
-    Offloading(Change<NamespaceOffloading>),
+    Node(Box<Change<VirtualNode>>),
+    Offloading(Box<Change<NamespaceOffloading>>),
 }
 
 /// Follows Peers, VirtualNodes and NamespaceOffloadings for ever.
@@ -69,8 +97,10 @@ pub(crate) async fn supervise(client: Client, settings: Settings, metrics: Metri
         address: settings.address,
         first_port: settings.first_port,
         client_ca: settings.client_ca,
+        nodes: WatchedNodes::default(),
         node_address,
     });
+    let following = shared.nodes.clone().follow(client.clone());
     let reporter =
         Reporter { controller: "liquid-kubelet".to_owned(), instance: Some(settings.pod_name.clone()) };
     let (nudge, mut nudged) = mpsc::channel(1);
@@ -78,7 +108,7 @@ pub(crate) async fn supervise(client: Client, settings: Settings, metrics: Metri
         recorder: Recorder::new(client.clone(), reporter),
         client: client.clone(),
         own_name,
-        own_namespace: settings.namespace,
+        dialing: Dialing { namespace: settings.namespace, liveness: settings.liveness },
         shared,
         metrics,
         peers: BTreeMap::new(),
@@ -94,11 +124,15 @@ pub(crate) async fn supervise(client: Client, settings: Settings, metrics: Metri
     let any = watcher::Config::default;
     let mut news = select_all([
         changes(Api::<Peer>::all(client.clone()), any()).map(|c| News::Peer(Box::new(c))).boxed(),
-        changes(Api::<VirtualNode>::all(client.clone()), any()).map(News::Node).boxed(),
-        changes(Api::<NamespaceOffloading>::all(client), any()).map(News::Offloading).boxed(),
+        changes(Api::<VirtualNode>::all(client.clone()), any()).map(|c| News::Node(Box::new(c))).boxed(),
+        changes(Api::<NamespaceOffloading>::all(client), any())
+            .map(|c| News::Offloading(Box::new(c)))
+            .boxed(),
     ]);
+    let mut following = pin!(following);
     loop {
         tokio::select! {
+            () = &mut following => return,
             item = news.next() => match item {
                 Some(item) => supervisor.learn(item),
                 None => return,
@@ -134,11 +168,11 @@ struct Supervisor {
     client: Client,
     recorder: Recorder,
     own_name: String,
-    own_namespace: String,
+    dialing: Dialing,
     shared: Arc<Shared>,
     metrics: Metrics,
     peers: BTreeMap<String, Peer>,
-    virtual_nodes: BTreeMap<String, VirtualNode>,
+    virtual_nodes: BTreeMap<String, Wanted>,
     offloadings: BTreeMap<String, NamespaceOffloading>,
     mirrors: BTreeMap<String, Arc<Mirror>>,
     nodes: BTreeMap<String, NodeHandle>,
@@ -154,17 +188,17 @@ impl Supervisor {
     fn learn(&mut self, news: News) {
         match news {
             News::Peer(change) => {
-                if apply(&mut self.peers, *change, |name| name.1.clone()) {
+                if apply(&mut self.peers, *change, |name| name.1.clone(), |peer| peer) {
                     self.unlisted.remove("Peer");
                 }
             }
             News::Node(change) => {
-                if apply(&mut self.virtual_nodes, change, |name| name.1.clone()) {
+                if apply(&mut self.virtual_nodes, *change, |name| name.1.clone(), Wanted::of) {
                     self.unlisted.remove("VirtualNode");
                 }
             }
             News::Offloading(change) => {
-                if apply(&mut self.offloadings, change, |name| name.0.clone()) {
+                if apply(&mut self.offloadings, *change, |name| name.0.clone(), |offloading| offloading) {
                     self.unlisted.remove("NamespaceOffloading");
                 }
             }
@@ -182,7 +216,7 @@ impl Supervisor {
     fn keep_mirrors(&mut self) {
         let mut wanted: BTreeMap<String, Provider> =
             self.peers.values().filter_map(Provider::of).map(|p| (p.name.clone(), p)).collect();
-        for node in self.virtual_nodes.values() {
+        for Wanted { node, .. } in self.virtual_nodes.values() {
             let name = &node.spec.peer;
             let left = || {
                 let last = self.mirrors.get(name).map(|mirror| mirror.provider());
@@ -203,7 +237,7 @@ impl Supervisor {
                 None => {
                     let mirror = Mirror::start(
                         self.client.clone(),
-                        self.own_namespace.clone(),
+                        self.dialing.clone(),
                         provider,
                         self.recorder.clone(),
                         self.shared.node_address.subscribe(),
@@ -229,20 +263,24 @@ impl Supervisor {
 
     async fn keep_nodes(&mut self) {
         self.nodes.retain(|name, handle| self.virtual_nodes.contains_key(name) || !handle.is_finished());
-        for (name, node) in &self.virtual_nodes {
+        for (name, wanted) in &self.virtual_nodes {
+            let Wanted { node, offer, unaccepted } = wanted;
             let Some(mirror) = self.mirrors.get(&node.spec.peer) else { continue };
-            let peer = self.peers.get(&node.spec.peer);
-            let offer = peer.and_then(|peer| peer.status.as_ref()?.consume.as_ref()?.offer.clone());
             match self.nodes.get(name) {
                 Some(handle) if !handle.is_finished() => handle.update(|picture| {
+                    let same = Arc::ptr_eq(&picture.node, node);
                     picture.node = node.clone();
-                    picture.offer = offer;
+                    picture.offer = offer.clone();
+                    picture.unaccepted = unaccepted.clone();
+                    !same
                 }),
                 _ => {
+                    let peer = self.peers.get(&node.spec.peer);
                     let picture = Picture {
                         node: node.clone(),
                         cluster_id: peer.map(|peer| peer.spec.cluster_id.clone()).unwrap_or_default(),
-                        offer,
+                        offer: offer.clone(),
+                        unaccepted: unaccepted.clone(),
                         not_ready: None,
                         endpoint: None,
                         leaving: false,
@@ -256,17 +294,21 @@ impl Supervisor {
         }
     }
 
-    /// Virtual nodes as offloading sees them; those that are being removed take nothing new.
+    /// Virtual nodes as offloading sees them; those that are being removed take nothing new, and a provider whose offer was
+    /// not accepted gets nothing.
     fn views(&self) -> Vec<NodeView> {
-        let nodes = self.virtual_nodes.values().filter(|node| node.metadata.deletion_timestamp.is_none());
+        let nodes = self.virtual_nodes.values().filter(|wanted| {
+            let refused = wanted.offer.is_some() && wanted.unaccepted.is_some();
+            wanted.node.metadata.deletion_timestamp.is_none() && !refused
+        });
         nodes
-            .filter_map(|node| {
+            .filter_map(|Wanted { node, offer, unaccepted }| {
                 let peer = self.peers.get(&node.spec.peer)?;
-                let offer = peer.status.as_ref().and_then(|status| status.consume.as_ref()?.offer.clone());
                 let picture = Picture {
                     node: node.clone(),
                     cluster_id: peer.spec.cluster_id.clone(),
-                    offer,
+                    offer: offer.clone(),
+                    unaccepted: unaccepted.clone(),
                     not_ready: None,
                     endpoint: None,
                     leaving: false,
@@ -367,7 +409,7 @@ impl Supervisor {
     async fn pods_left(&self, namespace: &str, peer: &str, delete: bool) -> Result<bool, kube::Error> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let mut left = false;
-        let nodes = self.virtual_nodes.iter().filter(|(_, node)| node.spec.peer == peer);
+        let nodes = self.virtual_nodes.iter().filter(|(_, wanted)| wanted.node.spec.peer == peer);
         for (node, _) in nodes {
             match self.nodes.get(node).map_or(Ownership::Unknown, NodeHandle::ownership) {
                 Ownership::Ours => {}
@@ -485,14 +527,15 @@ fn recorded(offloading: &NamespaceOffloading, peer: &str) -> bool {
 }
 
 /// Learns a change; returns whether a list was read to its end.
-fn apply<K: kube::Resource>(
-    known: &mut BTreeMap<String, K>,
+fn apply<K: kube::Resource, V>(
+    known: &mut BTreeMap<String, V>,
     change: Change<K>,
     key: impl Fn(&ObjectName) -> String,
+    value: impl Fn(K) -> V,
 ) -> bool {
     match change {
         Change::Applied(object) => {
-            known.insert(key(&object_name(&object)), object);
+            known.insert(key(&object_name(&object)), value(object));
             false
         }
         Change::Deleted(object) => {

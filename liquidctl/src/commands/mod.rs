@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub(crate) mod accept;
 pub(crate) mod install;
 pub(crate) mod invite;
 pub(crate) mod offload;

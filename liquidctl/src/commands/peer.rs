@@ -5,13 +5,13 @@ use crate::cluster::{ClusterArgs, connect, require_info};
 use crate::failure::Failure;
 use crate::output::tell;
 use crate::wait::{Look, until};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use k8s_openapi::api::core::v1::{Node, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
-use liquid_crds::vocabulary::{MANAGED_BY, MANAGED_BY_LIQUID};
-use liquid_crds::{ConsumeSpec, Peer, PeerSpec, VirtualNode, condition};
+use liquid_crds::vocabulary::{MANAGED_BY, MANAGED_BY_LIQUID, OFFER_ACCEPTED};
+use liquid_crds::{ConsumeSpec, Peer, PeerSpec, VirtualNode, VirtualNodes, condition, is_true};
 use liquid_link::token::JoinToken;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -47,12 +47,42 @@ pub(crate) struct Arguments {
     /// Namespace Liquid runs in at the provider
     #[arg(long, default_value = "liquid-system", requires = "remote_kubeconfig")]
     remote_namespace: String,
-    /// Do not make the virtual node liquid-NAME; make VirtualNodes of your own instead
-    #[arg(long)]
-    no_virtual_node: bool,
+    /// Which virtual nodes are made
+    #[arg(long, value_enum, default_value_t = Made::PerPeer)]
+    virtual_nodes: Made,
+    /// With --virtual-nodes per-node: a label of the nodes that get one, as KEY=VALUE; may be repeated
+    #[arg(long, value_parser = label)]
+    node_selector: Vec<(String, String)>,
     /// Longest wait until the virtual node is ready
     #[arg(long, default_value = "2m", value_parser = duration)]
     timeout: Duration,
+}
+
+/// Which virtual nodes are made of a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Made {
+    /// One, liquid-NAME
+    PerPeer,
+    /// One for each of its nodes, liquid-NAME-NODE, if it tells of them
+    PerNode,
+    /// None: make VirtualNodes of your own
+    None,
+}
+
+impl From<Made> for VirtualNodes {
+    fn from(made: Made) -> Self {
+        match made {
+            Made::PerPeer => Self::PerPeer,
+            Made::PerNode => Self::PerNode,
+            Made::None => Self::None,
+        }
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let label = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    let (key, value) = label.ok_or_else(|| format!("{text:?} is no label of the form KEY=VALUE"))?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// Runs the command.
@@ -78,7 +108,18 @@ pub(crate) async fn run(cluster: &ClusterArgs, command: Command) -> Result<(), F
         )));
     }
     let started = Instant::now();
-    let made = make(&client, &cluster.namespace, &token, !arguments.no_virtual_node).await?;
+    let consume = ConsumeSpec {
+        endpoints: token.endpoints.clone(),
+        ca_sha256: token.ca_sha256.clone(),
+        join_secret: Some(join_secret(token.cluster_name.as_str())),
+        virtual_nodes: arguments.virtual_nodes.into(),
+        node_selector: arguments.node_selector.iter().cloned().collect(),
+        ..ConsumeSpec::default()
+    };
+    if !consume.node_selector.is_empty() && arguments.virtual_nodes != Made::PerNode {
+        return Err(Failure::input("--node-selector chooses among nodes: it needs --virtual-nodes per-node"));
+    }
+    let made = make(&client, &cluster.namespace, &token, consume).await?;
     let name = token.cluster_name.to_string();
     if let Err(failure) = wait_joined(&client, &name, arguments.timeout).await {
         // A refusal leaves nothing behind; what was there before stays.
@@ -88,18 +129,25 @@ pub(crate) async fn run(cluster: &ClusterArgs, command: Command) -> Result<(), F
         }
         return Err(failure.into());
     }
-    if arguments.no_virtual_node {
-        tell(&format!("{} joined {} in {:.1} s", own.name, name, started.elapsed().as_secs_f64()));
-        return Ok(());
+    let (own, seconds) = (&own.name, || started.elapsed().as_secs_f64());
+    match arguments.virtual_nodes {
+        Made::None => tell(&format!("{own} joined {name} in {:.1} s", seconds())),
+        Made::PerPeer => {
+            let node = token.cluster_name.virtual_node();
+            match wait_ready(&client, &node, arguments.timeout).await? {
+                None => {
+                    tell(&format!("{own} borrows from {name}: node {node} is ready after {:.1} s", seconds()))
+                }
+                Some(why) => {
+                    tell(&format!("{own} joined {name} in {:.1} s; there is no node yet: {why}", seconds()));
+                }
+            }
+        }
+        Made::PerNode => {
+            let told = wait_per_node(&client, &name, arguments.timeout).await?;
+            tell(&format!("{own} borrows from {name}: {told} ({:.1} s)", seconds()));
+        }
     }
-    wait_ready(&client, &token.cluster_name.virtual_node(), arguments.timeout).await?;
-    tell(&format!(
-        "{} borrows from {}: node {} is ready after {:.1} s",
-        own.name,
-        name,
-        token.cluster_name.virtual_node(),
-        started.elapsed().as_secs_f64()
-    ));
     Ok(())
 }
 
@@ -126,7 +174,7 @@ async fn remote_token(arguments: &Arguments, own: &liquid_crds::ClusterName) -> 
 }
 
 /// What the command has made, to be taken back if the provider refuses.
-struct Made {
+struct Begun {
     name: String,
     before: Before,
 }
@@ -152,7 +200,7 @@ impl Before {
     }
 }
 
-impl Made {
+impl Begun {
     async fn undo(self, client: &Client, namespace: &str) {
         let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
         drop(secrets.delete(&join_secret(&self.name), &DeleteParams::default()).await);
@@ -188,8 +236,8 @@ async fn make(
     client: &Client,
     namespace: &str,
     token: &JoinToken,
-    virtual_node: bool,
-) -> Result<Made, Failure> {
+    consume: ConsumeSpec,
+) -> Result<Begun, Failure> {
     let name = token.cluster_name.to_string();
     let peers: Api<Peer> = Api::all(client.clone());
     let known = peers.get_opt(&name).await?;
@@ -222,18 +270,12 @@ async fn make(
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let apply = PatchParams::apply("liquidctl").force();
     secrets.patch(&join_secret(&name), &apply, &Patch::Apply(&secret)).await?;
-    let consume = ConsumeSpec {
-        endpoints: token.endpoints.clone(),
-        ca_sha256: token.ca_sha256.clone(),
-        join_secret: Some(join_secret(&name)),
-        create_virtual_node: virtual_node,
-    };
     match known {
         None => {
             let spec =
                 PeerSpec { cluster_id: token.cluster_id.to_string(), consume: Some(consume), lend: None };
             peers.create(&PostParams::default(), &Peer::new(&name, spec)).await?;
-            Ok(Made { name, before: Before::Nothing })
+            Ok(Begun { name, before: Before::Nothing })
         }
         Some(peer) => {
             let patch = json!({
@@ -241,7 +283,7 @@ async fn make(
                 "spec": { "consume": consume },
             });
             peers.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
-            Ok(Made { name, before: peer.spec.consume.map_or(Before::Lending, Before::Borrowing) })
+            Ok(Begun { name, before: peer.spec.consume.map_or(Before::Lending, Before::Borrowing) })
         }
     }
 }
@@ -281,29 +323,51 @@ async fn wait_joined(client: &Client, name: &str, timeout: Duration) -> Result<(
     outcome.map_err(Wait::Refused)
 }
 
-async fn wait_ready(client: &Client, node: &str, timeout: Duration) -> Result<(), Failure> {
+/// Waits until the node is ready; returns why there will be none before somebody does something, if so.
+async fn wait_ready(client: &Client, node: &str, timeout: Duration) -> Result<Option<String>, Failure> {
     let nodes: Api<Node> = Api::all(client.clone());
     let virtual_nodes: Api<VirtualNode> = Api::all(client.clone());
     until(&format!("node {node}"), timeout, || async {
         let conditions = nodes.get_opt(node).await?.and_then(|node| node.status).and_then(|s| s.conditions);
         let ready = conditions.into_iter().flatten().find(|c| c.type_ == "Ready");
         if ready.as_ref().is_some_and(|condition| condition.status == "True") {
-            return Ok(Look::Done(()));
+            return Ok(Look::Done(None));
         }
-        let why = match ready.and_then(|condition| condition.message) {
-            Some(message) => message,
-            None => virtual_nodes
-                .get_opt(node)
-                .await?
-                .and_then(|node| {
-                    let conditions = node.status?.conditions;
-                    condition(&conditions, "Ready").map(|c| c.message.clone())
-                })
-                .unwrap_or_else(|| "it does not exist yet".to_owned()),
-        };
-        Ok(Look::NotYet(why))
+        let virtual_node = virtual_nodes.get_opt(node).await?;
+        let conditions = virtual_node.and_then(|node| node.status).map(|status| status.conditions);
+        let conditions = conditions.unwrap_or_default();
+        if let Some(refused) = condition(&conditions, OFFER_ACCEPTED).filter(|c| c.status == "False") {
+            return Ok(Look::Done(Some(refused.message.clone())));
+        }
+        let why = ready.and_then(|condition| condition.message);
+        let why = why.or_else(|| condition(&conditions, "Ready").map(|c| c.message.clone()));
+        Ok(Look::NotYet(why.unwrap_or_else(|| "it does not exist yet".to_owned())))
     })
     .await
+}
+
+/// Waits until there is a virtual node for each node of the peer, and one of them is ready; says how many there are.
+async fn wait_per_node(client: &Client, name: &str, timeout: Duration) -> Result<String, Failure> {
+    let peers: Api<Peer> = Api::all(client.clone());
+    let virtual_nodes: Api<VirtualNode> = Api::all(client.clone());
+    let what = format!("virtual nodes of {name}");
+    let made = until(&what, timeout, || async {
+        let peer = peers.get(name).await?;
+        let made = peer.status.as_ref().and_then(|status| condition(&status.conditions, "VirtualNodesMade"));
+        let message = match made.filter(|made| made.observed_generation >= peer.metadata.generation) {
+            None => return Ok(Look::NotYet("the peer has not told of its nodes".to_owned())),
+            Some(made) if made.status == "True" => made.message.clone(),
+            Some(made) => return Ok(Look::Done(Err(made.message.clone()))),
+        };
+        let all = virtual_nodes.list(&ListParams::default()).await?;
+        let mut ours = all.iter().filter(|node| node.spec.peer == name);
+        let ready = |node: &VirtualNode| {
+            node.status.as_ref().is_some_and(|status| is_true(&status.conditions, "Ready"))
+        };
+        Ok(if ours.any(ready) { Look::Done(Ok(message)) } else { Look::NotYet("none is ready".to_owned()) })
+    });
+    made.await?
+        .map_err(|why| Failure::failed(format!("the clusters are peered, but without virtual nodes: {why}")))
 }
 
 #[cfg(test)]
@@ -311,12 +375,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn labels_have_a_key_and_a_value() {
+        assert_eq!(label("zone=a"), Ok(("zone".to_owned(), "a".to_owned())));
+        assert_eq!(label("zone="), Ok(("zone".to_owned(), String::new())));
+        assert!(label("zone").is_err() && label("=a").is_err());
+    }
+
+    #[test]
     fn a_refusal_takes_nothing_away_that_was_there_before() {
         let consume = ConsumeSpec {
             endpoints: vec!["milan:7443".to_owned()],
             ca_sha256: "ab".to_owned(),
-            join_secret: None,
-            create_virtual_node: true,
+            ..ConsumeSpec::default()
         };
         assert_eq!(Before::Borrowing(consume).consume().unwrap()["endpoints"], json!(["milan:7443"]));
         assert_eq!(Before::Lending.consume(), Some(Value::Null));

@@ -4,11 +4,15 @@ use crate::cluster::{ClusterArgs, require_info};
 use crate::failure::Failure;
 use crate::output::{Format, print, print_data, table};
 use clap::Args;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
-use liquid_crds::{NamespaceOffloading, NetworkStatus, Peer, PodCidr, ShadowPod, VirtualNode, condition};
+use liquid_crds::quantity::parse;
+use liquid_crds::vocabulary::OFFER_ACCEPTED;
+use liquid_crds::{
+    NamespaceOffloading, NetworkStatus, Peer, PodCidr, Price, ShadowPod, VirtualNode, condition, is_true, show_price,
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -31,6 +35,8 @@ struct Status {
     cluster: Cluster,
     peers: Vec<PeerStatus>,
     virtual_nodes: Vec<NodeStatus>,
+    /// What virtual nodes of consumers ask for, and are offered.
+    lent: Vec<LentStatus>,
     namespaces: Vec<NamespaceStatus>,
     /// Sentences about what is not well.
     problems: Vec<String>,
@@ -76,12 +82,38 @@ struct NetworkState {
 struct NodeStatus {
     name: String,
     peer: String,
+    /// The one node of the peer behind it.
+    node: Option<String>,
     ready: bool,
     reason: String,
-    cpu: String,
-    memory: String,
-    pods: String,
+    /// What is asked for at most; all there is, if nothing is named.
+    asked: Amounts,
+    node_selector: BTreeMap<String, String>,
+    /// What is offered; without an offer nothing.
+    offered: Amounts,
+    price: Option<String>,
+    accepted: bool,
+    /// How it stands with the offer.
+    offer: String,
 }
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LentStatus {
+    peer: String,
+    virtual_node: String,
+    node: Option<String>,
+    asked: Amounts,
+    node_selector: BTreeMap<String, String>,
+    offered: Amounts,
+    price: Option<String>,
+    state: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    message: String,
+}
+
+/// Quantities by resource name.
+type Amounts = BTreeMap<String, Quantity>;
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -106,12 +138,12 @@ pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(
 async fn gather(client: &Client, namespace: &str) -> Result<Status, Failure> {
     let all = ListParams::default();
     let info = require_info(client, namespace).await?;
-    let peers = Api::<Peer>::all(client.clone()).list(&all).await?;
+    let peers_listed = Api::<Peer>::all(client.clone()).list(&all).await?;
     let shadows = Api::<ShadowPod>::all(client.clone()).list_metadata(&all).await?;
     let nodes = Api::<VirtualNode>::all(client.clone()).list(&all).await?;
     let offloadings = Api::<NamespaceOffloading>::all(client.clone()).list(&all).await?;
     let mut problems = Vec::new();
-    let peers = peers
+    let peers = peers_listed
         .iter()
         .map(|peer| {
             let conditions =
@@ -120,6 +152,8 @@ async fn gather(client: &Client, namespace: &str) -> Result<Status, Failure> {
             let borrows = peer.spec.consume.as_ref().map(|_| reason(conditions, "LinkUp"));
             if borrows.is_some() {
                 problems.extend(problem(conditions, "LinkUp").map(|why| format!("peer {name}: {why}")));
+                let unmade = condition(conditions, "VirtualNodesMade").filter(|made| made.status == "False");
+                problems.extend(unmade.map(|made| format!("virtual nodes of {name}: {}", made.message)));
             }
             let network = network_state(peer, conditions);
             // With some of the ways down it works, but has less to lose.
@@ -140,10 +174,8 @@ async fn gather(client: &Client, namespace: &str) -> Result<Status, Failure> {
             }
         })
         .collect();
-    let mut virtual_nodes = Vec::new();
-    for node in &nodes {
-        virtual_nodes.push(node_status(client, node, &mut problems).await?);
-    }
+    let virtual_nodes = nodes.iter().map(|node| node_status(node, &mut problems)).collect();
+    let lent = peers_listed.iter().flat_map(lent_status).collect();
     let namespaces =
         offloadings.iter().map(|offloading| namespace_status(offloading, &mut problems)).collect();
     let cluster = Cluster {
@@ -152,7 +184,7 @@ async fn gather(client: &Client, namespace: &str) -> Result<Status, Failure> {
         version: info.version,
         endpoints: info.endpoints,
     };
-    Ok(Status { cluster, peers, virtual_nodes, namespaces, problems })
+    Ok(Status { cluster, peers, virtual_nodes, lent, namespaces, problems })
 }
 
 /// None without a network.
@@ -180,26 +212,71 @@ fn shown_prefixes(prefixes: &[PodCidr]) -> String {
     if rest.is_empty() { first } else { format!("{first} and {} more", rest.len()) }
 }
 
-async fn node_status(
-    client: &Client,
-    node: &VirtualNode,
-    problems: &mut Vec<String>,
-) -> Result<NodeStatus, Failure> {
+fn node_status(node: &VirtualNode, problems: &mut Vec<String>) -> NodeStatus {
     let name = node.name_any();
-    let conditions = node.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let status = node.status.clone().unwrap_or_default();
+    let conditions = status.conditions.as_slice();
     problems.extend(problem(conditions, "Ready").map(|why| format!("virtual node {name}: {why}")));
-    let object = Api::<Node>::all(client.clone()).get_opt(&name).await?;
-    let allocatable = object.and_then(|node| node.status).and_then(|s| s.allocatable).unwrap_or_default();
-    let amount = |resource: &str| allocatable.get(resource).map_or("-".to_owned(), |amount| amount.0.clone());
-    Ok(NodeStatus {
+    let accepted = is_true(conditions, OFFER_ACCEPTED);
+    // Without a Node the condition Ready says the same.
+    if status.offer.is_some() && !accepted && reason(conditions, "Ready") != "OfferNotAccepted" {
+        problems.extend(problem(conditions, OFFER_ACCEPTED).map(|why| format!("offer for {name}: {why}")));
+    }
+    let offer = status.offer.unwrap_or_default();
+    NodeStatus {
         peer: node.spec.peer.clone(),
-        ready: liquid_crds::is_true(conditions, "Ready"),
+        node: node.spec.node.clone(),
+        ready: is_true(conditions, "Ready"),
         reason: reason(conditions, "Ready"),
-        cpu: amount("cpu"),
-        memory: amount("memory"),
-        pods: amount("pods"),
+        asked: node.spec.resources.clone(),
+        node_selector: node.spec.node_selector.clone(),
+        price: shown_price(offer.price.as_ref(), &offer.resources),
+        offered: offer.resources,
+        accepted,
+        offer: reason(conditions, OFFER_ACCEPTED),
         name,
-    })
+    }
+}
+
+fn lent_status(peer: &Peer) -> Vec<LentStatus> {
+    let lend = peer.status.as_ref().and_then(|status| status.lend.as_ref());
+    let slices = lend.and_then(|lend| lend.slices.as_ref()).into_iter().flatten();
+    slices
+        .map(|slice| LentStatus {
+            peer: peer.name_any(),
+            virtual_node: slice.name.clone(),
+            node: slice.node.clone(),
+            asked: slice.requested.clone(),
+            node_selector: slice.node_selector.clone(),
+            price: shown_price(slice.price.as_ref(), &slice.offered),
+            offered: slice.offered.clone(),
+            state: format!("{:?}", slice.state),
+            message: slice.message.clone(),
+        })
+        .collect()
+}
+
+/// What all that is offered costs.
+fn shown_price(price: Option<&Price>, offered: &Amounts) -> Option<String> {
+    let price = price?;
+    if !price.is_valid() {
+        return Some("unreadable".to_owned());
+    }
+    let offered = offered.iter().filter_map(|(name, amount)| Some((name.clone(), parse(amount).ok()?)));
+    Some(format!("{} {}/h", show_price(price.hourly(&offered.collect())), price.currency))
+}
+
+/// What is asked for, in a few words.
+fn shown_request(asked: &Amounts, selector: &BTreeMap<String, String>, node: Option<&String>) -> String {
+    let amounts = asked.iter().map(|(name, amount)| format!("{name}={}", amount.0));
+    let labels = selector.iter().map(|(key, value)| format!("on {key}={value}"));
+    let node = node.map(|node| format!("on node {node}"));
+    let all: Vec<String> = amounts.chain(labels).chain(node).collect();
+    if all.is_empty() { "all".to_owned() } else { all.join(" ") }
+}
+
+fn amount(amounts: &Amounts, resource: &str) -> String {
+    amounts.get(resource).map_or("-".to_owned(), |amount| amount.0.clone())
 }
 
 fn namespace_status(offloading: &NamespaceOffloading, problems: &mut Vec<String>) -> NamespaceStatus {
@@ -208,7 +285,7 @@ fn namespace_status(offloading: &NamespaceOffloading, problems: &mut Vec<String>
     problems.extend(problem(&status.conditions, "Ready").map(|why| format!("namespace {name}: {why}")));
     NamespaceStatus {
         placement: format!("{:?}", offloading.spec.pod_placement),
-        ready: liquid_crds::is_true(&status.conditions, "Ready"),
+        ready: is_true(&status.conditions, "Ready"),
         reason: reason(&status.conditions, "Ready"),
         remote: status.remote_namespaces.into_iter().map(|remote| (remote.peer, remote.name)).collect(),
         name,
@@ -228,7 +305,7 @@ fn problem(conditions: &[Condition], type_: &str) -> Option<String> {
 }
 
 fn render(status: &Status) -> String {
-    let Status { cluster, peers, virtual_nodes, namespaces, problems } = status;
+    let Status { cluster, peers, virtual_nodes, lent, namespaces, problems } = status;
     let endpoints =
         if cluster.endpoints.is_empty() { "none".to_owned() } else { cluster.endpoints.join(", ") };
     let mut text = format!(
@@ -261,13 +338,34 @@ fn render(status: &Status) -> String {
                 node.name.clone(),
                 node.peer.clone(),
                 node.reason.clone(),
-                node.cpu.clone(),
-                node.memory.clone(),
-                node.pods.clone(),
+                shown_request(&node.asked, &node.node_selector, node.node.as_ref()),
+                amount(&node.offered, "cpu"),
+                amount(&node.offered, "memory"),
+                amount(&node.offered, "pods"),
+                dash(&node.price),
+                node.offer.clone(),
             ]
         })
         .collect();
-    section(&mut text, &["VIRTUAL NODE", "PEER", "STATE", "CPU", "MEMORY", "PODS"], rows);
+    let header = ["VIRTUAL NODE", "PEER", "STATE", "ASKS FOR", "CPU", "MEMORY", "PODS", "PRICE", "OFFER"];
+    section(&mut text, &header, rows);
+    let rows = lent
+        .iter()
+        .map(|slice| {
+            vec![
+                slice.peer.clone(),
+                slice.virtual_node.clone(),
+                shown_request(&slice.asked, &slice.node_selector, slice.node.as_ref()),
+                amount(&slice.offered, "cpu"),
+                amount(&slice.offered, "memory"),
+                amount(&slice.offered, "pods"),
+                dash(&slice.price),
+                slice.state.clone(),
+            ]
+        })
+        .collect();
+    let header = ["LENT TO", "VIRTUAL NODE", "ASKS FOR", "CPU", "MEMORY", "PODS", "PRICE", "OFFER"];
+    section(&mut text, &header, rows);
     let rows = namespaces
         .iter()
         .map(|namespace| {
@@ -303,6 +401,25 @@ fn section(text: &mut String, header: &[&str], rows: Vec<Vec<String>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_asked_for_and_what_it_costs_is_told_in_a_few_words() {
+        let amounts = |of: &[(&str, &str)]| -> Amounts {
+            of.iter().map(|(name, amount)| ((*name).to_owned(), Quantity((*amount).to_owned()))).collect()
+        };
+        let zone = BTreeMap::from([("zone".to_owned(), "a".to_owned())]);
+        assert_eq!(shown_request(&Amounts::new(), &BTreeMap::new(), None), "all");
+        assert_eq!(shown_request(&amounts(&[("cpu", "2")]), &zone, None), "cpu=2 on zone=a");
+        assert_eq!(shown_request(&Amounts::new(), &BTreeMap::new(), Some(&"n1".to_owned())), "on node n1");
+        let price = |cpu: &str| Price {
+            currency: "EUR".to_owned(),
+            per_hour: BTreeMap::from([("cpu".to_owned(), cpu.to_owned())]),
+        };
+        let offered = amounts(&[("cpu", "2500m"), ("memory", "4Gi")]);
+        assert_eq!(shown_price(Some(&price("0.04")), &offered).as_deref(), Some("0.10 EUR/h"));
+        assert_eq!(shown_price(Some(&price("?")), &offered).as_deref(), Some("unreadable"));
+        assert_eq!(shown_price(None, &offered), None);
+    }
 
     #[test]
     fn prefixes_say_under_which_they_are_seen() {

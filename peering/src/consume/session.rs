@@ -85,7 +85,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub(super) enum Said {
     /// What it offers, and where it can be reached.
-    Offers(Offer, Vec<String>),
+    Offers(Box<Offer>, Vec<String>),
     /// It has ended the peering on purpose.
     Ended(String),
 }
@@ -135,7 +135,7 @@ pub(super) async fn next(events: &mut Streaming<proto::PeeringEvent>) -> Result<
         match event.event {
             Some(peering_event::Event::Offer(offer)) => {
                 let endpoints = offer.endpoints.iter().take(16).cloned().collect();
-                return Ok(Said::Offers(offer::from_wire(offer), endpoints));
+                return Ok(Said::Offers(Box::new(offer::from_wire(offer)), endpoints));
             }
             Some(peering_event::Event::Ended(ended)) => {
                 return Ok(Said::Ended(ended.reason.chars().take(256).collect()));

@@ -242,7 +242,7 @@ impl Task {
                             credentials_secret: Some(credentials_secret(&peer.name_any())),
                             certificate_not_after: not_after(&credentials),
                             endpoints,
-                            offer: Some(offer),
+                            offer: Some(*offer),
                         };
                         let version = "the client certificate is valid".to_owned();
                         let joined = ConditionUpdate { type_: "Joined", status: Some(true), reason: "Joined", message: version };

@@ -9,4 +9,4 @@ mod server;
 
 pub(crate) use auth::Authenticator;
 pub(crate) use client_ca::client_ca;
-pub(crate) use server::{KubeletApi, Listening, listen};
+pub(crate) use server::{ClientCa, KubeletApi, Listening, listen};

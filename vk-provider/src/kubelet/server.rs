@@ -13,7 +13,8 @@ use kube::Client;
 use liquid_link::proto::Operation;
 use liquid_reflection::Key;
 use liquid_runtime::tls::{ReloadableCert, certificates, provider};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use std::convert::Infallible;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -73,22 +74,36 @@ impl Drop for Listening {
     }
 }
 
-/// Serves `api` on the first free port from `first`; clients may present certificates of `client_ca` (PEM).
-pub(crate) async fn listen(first: u16, client_ca: &[u8], api: KubeletApi) -> anyhow::Result<Listening> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(client_ca)? {
-        roots.add(certificate)?;
+/// Who signs client certificates, for the kubelet APIs of all virtual nodes.
+#[derive(Clone)]
+pub(crate) struct ClientCa(Arc<dyn ClientCertVerifier>);
+
+impl ClientCa {
+    /// Takes certificates that are signed by one of `authorities` (PEM).
+    pub(crate) fn new(authorities: &[u8]) -> anyhow::Result<Self> {
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates(authorities)? {
+            roots.add(certificate)?;
+        }
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+            .allow_unauthenticated()
+            .build()?;
+        Ok(Self(clients))
     }
-    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
-        .allow_unauthenticated()
-        .build()?;
+}
+
+/// Serves `api` on the first free port from `first`; clients may present certificates of `client_ca`.
+pub(crate) async fn listen(first: u16, client_ca: &ClientCa, api: KubeletApi) -> anyhow::Result<Listening> {
     let certificate = Arc::new(ReloadableCert::default());
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
-        .with_client_cert_verifier(clients)
+        .with_client_cert_verifier(client_ca.0.clone())
         .with_cert_resolver(certificate.clone());
     // API servers upgrade connections, which HTTP/2 has no means for.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // API servers keep connections and resume none: a cache of sessions for each node would only take memory.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     let (listener, port) = bind(first).await?;
     info!(node = %api.node, port, "kubelet API listens");
     let task = tokio::spawn(accept(listener, TlsAcceptor::from(Arc::new(config)), api));

@@ -2,7 +2,7 @@
 
 use super::companions::{self, Companions, Effect};
 use super::home::{Finished, Home};
-use super::link::{Link, LinkEvent, Provider, keep};
+use super::link::{Dialing, Link, LinkEvent, Provider, keep};
 use super::warnings::Warnings;
 use crate::metrics::Metrics;
 use crate::request::within;
@@ -97,7 +97,7 @@ impl Mirror {
     /// passed on: before that an inventory would be incomplete.
     pub(crate) fn start(
         client: Client,
-        own_namespace: String,
+        dialing: Dialing,
         provider: Provider,
         recorder: Recorder,
         node_address: watch::Receiver<Option<String>>,
@@ -107,7 +107,7 @@ impl Mirror {
         let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
         let name = provider.name.clone();
         let (provider, watched) = watch::channel(provider);
-        let (link_events, link, keeper) = keep(client.clone(), own_namespace, watched.clone());
+        let (link_events, link, keeper) = keep(client.clone(), dialing, watched.clone());
         let (namespaces, known) = watch::channel(RemoteNamespaces::new());
         let (home, written) = Home::new(client.clone(), recorder, node_address, watched.clone());
         let (changes, changed) = mpsc::channel(CHANGE_QUEUE);

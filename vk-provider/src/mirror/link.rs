@@ -9,6 +9,7 @@ use liquid_crds::vocabulary::{CREDENTIALS_CONSUME, FINALIZER_CONSUME, credential
 use liquid_crds::{ConsumeSpec, Peer, PodCidr, is_true};
 use liquid_link::client::Dialer;
 use liquid_link::limits::MAX_MESSAGE;
+use liquid_link::liveness::Liveness;
 use liquid_link::proto;
 use liquid_link::proto::reflection_client::ReflectionClient;
 use liquid_link::tls::{ClientCredentials, client_config};
@@ -132,15 +133,24 @@ pub(super) enum LinkEvent {
     Frame(ProviderFrame),
 }
 
+/// How providers are reached.
+#[derive(Debug, Clone)]
+pub(crate) struct Dialing {
+    /// Namespace of the Secrets with our client certificates.
+    pub(crate) namespace: String,
+    /// How soon a link that is broken is noticed.
+    pub(crate) liveness: Liveness,
+}
+
 /// Keeps the connection; events go to the actor, the state to whoever wants to know.
 pub(super) fn keep(
     client: Client,
-    namespace: String,
+    dialing: Dialing,
     provider: watch::Receiver<Provider>,
 ) -> (mpsc::Receiver<LinkEvent>, watch::Receiver<Link>, impl Future<Output = ()> + Send) {
     let (events, receiver) = mpsc::channel(EVENT_QUEUE);
     let (state, watched) = watch::channel(Link::Down("not connected yet".to_owned()));
-    let keeper = Keeper { client, namespace, provider, events, state };
+    let keeper = Keeper { client, dialing, provider, events, state };
     (receiver, watched, keeper.run())
 }
 
@@ -154,7 +164,7 @@ struct Credentials {
 
 struct Keeper {
     client: Client,
-    namespace: String,
+    dialing: Dialing,
     provider: watch::Receiver<Provider>,
     events: mpsc::Sender<LinkEvent>,
     state: watch::Sender<Link>,
@@ -227,7 +237,7 @@ impl Keeper {
         let id = provider.cluster_id.parse().map_err(|error| format!("{error}"))?;
         let (tls, name) = client_config(&id, &ca_sha256, Some(credentials))
             .map_err(|error| format!("the client certificate cannot be used: {error}"))?;
-        let dialer = Dialer::new(endpoints, tls, name);
+        let dialer = Dialer::new(endpoints, tls, name).noticing(self.dialing.liveness);
         let channel = dialer.connect().await.map_err(|error| error.to_string())?;
         let (frames, mut queue) = mpsc::channel(FRAME_QUEUE);
         let outgoing = futures::stream::poll_fn(move |cx| queue.poll_recv(cx));
@@ -241,7 +251,7 @@ impl Keeper {
     }
 
     async fn credentials(&self, peer: &str) -> Result<Credentials, String> {
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.dialing.namespace);
         let name = credentials_secret(peer);
         let secret = within(secrets.get(&name)).await.map_err(|error| format!("Secret {name}: {error}"))?;
         let field = |key: &str| {

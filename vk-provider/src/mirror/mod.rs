@@ -11,4 +11,4 @@ mod link;
 mod warnings;
 
 pub(crate) use actor::{HomePods, Mirror, RemoteState, WantedNamespace};
-pub(crate) use link::{Link, Provider};
+pub(crate) use link::{Dialing, Link, Provider};

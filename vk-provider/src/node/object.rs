@@ -5,12 +5,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 use liquid_crds::quantity::{format, parse};
 use liquid_crds::vocabulary::{
-    ARCHITECTURE_PREFIX, CLUSTER_ID, MANAGED_BY, MANAGED_BY_LIQUID, PEER, TAINTS, TYPE, TYPE_VIRTUAL_NODE,
-    VIRTUAL_NODE_TAINT,
+    ARCHITECTURE_PREFIX, CLUSTER_ID, MANAGED_BY, MANAGED_BY_LIQUID, PEER, PROVIDER_NODE, TAINTS, TYPE,
+    TYPE_VIRTUAL_NODE, VIRTUAL_NODE_TAINT,
 };
-use liquid_crds::{Offer, TaintEffect, VirtualNode};
+use liquid_crds::{NodeTaint, Offer, OfferedNode, TaintEffect, VirtualNode};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Pods a node takes if the offer does not say: the kubelet's own default.
 const DEFAULT_PODS: &str = "110";
@@ -18,12 +19,14 @@ const DEFAULT_PODS: &str = "110";
 /// Everything a Node is made from.
 #[derive(Debug, Clone)]
 pub(crate) struct Picture {
-    /// The wanted node.
-    pub(crate) node: VirtualNode,
+    /// The wanted node, without its status.
+    pub(crate) node: Arc<VirtualNode>,
     /// Identity of the cluster behind it.
     pub(crate) cluster_id: String,
-    /// The latest offer.
-    pub(crate) offer: Option<Offer>,
+    /// The latest offer for it.
+    pub(crate) offer: Option<Arc<Offer>>,
+    /// Why the offer does not count, if it does not: the provider has taken it back, or nobody has accepted it.
+    pub(crate) unaccepted: Option<String>,
     /// Why it takes no pods, if it does not: reason and message.
     pub(crate) not_ready: Option<(&'static str, String)>,
     /// Address and port of its kubelet API.
@@ -46,9 +49,13 @@ impl Picture {
         if let Some(architecture) = architectures.first() {
             labels.insert("kubernetes.io/arch".to_owned(), architecture.clone());
         }
+        // Longer names fit into no label.
+        if let Some(node) = self.provider_node().filter(|node| node.name.len() <= 63) {
+            labels.insert(PROVIDER_NODE.to_owned(), node.name.clone());
+        }
         for (key, value) in [
             ("kubernetes.io/hostname", name.as_str()),
-            ("kubernetes.io/os", "linux"),
+            ("kubernetes.io/os", self.operating_system()),
             ("node.kubernetes.io/exclude-from-external-load-balancers", "true"),
             (TYPE, TYPE_VIRTUAL_NODE),
             (PEER, &self.node.spec.peer),
@@ -60,7 +67,25 @@ impl Picture {
         labels
     }
 
-    /// Our taints. Each key may be there once for every effect; ours wins over one of the user.
+    /// The one node of the provider behind it, if it is one.
+    fn provider_node(&self) -> Option<&OfferedNode> {
+        self.offer.as_ref().and_then(|offer| offer.node.as_ref())
+    }
+
+    fn operating_system(&self) -> &str {
+        let known = self.offer.as_ref().map(|offer| offer.operating_system.as_str());
+        known.filter(|name| !name.is_empty()).unwrap_or("linux")
+    }
+
+    /// Whether nothing new may land on it.
+    fn takes_no_pods(&self) -> bool {
+        let cordoned = self.offer.as_ref().is_some_and(|offer| offer.cordoned);
+        let behind = self.provider_node().is_some_and(|node| node.unschedulable);
+        self.leaving || self.unaccepted.is_some() || cordoned || behind
+    }
+
+    /// Our taints, those of the user, and those of the nodes behind it. Each key may be there once for every effect; ours
+    /// wins over one of the user, and that over one of the provider.
     fn taints(&self) -> Vec<Taint> {
         let mut taints = vec![Taint {
             key: VIRTUAL_NODE_TAINT.to_owned(),
@@ -68,7 +93,9 @@ impl Picture {
             effect: "NoExecute".to_owned(),
             time_added: None,
         }];
-        for taint in &self.node.spec.taints {
+        let offered: &[NodeTaint] =
+            self.offer.as_ref().map(|offer| offer.taints.as_slice()).unwrap_or_default();
+        for taint in self.node.spec.taints.iter().chain(offered) {
             let effect = match taint.effect {
                 TaintEffect::NoSchedule => "NoSchedule",
                 TaintEffect::PreferNoSchedule => "PreferNoSchedule",
@@ -89,7 +116,7 @@ impl Picture {
         let taints = self.taints();
         let recorded: Vec<String> = taints.iter().map(taint_id).collect();
         let mut spec = json!({ "taints": taints });
-        if self.leaving || self.offer.as_ref().is_some_and(|offer| offer.cordoned) {
+        if self.takes_no_pods() {
             spec["unschedulable"] = json!(true);
         }
         json!({
@@ -138,36 +165,24 @@ impl Picture {
 
     /// Status of the Node. `since` are the transition times of its conditions as they are now.
     pub(crate) fn status(&self, current: &[(String, String, Time)], now: &Time) -> Value {
-        let amounts = self.capacity();
         let (status, reason, message) = match &self.not_ready {
             None => ("True", "LinkUp", "the provider is connected and takes pods".to_owned()),
             Some((reason, message)) => ("False", *reason, message.clone()),
         };
-        let pressure = |type_: &str| {
+        let pressure = |type_: &'static str| {
             let offer = self.offer.as_ref();
             let holds = offer.is_some_and(|offer| offer.pressures.iter().any(|pressure| pressure == type_));
-            if holds { "True" } else { "False" }
+            let what = match self.provider_node() {
+                Some(node) => format!("whether it holds on node {} of the provider", node.name),
+                None => "whether it holds on every node behind the offer".to_owned(),
+            };
+            (type_, if holds { "True" } else { "False" }, "Provider", what)
         };
         let conditions = [
             ("Ready", status, reason, message),
-            (
-                "MemoryPressure",
-                pressure("MemoryPressure"),
-                "Provider",
-                "whether it holds on every node of the provider".to_owned(),
-            ),
-            (
-                "DiskPressure",
-                pressure("DiskPressure"),
-                "Provider",
-                "whether it holds on every node of the provider".to_owned(),
-            ),
-            (
-                "PIDPressure",
-                pressure("PIDPressure"),
-                "Provider",
-                "whether it holds on every node of the provider".to_owned(),
-            ),
+            pressure("MemoryPressure"),
+            pressure("DiskPressure"),
+            pressure("PIDPressure"),
         ]
         .map(|(type_, status, reason, message)| {
             let known = current.iter().find(|(known, value, _)| known == type_ && value == status);
@@ -179,24 +194,35 @@ impl Picture {
         });
         // No host name: none resolves, and API servers would try it first.
         let addresses = self.endpoint.iter().map(|(ip, _)| json!({ "type": "InternalIP", "address": ip }));
-        let offer = self.offer.clone().unwrap_or_default();
-        let version = if offer.kubernetes_version.is_empty() { "unknown" } else { &offer.kubernetes_version };
+        let offer = self.offer.as_deref();
+        let allocatable = self.allocatable();
+        let told = |of_node: fn(&OfferedNode) -> &String, otherwise: &str| {
+            let known = self.provider_node().map(of_node).filter(|text| !text.is_empty());
+            known.cloned().unwrap_or_else(|| otherwise.to_owned())
+        };
+        let version =
+            offer.map(|offer| offer.kubernetes_version.clone()).filter(|version| !version.is_empty());
+        let images = offer.map(|offer| offer.images.as_slice()).unwrap_or_default();
         json!({
             "status": {
-                "capacity": amounts,
-                "allocatable": amounts,
+                "capacity": self.capacity(&allocatable),
+                "allocatable": allocatable,
                 "conditions": conditions,
                 // The list is written whole, or an address of an earlier kubelet would stay.
                 "addresses": addresses.chain([json!({ "$patch": "replace" })]).collect::<Vec<_>>(),
                 "daemonEndpoints": { "kubeletEndpoint": { "Port": self.endpoint.as_ref().map_or(0, |(_, port)| *port) } },
+                "images": images,
                 "nodeInfo": {
-                    "architecture": offer.architectures.first().map_or("", String::as_str),
-                    "operatingSystem": "linux",
-                    "kubeletVersion": version,
+                    "architecture": offer.and_then(|offer| offer.architectures.first()).map_or("", String::as_str),
+                    "operatingSystem": self.operating_system(),
+                    "kubeletVersion": told(|node| &node.kubelet_version, version.as_deref().unwrap_or("unknown")),
                     "kubeProxyVersion": "",
-                    "containerRuntimeVersion": format!("liquid://{}", liquid_runtime::VERSION),
-                    "osImage": "Liquid virtual node",
-                    "kernelVersion": "",
+                    "containerRuntimeVersion": told(
+                        |node| &node.container_runtime_version,
+                        concat!("liquid://", env!("CARGO_PKG_VERSION")),
+                    ),
+                    "osImage": told(|node| &node.os_image, "Liquid virtual node"),
+                    "kernelVersion": told(|node| &node.kernel_version, ""),
                     // Several virtual nodes of a provider are several machines of one system.
                     "machineID": self.node.metadata.uid.clone().unwrap_or_default(),
                     "systemUUID": self.cluster_id,
@@ -222,14 +248,28 @@ impl Picture {
         status
     }
 
-    fn capacity(&self) -> BTreeMap<String, String> {
+    /// What pods may have: what is offered.
+    fn allocatable(&self) -> BTreeMap<String, String> {
         let resources = self.offer.as_ref().map(|offer| offer.resources.clone()).unwrap_or_default();
         let mut amounts: BTreeMap<String, String> = resources
             .iter()
             .filter_map(|(name, amount)| Some((name.clone(), format(parse(amount).ok()?.max(0)).0)))
             .collect();
         if self.offer.is_some() {
-            amounts.entry("pods".to_owned()).or_insert_with(|| DEFAULT_PODS.to_owned());
+            // Where nothing at all is offered, there is room for no pod.
+            let pods = if amounts.is_empty() { "0" } else { DEFAULT_PODS };
+            amounts.entry("pods".to_owned()).or_insert_with(|| pods.to_owned());
+        }
+        amounts
+    }
+
+    /// What there is: of one node of the provider, all it has of what is offered; else what is offered.
+    fn capacity(&self, allocatable: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+        let mut amounts = allocatable.clone();
+        for (name, amount) in self.provider_node().into_iter().flat_map(|node| &node.capacity) {
+            if let (Some(known), Ok(all)) = (amounts.get_mut(name), parse(amount)) {
+                *known = format(all.max(0)).0;
+            }
         }
         amounts
     }
@@ -277,6 +317,9 @@ pub(crate) fn drifted(node: &Node, object: &Value, status: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+    use k8s_openapi::jiff::Timestamp;
+    use liquid_crds::{OfferedImage, VirtualNodeSpec};
 
     fn node(value: Value) -> Node {
         serde_json::from_value(value).unwrap()
@@ -319,7 +362,8 @@ mod tests {
     fn a_taint_of_the_user_with_our_key_and_effect_does_not_count() {
         let mut picture = picture();
         let key = VIRTUAL_NODE_TAINT.to_owned();
-        picture.node.spec.taints = vec![NodeTaint { key, value: None, effect: TaintEffect::NoExecute }];
+        Arc::make_mut(&mut picture.node).spec.taints =
+            vec![NodeTaint { key, value: None, effect: TaintEffect::NoExecute }];
         assert_eq!(keys(&picture.object()["spec"]["taints"]), ["liquid.mesh/virtual-node:NoExecute"]);
     }
 
@@ -341,9 +385,6 @@ mod tests {
         let leaving = Picture { leaving: true, ..picture }.object();
         assert!(drifted(&node(as_written), &leaving, &status));
     }
-    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-    use k8s_openapi::jiff::Timestamp;
-    use liquid_crds::{NodeTaint, VirtualNodeSpec};
 
     fn picture() -> Picture {
         let spec = VirtualNodeSpec {
@@ -353,7 +394,7 @@ mod tests {
                 (TYPE.to_owned(), "something-else".to_owned()),
             ]),
             taints: vec![NodeTaint { key: "gpu".to_owned(), value: None, effect: TaintEffect::NoSchedule }],
-            drain_timeout_seconds: None,
+            ..VirtualNodeSpec::default()
         };
         let offer = Offer {
             resources: BTreeMap::from([
@@ -366,17 +407,24 @@ mod tests {
                 ("zone".to_owned(), "eu-1".to_owned()),
             ]),
             kubernetes_version: "v1.35.4".to_owned(),
-            cordoned: false,
-            pressures: Vec::new(),
+            ..Offer::default()
         };
         Picture {
-            node: VirtualNode::new("liquid-milan", spec),
+            node: Arc::new(VirtualNode::new("liquid-milan", spec)),
             cluster_id: "id".to_owned(),
-            offer: Some(offer),
+            offer: Some(Arc::new(offer)),
+            unaccepted: None,
             not_ready: None,
             endpoint: Some(("10.244.0.9".to_owned(), 10_260)),
             leaving: false,
         }
+    }
+
+    /// With another offer.
+    fn offering(change: impl FnOnce(&mut Offer)) -> Picture {
+        let mut picture = picture();
+        change(Arc::make_mut(picture.offer.as_mut().unwrap()));
+        picture
     }
 
     fn at(second: i64) -> Time {
@@ -404,8 +452,7 @@ mod tests {
 
     #[test]
     fn conditions_are_those_of_the_providers_nodes() {
-        let mut picture = picture();
-        picture.offer.as_mut().unwrap().pressures = vec!["DiskPressure".to_owned()];
+        let picture = offering(|offer| offer.pressures = vec!["DiskPressure".to_owned()]);
         let status = picture.status(&[], &at(1));
         let conditions = status["status"]["conditions"].as_array().unwrap();
         let found: Vec<_> =
@@ -448,8 +495,54 @@ mod tests {
         assert!(picture().object()["spec"].get("unschedulable").is_none());
         let leaving = Picture { leaving: true, ..picture() };
         assert_eq!(leaving.object()["spec"]["unschedulable"], true);
-        let mut cordoned = picture();
-        cordoned.offer.as_mut().unwrap().cordoned = true;
-        assert_eq!(cordoned.object()["spec"]["unschedulable"], true);
+        assert_eq!(offering(|offer| offer.cordoned = true).object()["spec"]["unschedulable"], true);
+        let withdrawn = Picture { unaccepted: Some("too dear".to_owned()), ..picture() };
+        assert_eq!(withdrawn.object()["spec"]["unschedulable"], true);
+    }
+
+    #[test]
+    fn one_node_of_the_provider_is_shown_as_it_is() {
+        let picture = offering(|offer| {
+            offer.node = Some(OfferedNode {
+                name: "worker-1".to_owned(),
+                ready: true,
+                unschedulable: true,
+                capacity: [("cpu", "8"), ("memory", "64Gi"), ("example.org/kept", "1")]
+                    .map(|(name, amount)| (name.to_owned(), Quantity(amount.to_owned())))
+                    .into(),
+                kernel_version: "6.1".to_owned(),
+                ..OfferedNode::default()
+            });
+            offer.operating_system = "windows".to_owned();
+            offer.taints = vec![
+                NodeTaint {
+                    key: "gpu".to_owned(),
+                    value: Some("theirs".to_owned()),
+                    effect: TaintEffect::NoSchedule,
+                },
+                NodeTaint { key: "pool".to_owned(), value: None, effect: TaintEffect::NoExecute },
+            ];
+            offer.images = vec![OfferedImage { names: vec!["nginx:1".to_owned()], size_bytes: 7 }];
+        });
+        let (object, status) = (picture.object(), picture.status(&[], &at(1)));
+        assert_eq!(object["metadata"]["labels"][PROVIDER_NODE], "worker-1");
+        assert_eq!(object["metadata"]["labels"]["kubernetes.io/os"], "windows");
+        assert_eq!(object["spec"]["unschedulable"], true);
+        assert_eq!(
+            keys(&object["spec"]["taints"]),
+            ["liquid.mesh/virtual-node:NoExecute", "gpu:NoSchedule", "pool:NoExecute"]
+        );
+        assert!(object["spec"]["taints"][1].get("value").is_none(), "the user's wins");
+        assert_eq!(status["status"]["capacity"], json!({"cpu": "8", "memory": "64Gi", "pods": "110"}));
+        assert_eq!(status["status"]["allocatable"], json!({"cpu": "2", "memory": "0", "pods": "110"}));
+        assert_eq!(status["status"]["nodeInfo"]["kernelVersion"], "6.1");
+        assert_eq!(status["status"]["nodeInfo"]["kubeletVersion"], "v1.35.4");
+        assert_eq!(status["status"]["images"], json!([{"names": ["nginx:1"], "sizeBytes": 7}]));
+    }
+
+    #[test]
+    fn where_nothing_is_offered_there_is_room_for_nothing() {
+        let status = offering(|offer| offer.resources.clear()).status(&[], &at(1));
+        assert_eq!(status["status"]["allocatable"], json!({"pods": "0"}));
     }
 }

@@ -37,15 +37,9 @@ mod tests {
     use super::*;
     use liquid_crds::VirtualNodeSpec;
     use serde_json::{Value, json};
-    use std::collections::BTreeMap;
 
     fn of(metadata: Value) -> Ownership {
-        let spec = VirtualNodeSpec {
-            peer: "milan".to_owned(),
-            labels: BTreeMap::new(),
-            taints: Vec::new(),
-            drain_timeout_seconds: None,
-        };
+        let spec = VirtualNodeSpec { peer: "milan".to_owned(), ..VirtualNodeSpec::default() };
         let mut virtual_node = VirtualNode::new("worker-1", spec);
         virtual_node.metadata.uid = Some("u1".to_owned());
         let node: Node = serde_json::from_value(json!({ "metadata": metadata })).unwrap();

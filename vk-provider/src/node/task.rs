@@ -5,20 +5,20 @@ use super::drain::{Left, clear, deadline, remove_node};
 use super::lease::{RENEW_INTERVAL, renew};
 use super::object::{Picture, drifted};
 use super::ownership::Ownership;
-use crate::kubelet::{Authenticator, KubeletApi, Listening, listen};
+use super::watched::{Seen, WatchedNodes};
+use crate::kubelet::{Authenticator, ClientCa, KubeletApi, Listening, listen};
 use crate::mirror::{Link, Mirror};
 use crate::request::within;
-use futures::{FutureExt as _, StreamExt as _};
+use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::vocabulary::FINALIZER_NODE;
 use liquid_crds::{ConditionUpdate, GROUP, VERSION, VirtualNode, set_condition};
-use liquid_runtime::watch::{Change, changes};
-use serde_json::{Value, json};
+use liquid_link::digest::Hash;
+use serde_json::json;
 use std::future::pending;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -54,8 +54,10 @@ pub(crate) struct Shared {
     pub(crate) address: IpAddr,
     /// First port of kubelet APIs; each node takes the next that is free.
     pub(crate) first_port: u16,
-    /// CA of the client certificates that API servers present to kubelets, PEM.
-    pub(crate) client_ca: Vec<u8>,
+    /// CA of the client certificates that API servers present to kubelets.
+    pub(crate) client_ca: ClientCa,
+    /// News of their Nodes.
+    pub(crate) nodes: WatchedNodes,
     /// Pods show it as the address of their node.
     pub(crate) node_address: watch::Sender<Option<String>>,
 }
@@ -89,8 +91,10 @@ impl NodeHandle {
     }
 
     /// Something of what the node is made from has changed.
-    pub(crate) fn update(&self, change: impl FnOnce(&mut Picture)) {
-        self.picture.send_modify(change);
+    ///
+    /// `change` says whether anything has: each change makes the Node looked at.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Picture) -> bool) {
+        self.picture.send_if_modified(change);
     }
 
     /// Whose the Node of that name is.
@@ -117,10 +121,10 @@ struct Task {
     ownership: watch::Sender<Ownership>,
     /// UID of the Node, if it is ours.
     node_uid: Option<String>,
-    /// What the Node was last made from; without it, it is written anew.
-    written: Option<Value>,
-    /// What could not be written, and is not tried again before this time.
-    held_back: Option<(Value, Instant)>,
+    /// Digest of what the Node was last made from; without it, it is written anew.
+    written: Option<Hash>,
+    /// Digest of what could not be written, and is not tried again before this time.
+    held_back: Option<(Hash, Instant)>,
     /// End of [`START_GRACE`], which begins when the kubelet API listens.
     grace: Instant,
     /// Pods that are still there, as reported while the node is being removed.
@@ -130,6 +134,8 @@ struct Task {
 /// How writing the Node ended.
 enum Wrote {
     All,
+    /// There is none, and there shall be none before an offer is accepted.
+    Withheld,
     /// Left as it was, for the time after a start.
     Spared,
     /// Somebody else wrote in between.
@@ -158,9 +164,7 @@ impl Task {
             }
         };
         let client = self.shared.client.clone();
-        let nodes: Api<Node> = Api::all(client.clone());
-        let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        let mut news = changes(nodes, only).boxed();
+        let mut news = self.shared.nodes.hear(&name);
         let mut link = self.mirror.link.clone();
         let mut leases = interval(RENEW_INTERVAL);
         leases.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -187,7 +191,7 @@ impl Task {
                 }
             }
             // No certificate is asked for in the name of somebody else's node.
-            let ours = *self.ownership.borrow() == Ownership::Ours;
+            let ours = *self.ownership.borrow() == Ownership::Ours && self.node_uid.is_some();
             if ours && obtaining.is_none() {
                 let owner = (name.clone(), self.node_uid.clone());
                 obtaining =
@@ -220,24 +224,33 @@ impl Task {
                 },
                 changed = self.picture.changed() => if changed.is_err() { return },
                 changed = link.changed() => if changed.is_err() { return },
-                Some(change) = news.next() => match change {
-                    // Somebody deleted the Node: it is made anew, for the VirtualNode is still wanted.
-                    Change::Deleted(_) => self.start_over(),
-                    Change::Applied(node) => {
-                        if self.node_uid != node.metadata.uid || self.has_drifted(&node) {
-                            self.written = None;
+                changed = news.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let seen = news.borrow_and_update().clone();
+                    match seen {
+                        Seen::Unknown => {}
+                        // Somebody deleted the Node: it is made anew, for the VirtualNode is still wanted.
+                        Seen::Absent => self.start_over(),
+                        Seen::Node(node) => {
+                            if self.node_uid != node.metadata.uid || self.has_drifted(&node, &listening, &certificate) {
+                                self.written = None;
+                            }
                         }
                     }
-                    Change::Listed(seen) => if seen.is_empty() { self.start_over() },
-                },
+                }
                 _ = refresh.tick() => self.written = None,
                 () = sleep_until(again.unwrap_or(self.grace)), if again.is_some() => {}
             }
         }
     }
 
-    fn has_drifted(&self, node: &Node) -> bool {
-        self.written.as_ref().is_some_and(|written| drifted(node, &written[0], &written[1]))
+    /// Whether somebody has changed the Node. Before it has been written, that is nobody's fault.
+    fn has_drifted(&self, node: &Node, listening: &Listening, certificate: &Certificate) -> bool {
+        let picture = self.current(listening, certificate);
+        let status = picture.status(&[], &Time(Timestamp::UNIX_EPOCH));
+        self.written.is_some() && drifted(node, &picture.object(), &status)
     }
 
     /// There is no Node any more.
@@ -261,7 +274,14 @@ impl Task {
         });
         let unoffered =
             picture.offer.is_none().then(|| ("NoOffer", "the provider has offered nothing yet".to_owned()));
-        picture.not_ready = down.or(unoffered).or(unserved);
+        let behind = picture.offer.as_ref().and_then(|offer| offer.node.as_ref()).filter(|node| !node.ready);
+        let behind = behind.map(|node| {
+            (
+                "ProviderNodeNotReady",
+                format!("node {} of the provider is not ready: {}", node.name, node.message),
+            )
+        });
+        picture.not_ready = down.or(unoffered).or(behind).or(unserved);
         picture
     }
 
@@ -270,11 +290,12 @@ impl Task {
     async fn write(&mut self, listening: &Listening, certificate: &Certificate) {
         let picture = self.current(listening, certificate);
         let fixed = Time(Timestamp::UNIX_EPOCH);
-        let fingerprint = json!([picture.object(), picture.status(&[], &fixed)]);
+        let made_from = json!([picture.object(), picture.status(&[], &fixed), picture.unaccepted]);
+        let fingerprint = Hash::of(made_from.to_string().as_bytes());
         let now = Instant::now();
         let held_back =
             self.held_back.as_ref().is_some_and(|(tried, until)| *tried == fingerprint && now < *until);
-        if held_back || self.written.as_ref() == Some(&fingerprint) {
+        if held_back || self.written == Some(fingerprint) {
             return;
         }
         let name = picture.node.name_any();
@@ -289,6 +310,14 @@ impl Task {
                 self.held_back = None;
                 return;
             }
+            Ok(Wrote::Withheld) => match self.withheld(&name, &picture).await {
+                Ok(()) => {
+                    self.written = Some(fingerprint);
+                    self.held_back = None;
+                    return;
+                }
+                Err(error) => (Some(problem(&error)), RETRY_PAUSE),
+            },
             Ok(Wrote::Spared) => (None, self.grace.saturating_duration_since(now)),
             Ok(Wrote::Raced) => (None, RACE_PAUSE),
             Ok(Wrote::Taken) => {
@@ -322,6 +351,7 @@ impl Task {
         }
         let found = match found {
             Some(found) => found,
+            None if picture.unaccepted.is_some() || picture.offer.is_none() => return Ok(Wrote::Withheld),
             None => {
                 let node: Node = serde_json::from_value(picture.seed()).map_err(kube::Error::SerdeError)?;
                 match within(nodes.create(&PostParams::default(), &node)).await {
@@ -387,6 +417,20 @@ impl Task {
         self.write_status(&name, update, endpoint).await
     }
 
+    /// Says why there is no Node.
+    async fn withheld(&self, name: &str, picture: &Picture) -> Result<(), kube::Error> {
+        if picture.leaving {
+            return Ok(());
+        }
+        let why = match (&picture.offer, &picture.unaccepted) {
+            (Some(_), Some(why)) => ("OfferNotAccepted", why.clone()),
+            (None, Some(why)) => ("NoOffer", why.clone()),
+            (_, None) => ("NoOffer", "the provider has offered nothing yet".to_owned()),
+        };
+        info!(reason = why.0, message = %why.1, "no node without an accepted offer");
+        self.condition(name, why).await
+    }
+
     async fn condition(&self, name: &str, (reason, message): (&str, String)) -> Result<(), kube::Error> {
         self.write_status(name, (reason, message, Some(false)), None).await
     }
@@ -399,7 +443,9 @@ impl Task {
     ) -> Result<(), kube::Error> {
         let api: Api<VirtualNode> = Api::all(self.shared.client.clone());
         let Some(node) = within(api.get_opt(name)).await? else { return Ok(()) };
-        let mut conditions = node.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
+        let known = node.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        // Who accepts offers writes the other one.
+        let mut conditions: Vec<_> = known.iter().filter(|c| c.type_ == "Ready").cloned().collect();
         let update = ConditionUpdate { type_: "Ready", status, reason, message };
         let now = Time(Timestamp::now());
         let changed = set_condition(&mut conditions, update, node.metadata.generation, &now);
@@ -553,7 +599,6 @@ mod tests {
     use super::*;
     use kube::core::Status;
     use liquid_crds::VirtualNodeSpec;
-    use std::collections::BTreeMap;
 
     #[test]
     fn what_the_api_server_does_not_accept_is_told_apart_from_what_may_work_later() {
@@ -571,16 +616,12 @@ mod tests {
             serde_json::from_value(json!({"status": {"conditions": [{"type": "Ready", "status": ready}]}}))
                 .unwrap()
         };
-        let spec = VirtualNodeSpec {
-            peer: "milan".to_owned(),
-            labels: BTreeMap::new(),
-            taints: Vec::new(),
-            drain_timeout_seconds: None,
-        };
+        let spec = VirtualNodeSpec { peer: "milan".to_owned(), ..VirtualNodeSpec::default() };
         let waiting = Picture {
-            node: VirtualNode::new("liquid-milan", spec),
+            node: Arc::new(VirtualNode::new("liquid-milan", spec)),
             cluster_id: String::new(),
             offer: None,
+            unaccepted: None,
             not_ready: Some(("LinkDown", String::new())),
             endpoint: None,
             leaving: false,

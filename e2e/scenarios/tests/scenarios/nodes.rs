@@ -76,12 +76,7 @@ spec:
     let before = home.wait_for_pods("conflict", "app=local", 1, SOON).await?[0].uid();
 
     let virtual_nodes: Api<VirtualNode> = Api::all(home.client.clone());
-    let spec = VirtualNodeSpec {
-        peer: "provider".to_owned(),
-        labels: BTreeMap::new(),
-        taints: Vec::new(),
-        drain_timeout_seconds: None,
-    };
+    let spec = VirtualNodeSpec { peer: "provider".to_owned(), ..VirtualNodeSpec::default() };
     virtual_nodes.create(&PostParams::default(), &VirtualNode::new(&real, spec)).await?;
     home.wait("the conflict is named", SOON, || async {
         let node = virtual_nodes.get(&real).await?;
@@ -174,8 +169,8 @@ async fn the_removal_of_a_virtual_node_heeds_budgets_until_its_deadline() -> any
     let spec = VirtualNodeSpec {
         peer: "provider".to_owned(),
         labels: BTreeMap::from([("tier".to_owned(), "drained".to_owned())]),
-        taints: Vec::new(),
         drain_timeout_seconds: Some(20),
+        ..VirtualNodeSpec::default()
     };
     virtual_nodes.create(&PostParams::default(), &VirtualNode::new("drained", spec)).await?;
     home.wait("the second node", SOON, || async {

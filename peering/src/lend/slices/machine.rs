@@ -1,6 +1,6 @@
 //! A node of this cluster, as far as it matters to those who borrow. Pure.
 
-use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeCondition, NodeSystemInfo};
+use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeCondition};
 use kube::ResourceExt as _;
 use liquid_crds::quantity::{Amounts, format, parse};
 use liquid_crds::{NodeTaint, OfferedImage, OfferedNode, TaintEffect};
@@ -54,7 +54,7 @@ impl Machine {
         let holds = |condition: &&NodeCondition| {
             condition.status == "True" && PRESSURES.contains(&condition.type_.as_str())
         };
-        let info = status.node_info.unwrap_or(NodeSystemInfo::default());
+        let info = status.node_info.unwrap_or_default();
         let taints =
             spec.taints.into_iter().flatten().filter(|taint| !taint.key.starts_with(CONDITION_TAINTS));
         let told = OfferedNode {

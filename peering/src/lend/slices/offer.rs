@@ -328,7 +328,7 @@ mod tests {
     fn nodes_with_taints_count_only_where_all_have_them() {
         let gpu = json!({"spec": {"taints": [{"key": "gpu", "effect": "NoSchedule"}]}});
         let pool = json!({"metadata": {"labels": {"topology.kubernetes.io/zone": "z2"}}});
-        let mut in_pool = gpu.clone();
+        let mut in_pool = gpu;
         json_patch::merge(&mut in_pool, &pool);
         let capacity = capacity(&[("a", json!({})), ("b", in_pool.clone()), ("c", in_pool)]);
         let requests = [on(&[], None), on(&[("topology.kubernetes.io/zone", "z2")], None)];

@@ -343,10 +343,10 @@ mod tests {
                         .map(|source| source.free[resource]).sum();
                     prop_assert!(of_some * 100 <= there * i128::from(percent), "{resource}: {some:b} get {of_some} of {there}");
                 }
-                for slice in 0..asked.len() {
+                for (slice, asked) in asked_amounts.iter().enumerate() {
                     let there: i128 = sources.iter().filter(|source| source.slices.contains(&slice))
                         .map(|source| source.free[resource]).sum();
-                    let most = asked_amounts[slice].get(resource).copied().unwrap_or(i128::MAX)
+                    let most = asked.get(resource).copied().unwrap_or(i128::MAX)
                         .min(limits.get(resource).copied().unwrap_or(i128::MAX)).min(there);
                     prop_assert!((0..=most).contains(&got(slice)));
                     prop_assert!(resource == "cpu" || got(slice) % 1000 == 0, "part of a device");
