@@ -69,50 +69,112 @@ async fn processes_may_be_killed_at_any_time() -> anyhow::Result<()> {
     drop_namespace(home, "killed").await
 }
 
-/// Would catch: a partition that is noticed late or not at all, pods that are stopped because of it, and pods lost or
-/// doubled when it is over; a provider that does not heal what it runs while it is alone.
+/// Serves a file, and ends at once when it is told to.
+const SERVE: &str = "echo served > /tmp/index.html; httpd -f -p 8080 -h /tmp & trap exit TERM; while :; do sleep 1 & wait $!; done";
+/// The link is installed with its default, which this is.
+const LINK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// UIDs of the pods of a namespace, by name.
+async fn instances(cluster: &Cluster, namespace: &str) -> anyhow::Result<BTreeMap<String, String>> {
+    let pods = cluster.pods(namespace, "").await?;
+    Ok(pods.iter().map(|pod| (pod.name_any(), pod.uid().unwrap_or_default())).collect())
+}
+
+/// Would catch: a partition that is noticed late or not at all, pods that are stopped or not served because of it, a
+/// provider that does not heal what it runs while it is alone, or hears of what home does meanwhile; pods that are not
+/// evicted at home when their own time is over, or are before; and pods lost, doubled or replaced for nothing when the
+/// link is back.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the lab"]
-async fn a_partition_is_noticed_survived_and_healed() -> anyhow::Result<()> {
+async fn both_sides_of_a_partition_go_on_and_agree_again() -> anyhow::Result<()> {
     let environment = Environment::open().await?.peered().await?;
     let (home, provider) = (&environment.home, &environment.provider);
     let link = environment.lab.as_ref().context("this needs the lab")?.link("a", "b")?;
     offloaded(home, "cut").await?;
-    home.apply("cut", &deployment("web", 3, FOREVER)).await?;
-    home.wait_for_pods("cut", "app=web", 3, SOON).await?;
-    let before: BTreeSet<String> =
-        provider.pods("cut-home", "app=web").await?.iter().filter_map(|pod| pod.uid()).collect();
+    let impatient = "      tolerations:
+        - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 2}
+        - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 2}
+      containers:
+";
+    let web = deployment("web", 2, SERVE).replace("      containers:\n", impatient);
+    home.apply("cut", &web).await?;
+    home.apply("cut", &deployment("steady", 1, FOREVER)).await?;
+    home.apply("cut", &deployment("doomed", 1, FOREVER)).await?;
+    let service = "{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}}";
+    home.apply("cut", service).await?;
+    home.wait_for_pods("cut", "", 4, SOON).await?;
+    let (before, promised) = (instances(provider, "cut-home").await?, shadows(provider, "cut-home").await?);
+    let steady = home.pods("cut", "app=steady").await?[0].clone();
+    let serves = || async {
+        let client = ["exec", "-n", "cut-home", &steady.name_any(), "--"].map(str::to_owned);
+        let ask = ["timeout", "5", "wget", "-q", "-O", "-", "http://web/index.html"].map(str::to_owned);
+        provider
+            .wait("web is served in the provider", SOON, || async {
+                let said = provider.kubectl.run(client.iter().chain(&ask)).await?;
+                Ok(if said.out.trim() == "served" { Look::Done(()) } else { Look::NotYet(said.err) })
+            })
+            .await
+    };
+    serves().await?;
 
     link.cut(Cut::All, Direction::Both)?;
     let cut = Instant::now();
     home.wait_for_node("liquid-provider", false, Duration::from_secs(30)).await?;
-    println!("partition noticed after {:.1} s", cut.elapsed().as_secs_f64());
-    let during: BTreeSet<String> =
-        provider.pods("cut-home", "app=web").await?.iter().filter_map(|pod| pod.uid()).collect();
-    assert_eq!(before, during, "pods run on during the partition");
+    let noticed = cut.elapsed();
+    println!("partition noticed after {:.1} s", noticed.as_secs_f64());
+    assert!(noticed < LINK_TIMEOUT + Duration::from_secs(3));
 
-    // The provider loses a pod and heals it on its own; the user deletes another at home.
+    // Home: the impatient are evicted after their 2 s, and their owner makes others. The user scales and deletes.
+    home.wait("web is evicted and replaced", SOON, || async {
+        let pods = home.pods("cut", "app=web").await?;
+        let ending = pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_some()).count();
+        Ok(if (ending, pods.len()) == (2, 4) {
+            Look::Done(())
+        } else {
+            Look::NotYet(format!("{ending} of {} are ending", pods.len()))
+        })
+    })
+    .await?;
+    println!("pods that tolerate it for 2 s were evicted {:.1} s after the cut", cut.elapsed().as_secs_f64());
+    home.kubectl.run(["scale", "-n", "cut", "deployment/web", "--replicas=3"]).await?.ok()?;
+    home.kubectl.run(["delete", "-n", "cut", "deployment/doomed"]).await?.ok()?;
+    home.wait("the user's wishes are known", SOON, || async {
+        let web = home.pods("cut", "app=web").await?.len();
+        let doomed = home.pods("cut", "app=doomed").await?;
+        let ending = doomed.iter().all(|pod| pod.metadata.deletion_timestamp.is_some());
+        Ok(if (web, doomed.len(), ending) == (5, 1, true) {
+            Look::Done(())
+        } else {
+            Look::NotYet(format!("{web} of web, {} of doomed", doomed.len()))
+        })
+    })
+    .await?;
+
+    // The provider: all run on and serve, and what is lost is healed.
+    assert_eq!(before, instances(provider, "cut-home").await?, "pods run on during the partition");
+    serves().await?;
     let victim = provider.pods("cut-home", "app=web").await?[0].name_any();
     let remote: Api<Pod> = Api::namespaced(provider.client.clone(), "cut-home");
     remote.delete(&victim, &DeleteParams::default().grace_period(0)).await?;
-    provider.wait_for_pods("cut-home", "app=web", 3, SOON).await?;
-    let deleted = home.pods("cut", "app=web").await?.into_iter().find(|pod| pod.name_any() != victim);
-    let deleted = deleted.context("no other pod")?.name_any();
-    let pods: Api<Pod> = Api::namespaced(home.client.clone(), "cut");
-    pods.delete(&deleted, &DeleteParams::default()).await?;
-    assert!(remote.get_opt(&deleted).await?.is_some(), "nothing is deleted without a word of the consumer");
-    assert!(
-        pods.get_opt(&deleted).await?.is_some(),
-        "nothing is finished off without a word of the provider"
-    );
+    provider.wait_for_pods("cut-home", "", 4, SOON).await?;
+    assert_ne!(remote.get(&victim).await?.uid().as_ref(), before.get(&victim), "another instance");
+    assert_eq!(promised, shadows(provider, "cut-home").await?, "nothing of what home does gets through");
+    serves().await?;
 
     link.restore()?;
     let mended = Instant::now();
     home.wait_for_node("liquid-provider", true, SOON).await?;
     println!("healed {:.1} s after the link was back", mended.elapsed().as_secs_f64());
+    home.wait_for_pods("cut", "", 4, SOON).await?;
+    provider.wait_for_pods("cut-home", "", 4, SOON).await?;
+    println!("converged {:.1} s after the link was back", mended.elapsed().as_secs_f64());
     home.wait_for_pods("cut", "app=web", 3, SOON).await?;
-    provider.wait_for_pods("cut-home", "app=web", 3, SOON).await?;
-    assert_eq!(uids(home, "cut").await?, shadows(provider, "cut-home").await?);
+    assert_eq!(instances(home, "cut").await?, shadows(provider, "cut-home").await?);
+    // Who tolerated it is the same, at home and there.
+    let after = home.pods("cut", "app=steady").await?[0].clone();
+    assert_eq!(after.uid(), steady.uid());
+    assert_eq!(remote.get(&steady.name_any()).await?.uid().as_ref(), before.get(&steady.name_any()));
+    serves().await?;
     drop_namespace(home, "cut").await
 }
 
