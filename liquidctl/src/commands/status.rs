@@ -11,7 +11,8 @@ use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::quantity::parse;
 use liquid_crds::vocabulary::OFFER_ACCEPTED;
 use liquid_crds::{
-    NamespaceOffloading, NetworkStatus, Peer, PodCidr, Price, ShadowPod, VirtualNode, condition, is_true, show_price,
+    NamespaceOffloading, NetworkStatus, Peer, PodCidr, Price, ShadowPod, VirtualNode, condition, is_true,
+    show_price,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;

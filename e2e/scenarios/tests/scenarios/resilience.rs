@@ -9,7 +9,7 @@ use kube::{Api, ResourceExt as _};
 use liquid_crds::ShadowPod;
 use liquid_lab::{Cut, Direction};
 use liquid_scenarios::{Cluster, Environment, Look};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(90);

@@ -14,7 +14,6 @@ use tokio::sync::watch;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct KnownNode {
     pub(super) uid: String,
-    pub(super) generation: Option<i64>,
     pub(super) spec: VirtualNodeSpec,
     /// UID of the `Peer` for which it was made by this process or one before.
     pub(super) made_for: Option<String>,
@@ -32,7 +31,6 @@ impl KnownNode {
         let accepted = status.filter(|status| is_true(&status.conditions, OFFER_ACCEPTED));
         Self {
             uid: node.metadata.uid.clone().unwrap_or_default(),
-            generation: node.metadata.generation,
             spec: node.spec.clone(),
             made_for: owner.filter(|_| labelled).map(|owner| owner.uid.clone()),
             deleting: node.metadata.deletion_timestamp.is_some(),

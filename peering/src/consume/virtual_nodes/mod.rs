@@ -129,9 +129,13 @@ impl VirtualNodesOf<'_> {
         for ask in table.asks(&ours, self.consume) {
             asks.send(ask).await.map_err(|_| Stopped::Stream)?;
         }
+        // What fails for one of them is tried again, and keeps up none of the others.
+        let mut failed = None;
         for outcome in table.outcomes(&ours, self.consume) {
-            self.write(&outcome).await?;
-            table.written(&outcome);
+            match self.write(&outcome).await {
+                Ok(()) => table.written(&outcome),
+                Err(error) => failed = Some(error),
+            }
         }
         let Ok(peer) = name.parse::<ClusterName>() else { return Ok(None) };
         let made = self.made(&ours);
@@ -139,11 +143,15 @@ impl VirtualNodesOf<'_> {
         let plan = keeper.plan(self.consume.virtual_nodes, &peer, &table.nodes, &made, taken, Instant::now());
         let Plan { make, remove, state, again } = plan;
         for (name, node) in make {
-            self.make(&name, node).await?;
+            if let Err(error) = self.make(&name, node).await {
+                failed = Some(error);
+            }
         }
         for name in remove {
-            if let Some(node) = ours.get(&name).filter(|node| !node.deleting) {
-                self.remove(&name, &node.uid).await?;
+            if let Some(node) = ours.get(&name).filter(|node| !node.deleting)
+                && let Err(error) = self.remove(&name, &node.uid).await
+            {
+                failed = Some(error);
             }
         }
         if state.is_some() && *told != state {
@@ -152,7 +160,10 @@ impl VirtualNodesOf<'_> {
                 self.tell(state).await;
             }
         }
-        Ok(again)
+        match failed {
+            Some(error) => Err(Stopped::Request(error)),
+            None => Ok(again),
+        }
     }
 
     /// The virtual nodes that were made for this peering, with the node of the provider behind each.
@@ -218,12 +229,15 @@ impl VirtualNodesOf<'_> {
             Answer::Offer(offer) => Some((**offer).clone()),
             Answer::Declined(reason, message) => status.offer.map(|offer| withdrawn(offer, reason, message)),
         };
-        let patch = json!({
+        let mut patch = json!({
             "apiVersion": format!("{GROUP}/{VERSION}"),
             "kind": "VirtualNode",
             "metadata": { "name": name, "uid": uid },
-            "status": { "offer": offer, "conditions": conditions },
+            "status": { "conditions": conditions },
         });
+        if let Some(offer) = offer {
+            patch["status"]["offer"] = json!(offer);
+        }
         let params = PatchParams::apply("liquid-controller-offers").force();
         match nodes.patch_status(name, &params, &Patch::Apply(&patch)).await {
             Ok(_) => info!(node = %name, accepted = verdict.accepted, reason = %verdict.reason, "offer"),
@@ -258,12 +272,6 @@ enum Stopped {
     Stream,
     /// A request failed.
     Request(kube::Error),
-}
-
-impl From<kube::Error> for Stopped {
-    fn from(error: kube::Error) -> Self {
-        Stopped::Request(error)
-    }
 }
 
 /// An offer that does not hold any more is kept: it says what the node was made of, and pods run there. Of a node that is

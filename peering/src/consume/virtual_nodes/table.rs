@@ -232,14 +232,7 @@ mod tests {
     use std::sync::Arc;
 
     fn known(uid: &str, spec: VirtualNodeSpec) -> KnownNode {
-        KnownNode {
-            uid: uid.to_owned(),
-            generation: Some(1),
-            spec,
-            made_for: None,
-            deleting: false,
-            accepted_terms: None,
-        }
+        KnownNode { uid: uid.to_owned(), spec, made_for: None, deleting: false, accepted_terms: None }
     }
 
     fn view(nodes: &BTreeMap<String, KnownNode>) -> BTreeMap<&String, &KnownNode> {

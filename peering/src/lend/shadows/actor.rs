@@ -6,7 +6,7 @@ use super::outbox::Outbox;
 use super::roster::{Placed, Roster};
 use super::steps::{Job, Policy, UNAVAILABLE, read_status};
 use super::watches::{News, Source, watch};
-use crate::lend::book::Book;
+use crate::lend::book::{Book, Slices};
 use crate::lend::consumers::{Consumer, Consumers};
 use crate::lend::quota::{Ledger, Limits};
 use crate::metrics::Metrics;
@@ -187,6 +187,8 @@ struct Lent {
     /// What its pods ask for, and what it may have.
     ledger: Ledger,
     limits: Limits,
+    /// What its virtual nodes are offered, if it negotiates.
+    slices: Option<Arc<Slices>>,
     /// Bytes of bodies on their way to the API server.
     held: usize,
     /// Frames whose senders wait until less is held.
@@ -205,6 +207,21 @@ impl Lent {
             (Ok(_), _) => {}
             (Err(gone), _) => drop(self.hosts.remove(&gone.object)),
         }
+    }
+
+    /// It may have this from now on.
+    fn bound(&mut self, limits: Limits) {
+        if self.limits != limits {
+            self.limits = limits;
+            self.ledger.limits_changed();
+        }
+    }
+
+    /// Where pods of a virtual node may run.
+    fn placement(&self, set: &SetRef) -> Placement {
+        let slices = self.slices.as_ref().filter(|_| set.kind == Kind::Pod);
+        let slice = slices.and_then(|slices| slices.get(&set.scope));
+        slice.map(|slice| slice.request.placement.clone()).unwrap_or_default()
     }
 
     /// Brings the share of a pod in line with what is known of it.
@@ -314,7 +331,7 @@ impl Actor {
                 Some(answer) = answered.recv() => self.answer(answer),
                 Some(item) = news.next() => self.news(item),
                 Ok(()) = peers.changed() => self.peers_changed(),
-                Ok(()) = offers.changed() => self.peers_changed(),
+                Ok(()) = offers.changed() => self.offers_changed(),
                 command = queue.recv(), if loaded => match command {
                     Some(command) => self.command(command),
                     None => return,
@@ -335,16 +352,35 @@ impl Actor {
         }
     }
 
-    /// Peers, or what they are offered, have changed. Ends the streams of peerings that are over: what still comes over them counts for nothing.
+    /// What some of them are offered has changed: for each consumer that is its own affair.
+    fn offers_changed(&mut self) {
+        for cluster in self.clusters() {
+            let Some(consumer) = self.consumers.get(&cluster) else { continue };
+            let slices = self.book.slices(&consumer.id, &consumer.peering);
+            let known = self.lent.get(&cluster).and_then(|lent| lent.slices.as_ref());
+            let same = match (known, &slices) {
+                (Some(known), Some(slices)) => Arc::ptr_eq(known, slices),
+                (known, slices) => known.is_none() && slices.is_none(),
+            };
+            if !same {
+                let limits = limits(&consumer, slices.as_deref());
+                self.with(&cluster, |lent| {
+                    lent.slices = slices;
+                    lent.bound(limits);
+                });
+            }
+        }
+    }
+
+    /// Peers have changed. Ends the streams of peerings that are over: what still comes over them counts for nothing.
     fn peers_changed(&mut self) {
         for cluster in self.clusters() {
             let consumer = self.consumers.get(&cluster);
-            let limits = self.limits(consumer.as_ref());
+            let slices = consumer.as_ref().and_then(|known| self.book.slices(&known.id, &known.peering));
+            let limits = consumer.as_ref().map(|known| limits(known, slices.as_deref())).unwrap_or_default();
             self.with(&cluster, |lent| {
-                if lent.limits != limits {
-                    lent.limits = limits;
-                    lent.ledger.limits_changed();
-                }
+                lent.slices = slices;
+                lent.bound(limits);
                 lent.renumber(
                     consumer.as_ref().map(|consumer| consumer.prefixes.clone()).unwrap_or_default(),
                 );
@@ -374,25 +410,17 @@ impl Actor {
     fn lent(&mut self, cluster: &ClusterId) -> &mut Lent {
         let loaded = self.unlisted.is_empty();
         if !self.lent.contains_key(cluster) {
+            let consumer = self.consumers.get(cluster);
+            let slices = consumer.as_ref().and_then(|known| self.book.slices(&known.id, &known.peering));
             let lent = Lent {
                 provider: if loaded { Provider::default() } else { Provider::paused() },
-                limits: self.limits(self.consumers.get(cluster).as_ref()),
+                limits: consumer.map(|known| limits(&known, slices.as_deref())).unwrap_or_default(),
+                slices,
                 ..Lent::default()
             };
             self.lent.insert(cluster.clone(), lent);
         }
         self.lent.entry(cluster.clone()).or_default()
-    }
-
-    /// What a consumer may have now.
-    fn limits(&self, consumer: Option<&Consumer>) -> Limits {
-        let Some(consumer) = consumer else { return Limits::default() };
-        let slices = self.book.slices(&consumer.id, &consumer.peering);
-        let nodes = slices.map(|slices| {
-            let accepted = slices.iter().filter(|(_, slice)| slice.state == SliceState::Accepted);
-            accepted.map(|(name, slice)| (name.clone(), slice.limits())).collect()
-        });
-        Limits { whole: consumer.limits(), nodes }
     }
 
     fn news(&mut self, news: News) {
@@ -678,7 +706,7 @@ impl Actor {
                     let job = Job {
                         client: self.client.clone(),
                         policy: self.policy.clone(),
-                        placement: placement(&self.book, &consumer, &target.set),
+                        placement: lent.placement(&target.set),
                         consumer,
                         namespace: lent.namespaces.get(&target.key.namespace).cloned(),
                         target: target.clone(),
@@ -723,11 +751,13 @@ fn summary(lent: &Lent) -> Summary {
     summary
 }
 
-/// Where pods of a virtual node may run.
-fn placement(book: &Book, consumer: &Consumer, set: &SetRef) -> Placement {
-    let slices = book.slices(&consumer.id, &consumer.peering).filter(|_| set.kind == Kind::Pod);
-    let slice = slices.as_ref().and_then(|slices| slices.get(&set.scope));
-    slice.map(|slice| slice.request.placement.clone()).unwrap_or_default()
+/// What a consumer may have now.
+fn limits(consumer: &Consumer, slices: Option<&Slices>) -> Limits {
+    let nodes = slices.map(|slices| {
+        let accepted = slices.iter().filter(|(_, slice)| slice.state == SliceState::Accepted);
+        accepted.map(|(name, slice)| (name.clone(), slice.limits())).collect()
+    });
+    Limits { whole: consumer.limits(), nodes }
 }
 
 fn locate(lent: &Lent, set: &SetRef, pod: &Key) -> Option<Located> {
