@@ -11,7 +11,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(120);
 const NODE: &str = "liquid-provider";
 
 /// Would catch: a kubelet that undoes `kubectl cordon` and `kubectl taint` with its next write, and labels that stay on the
@@ -86,7 +86,7 @@ spec:
         Ok(if named { Look::Done(()) } else { Look::NotYet(format!("{reason:?}")) })
     })
     .await?;
-    let shadows: Api<ShadowPod> = Api::all(provider.client.clone());
+    let shadows: Api<ShadowPod> = Api::namespaced(provider.client.clone(), "conflict-home");
     assert!(shadows.list(&ListParams::default()).await?.iter().all(|shadow| shadow.name_any() != "local"));
 
     virtual_nodes.delete(&real, &DeleteParams::default()).await?;

@@ -11,7 +11,7 @@ use liquid_scenarios::{Cluster, Environment, Look};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(120);
 const GHOST: &str = "liquid-provider-ghost";
 
 async fn change_peer(cluster: &Cluster, other: &str, spec: Value) -> anyhow::Result<()> {
