@@ -8,9 +8,10 @@ use futures::{Stream, StreamExt as _};
 use liquid_crds::ClusterId;
 use liquid_link::proto::NetworkInfo;
 use liquid_link::proto::peering_client::PeeringClient;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::sleep;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -29,7 +30,8 @@ impl Network {
             return std::future::pending().await;
         }
         loop {
-            match link.network(announcements(self.own.subscribe())).await {
+            let (_told, telling) = until_dropped(announcements(self.own.subscribe()));
+            match link.network(telling).await {
                 Ok(answers) => self.listen(answers.into_inner(), provider, || true).await,
                 Err(status) if matches!(status.code(), Code::Unimplemented | Code::FailedPrecondition) => {
                     let why = match status.code() {
@@ -98,6 +100,13 @@ fn announcements(own: watch::Receiver<Option<Own>>) -> impl Stream<Item = Networ
     unfolded.boxed()
 }
 
+/// The stream, until the other half of the result is dropped. A call that is given up holds its connection for as long as
+/// there may be more to send, and a peer has a bounded number of them.
+fn until_dropped<S: Stream>(stream: S) -> (oneshot::Sender<Infallible>, impl Stream<Item = S::Item>) {
+    let (held, dropped) = oneshot::channel();
+    (held, stream.take_until(dropped))
+}
+
 fn shortened(text: &str) -> String {
     text.chars().take(MAX_TEXT).collect()
 }
@@ -120,5 +129,16 @@ mod tests {
         assert!(futures::poll!(told.next()).is_pending());
         own.send_replace(Some(cidr("10.2.0.0/16")));
         assert_eq!(told.next().await.unwrap().pod_cidrs, ["10.2.0.0/16"]);
+    }
+
+    #[tokio::test]
+    async fn nothing_more_is_to_be_told_once_nobody_listens() {
+        let own = watch::Sender::new(Some(Own::default()));
+        let (held, told) = until_dropped(announcements(own.subscribe()));
+        let mut told = Box::pin(told);
+        assert!(told.next().await.is_some());
+        assert!(futures::poll!(told.next()).is_pending());
+        drop(held);
+        assert!(told.next().await.is_none());
     }
 }
