@@ -259,15 +259,17 @@ async fn selectors(home: &Cluster, provider: &Cluster) -> anyhow::Result<()> {
             Ok(node.map_or_else(|| Look::NotYet("it is not there".to_owned()), Look::Done))
         })
         .await?;
-    // The scheduler at home chooses by the label that the nodes there have.
+    // The scheduler at home chooses by the label that the nodes there have, which the node of the whole peer has, too.
     home.wait("the label", AT_ONCE, || async {
         let node = Api::<Node>::all(home.client.clone()).get(&node.name_any()).await?;
         let label = node.labels().get("example.org/pool").cloned();
         Ok(if label.as_deref() == Some("fast") { Look::Done(()) } else { Look::NotYet(format!("{label:?}")) })
     })
     .await?;
-    let selected = pod("selected", FOREVER)
-        .replace("nodeSelector: {liquid.mesh/type: virtual-node}", "nodeSelector: {example.org/pool: fast}");
+    let selected = pod("selected", FOREVER).replace(
+        "nodeSelector: {liquid.mesh/type: virtual-node}",
+        "nodeSelector: {example.org/pool: fast, kubernetes.io/hostname: pool}",
+    );
     home.apply("slices", &selected).await?;
     wait_for_pod(home, "selected", "Running").await?;
     let shadows: Api<ShadowPod> = Api::namespaced(provider.client.clone(), "slices-home");
