@@ -23,7 +23,7 @@ pub use lab::down::{down, leftovers};
 pub use lab::status::{ClusterStatus, LabStatus, MachineStatus};
 pub use lab::up::{Started, up};
 pub use lab::{Cluster, Lab, Node};
-pub use network::link::{Cut, Direction, Link, Traffic};
+pub use network::link::{Cut, Direction, Link, Opening, Traffic};
 pub use plan::address::{AddressPlan, ClusterPlan, NodePlan};
 pub use plan::layout::Layout;
 pub use plan::spec::{CidrPlan, ClusterName, ClusterSpec, Cni, LabName, LabSpec, ProxyMode, Stack};

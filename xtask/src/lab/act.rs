@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use liquid_lab::{Cut, Direction, Lab, Node, Usage};
+use liquid_lab::{Cut, Direction, Lab, Node, Opening, Usage};
 
 use crate::output;
 
@@ -30,7 +30,7 @@ pub(super) struct LinkOptions {
     /// What to do.
     #[arg(value_enum, default_value = "show")]
     action: LinkAction,
-    /// Cut only what goes to and comes from a port: tcp/6443, udp/51820.
+    /// Cut only what goes to and comes from a port: tcp/6443, udp/51820; or let only that through (UDP, of the second cluster).
     #[arg(long, value_name = "PROTOCOL/PORT")]
     port: Option<String>,
     /// Cut only what goes from the first cluster to the second.
@@ -40,10 +40,12 @@ pub(super) struct LinkOptions {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum LinkAction {
-    /// Bytes and packets delivered since the lab came up.
+    /// Bytes and packets delivered since the lab came up, and packets that a firewall has stopped.
     Show,
     /// Drop packets; cuts add up.
     Cut,
+    /// Let nothing through but UDP to one port of the second cluster, and count what is stopped.
+    Only,
     /// Undo all cuts.
     Restore,
 }
@@ -91,7 +93,8 @@ pub(super) fn component(
 
 pub(super) fn link(lab: &Lab, options: &LinkOptions) -> anyhow::Result<()> {
     let link = lab.link(&options.from, &options.to)?;
-    if options.action != LinkAction::Cut && (options.port.is_some() || options.one_way) {
+    let with_port = [LinkAction::Cut, LinkAction::Only].contains(&options.action);
+    if (options.port.is_some() && !with_port) || (options.one_way && options.action != LinkAction::Cut) {
         return Err(Usage("--port and --one-way say what to cut".to_owned()).into());
     }
     match options.action {
@@ -99,16 +102,21 @@ pub(super) fn link(lab: &Lab, options: &LinkOptions) -> anyhow::Result<()> {
             let what = options.port.as_deref().map_or(Ok(Cut::All), port)?;
             link.cut(what, if options.one_way { Direction::Forth } else { Direction::Both })
         }
+        LinkAction::Only => match options.port.as_deref().map(port).transpose()? {
+            Some(Cut::Udp(port)) => link.only(Opening { at_first: false, port }),
+            _ => Err(Usage("--port udp/NUMBER says what to let through".to_owned()).into()),
+        },
         LinkAction::Restore => link.restore(),
         LinkAction::Show => {
-            let traffic = link.traffic()?;
-            let row = |from: &str, to: &str, bytes: u64, packets: u64| {
-                vec![from.to_owned(), to.to_owned(), bytes.to_string(), packets.to_string()]
+            let (traffic, stopped) = (link.traffic()?, link.stopped()?);
+            let row = |from: &str, to: &str, figures: [u64; 3]| {
+                let names = [from, to].map(str::to_owned).into_iter();
+                names.chain(figures.map(|figure| figure.to_string())).collect()
             };
             output::result(&output::table(&[
-                ["FROM", "TO", "BYTES", "PACKETS"].map(str::to_owned).to_vec(),
-                row(&options.from, &options.to, traffic.bytes_forth, traffic.packets_forth),
-                row(&options.to, &options.from, traffic.bytes_back, traffic.packets_back),
+                ["FROM", "TO", "BYTES", "PACKETS", "STOPPED"].map(str::to_owned).to_vec(),
+                row(&options.from, &options.to, [traffic.bytes_forth, traffic.packets_forth, stopped.0]),
+                row(&options.to, &options.from, [traffic.bytes_back, traffic.packets_back, stopped.1]),
             ]));
             Ok(())
         }

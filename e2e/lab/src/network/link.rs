@@ -1,7 +1,8 @@
 //! The wire between two clusters: counting what crosses it, and cutting it.
 //!
 //! All of it is one nftables table in the router's namespace. Every packet from cluster a to cluster b runs through
-//! chain `cut-a-b` (drops, empty at first) and then through counter `a-b`: what is counted was delivered.
+//! chain `cut-a-b` (drops, empty at first) and then through counter `a-b`: what is counted was delivered. What a firewall
+//! stops goes through counter `stopped-a-b`.
 
 use std::fmt;
 
@@ -31,6 +32,15 @@ pub enum Cut {
     Tcp(u16),
     /// UDP to this port, and what comes back from it.
     Udp(u16),
+}
+
+/// The one service that a firewall between two clusters lets through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// Whether it is the first cluster of the link that offers it, and not the second.
+    pub at_first: bool,
+    /// Its UDP port.
+    pub port: u16,
 }
 
 /// Which way a cut applies.
@@ -70,13 +80,50 @@ impl Link {
         let mut script = String::new();
         for (from, to) in self.ways(direction) {
             for matching in what.matches() {
-                script.push_str(&format!("add rule {TABLE} cut-{from}-{to} {matching}drop\n"));
+                // Ahead of what a firewall lets through.
+                script.push_str(&format!("insert rule {TABLE} cut-{from}-{to} {matching}drop\n"));
             }
         }
         self.nft(&script).map(drop)
     }
 
-    /// Undoes every cut of this link.
+    /// Lets nothing through from now on but UDP to one port of one cluster, what comes back from it, and errors about either
+    /// (ICMP "destination unreachable"), as a firewall does. What it stops is counted from zero.
+    ///
+    /// # Errors
+    /// If the lab is not up.
+    pub fn only(&self, opening: Opening) -> anyhow::Result<()> {
+        self.nft(&self.firewall(opening)).map(drop)
+    }
+
+    fn firewall(&self, opening: Opening) -> String {
+        let (caller, called) = if opening.at_first { (&self.b, &self.a) } else { (&self.a, &self.b) };
+        let mut script = String::new();
+        for (from, to, end) in [(caller, called, "dport"), (called, caller, "sport")] {
+            let stopped = format!("stopped-{from}-{to}");
+            script.push_str(&format!(
+                "flush chain {TABLE} cut-{from}-{to}\n\
+                 reset counter {TABLE} {stopped}\n\
+                 add rule {TABLE} cut-{from}-{to} udp {end} {} return\n\
+                 add rule {TABLE} cut-{from}-{to} icmp type destination-unreachable return\n\
+                 add rule {TABLE} cut-{from}-{to} counter name {stopped} drop\n",
+                opening.port
+            ));
+        }
+        script
+    }
+
+    /// Packets that a firewall has stopped, from the first cluster and from the second.
+    ///
+    /// # Errors
+    /// If the lab is not up.
+    pub fn stopped(&self) -> anyhow::Result<(u64, u64)> {
+        let counters = self.counters()?;
+        let packets = |from, to| read(&counters, &format!("stopped-{from}-{to}")).map(|(_, packets)| packets);
+        Ok((packets(&self.a, &self.b)?, packets(&self.b, &self.a)?))
+    }
+
+    /// Undoes every cut of this link, and its firewall.
     ///
     /// # Errors
     /// If the lab is not up.
@@ -92,6 +139,13 @@ impl Link {
     /// # Errors
     /// If the lab is not up.
     pub fn traffic(&self) -> anyhow::Result<Traffic> {
+        let counters = self.counters()?;
+        let (bytes_forth, packets_forth) = read(&counters, &format!("{}-{}", self.a, self.b))?;
+        let (bytes_back, packets_back) = read(&counters, &format!("{}-{}", self.b, self.a))?;
+        Ok(Traffic { bytes_forth, bytes_back, packets_forth, packets_back })
+    }
+
+    fn counters(&self) -> anyhow::Result<Value> {
         let text = command::run(
             "ip",
             [
@@ -107,10 +161,7 @@ impl Link {
                 "liquid_lab",
             ],
         )?;
-        let counters: Value = serde_json::from_str(&text).context("nft's counters are not JSON")?;
-        let (bytes_forth, packets_forth) = read(&counters, &self.a, &self.b)?;
-        let (bytes_back, packets_back) = read(&counters, &self.b, &self.a)?;
-        Ok(Traffic { bytes_forth, bytes_back, packets_forth, packets_back })
+        serde_json::from_str(&text).context("nft's counters are not JSON")
     }
 
     fn ways(&self, direction: Direction) -> Vec<(&ClusterName, &ClusterName)> {
@@ -160,7 +211,8 @@ fn table(clusters: &[&ClusterName]) -> String {
     };
     let mut text = format!("table {TABLE} {{\n");
     for (from, to) in pairs() {
-        text.push_str(&format!("  counter {from}-{to} {{ }}\n  chain cut-{from}-{to} {{ }}\n"));
+        text.push_str(&format!("  counter {from}-{to} {{ }}\n  counter stopped-{from}-{to} {{ }}\n"));
+        text.push_str(&format!("  chain cut-{from}-{to} {{ }}\n"));
     }
     text.push_str("  chain forward {\n    type filter hook forward priority 0; policy accept;\n");
     for (from, to) in pairs() {
@@ -171,11 +223,10 @@ fn table(clusters: &[&ClusterName]) -> String {
     text
 }
 
-fn read(counters: &Value, from: &ClusterName, to: &ClusterName) -> anyhow::Result<(u64, u64)> {
-    let name = format!("{from}-{to}");
+/// Bytes and packets of a counter.
+fn read(counters: &Value, name: &str) -> anyhow::Result<(u64, u64)> {
     let all = counters["nftables"].as_array();
-    let counter =
-        all.into_iter().flatten().map(|entry| &entry["counter"]).find(|c| c["name"] == name.as_str());
+    let counter = all.into_iter().flatten().map(|entry| &entry["counter"]).find(|c| c["name"] == name);
     let counter = counter.with_context(|| format!("the router does not count {name}"))?;
     Ok((counter["bytes"].as_u64().unwrap_or_default(), counter["packets"].as_u64().unwrap_or_default()))
 }
@@ -207,9 +258,20 @@ mod tests {
             { "counter": { "name": "a-b", "packets": 2, "bytes": 120 } },
             { "counter": { "name": "b-a", "packets": 1, "bytes": 60 } },
         ]});
-        assert_eq!(read(&listed, &name("a"), &name("b")).unwrap(), (120, 2));
-        assert_eq!(read(&listed, &name("b"), &name("a")).unwrap(), (60, 1));
-        assert!(read(&listed, &name("a"), &name("c")).is_err());
+        assert_eq!(read(&listed, "a-b").unwrap(), (120, 2));
+        assert_eq!(read(&listed, "b-a").unwrap(), (60, 1));
+        assert!(read(&listed, "a-c").is_err());
+    }
+
+    #[test]
+    fn a_firewall_lets_one_service_of_one_cluster_through() {
+        let link = Link { router: "r".to_owned(), a: name("a"), b: name("b") };
+        let of_second = link.firewall(Opening { at_first: false, port: 31820 });
+        assert!(of_second.contains("cut-a-b udp dport 31820 return"));
+        assert!(of_second.contains("cut-b-a udp sport 31820 return"));
+        assert_eq!(of_second.matches(" drop").count(), 2);
+        let of_first = link.firewall(Opening { at_first: true, port: 31820 });
+        assert!(of_first.contains("cut-b-a udp dport 31820 return"));
     }
 
     #[test]
