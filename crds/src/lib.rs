@@ -29,11 +29,11 @@ pub use namespace_offloading::{
     PodPlacement, Reflection, RemoteNamespace, RemoteNamespaceSpec, RemoteNamespaceStrategy,
     ServiceReflection,
 };
-pub use network::{NetworkStatus, PeerGateway, PodCidr, TunnelStatus, WayStatus};
+pub use network::{GuestStatus, Guests, NetworkStatus, PeerGateway, PodCidr, TunnelStatus, WayStatus};
 pub use offer::{Offer, OfferedImage, OfferedNode};
 pub use peer::{
-    Acceptance, Approval, ConsumeSpec, ConsumeStatus, LendSpec, LendState, LendStatus, LentSlice,
-    NodeExposure, Peer, PeerSpec, PeerStatus, SELECTABLE_LABELS, SliceState, VirtualNodes,
+    Acceptance, Approval, ConsumeSpec, ConsumeStatus, LendSpec, LendState, LendStatus, LentSlice, NoTunnel,
+    NodeExposure, Peer, PeerSpec, PeerStatus, SELECTABLE_LABELS, SliceState, Transport, VirtualNodes,
 };
 pub use price::{Micro, Price, TooExpensive, show as show_price};
 pub use shadow_pod::{HomePod, Placement, ShadowPod, ShadowPodSpec, ShadowPodStatus};

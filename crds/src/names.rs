@@ -76,10 +76,24 @@ impl fmt::Display for ClusterName {
 #[serde(try_from = "String", into = "String")]
 pub struct ClusterId(String);
 
+/// Domain of the names by which link endpoints are known in TLS.
+const LINK_DOMAIN: &str = ".link.liquid.mesh";
+
 impl ClusterId {
     /// The identifier as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// DNS name in the certificate of the cluster's link endpoint, and in the first message of whoever calls it. It
+    /// depends on the cluster alone, so addresses may change, and load balancers and gateways stand in between.
+    pub fn link_name(&self) -> String {
+        format!("{}{LINK_DOMAIN}", self.0)
+    }
+
+    /// The cluster whose link endpoint has this name.
+    pub fn of_link_name(name: &str) -> Option<Self> {
+        name.strip_suffix(LINK_DOMAIN)?.parse().ok()
     }
 }
 
@@ -143,6 +157,16 @@ mod tests {
             ["", "3f2c0a44", "3F2C0A44-8C1E-4A8E-9D55-0123456789AB", "3f2c0a44-8c1e-4a8e-9d55-0123456789ab-1"]
         {
             assert!(bad.parse::<ClusterId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_link_name_leads_back_to_its_cluster() {
+        let id: ClusterId = "3f2c0a44-8c1e-4a8e-9d55-0123456789ab".parse().unwrap();
+        assert_eq!(id.link_name(), "3f2c0a44-8c1e-4a8e-9d55-0123456789ab.link.liquid.mesh");
+        assert_eq!(ClusterId::of_link_name(&id.link_name()), Some(id));
+        for other in ["", "link.liquid.mesh", ".link.liquid.mesh", "milan.link.liquid.mesh", "example.org"] {
+            assert_eq!(ClusterId::of_link_name(other), None, "{other}");
         }
     }
 }

@@ -18,6 +18,9 @@ pub struct NetworkStatus {
     /// Gateways of the peer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gateways: Vec<PeerGateway>,
+    /// Present until this cluster has joined the peer through a tunnel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestStatus>,
     /// What each gateway of this cluster says of its ways to the peer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["gateway"]))]
@@ -30,6 +33,35 @@ impl NetworkStatus {
     pub fn ways(&self) -> (usize, usize) {
         let ways = || self.tunnels.iter().flat_map(|tunnel| &tunnel.ways);
         (ways().filter(|way| way.up).count(), ways().count())
+    }
+
+    /// Why no gateway of this cluster has a tunnel to the peer, as far as the status tells.
+    #[must_use]
+    pub fn missing_tunnel(&self) -> String {
+        if self.gateways.is_empty() {
+            return "no gateway of the peer is known (yet)".to_owned();
+        }
+        if self.tunnels.is_empty() {
+            return "no gateway of this cluster works on a tunnel to the peer (yet): see the pods of liquid-gateway"
+                .to_owned();
+        }
+        let ours: Vec<&str> = self.tunnels.iter().map(|tunnel| tunnel.gateway.as_str()).collect();
+        let ours = ours.join(", ");
+        if self.tunnels.iter().any(|tunnel| tunnel.up) {
+            return format!("{ours} does not relay the link: is it of an earlier version?");
+        }
+        let endpoints = self.gateways.iter().flat_map(|gateway| &gateway.endpoints).map(String::as_str);
+        let endpoints: Vec<&str> = endpoints.collect();
+        let way = if endpoints.is_empty() {
+            format!("the gateways of the peer have to call {ours}, and do not")
+        } else {
+            format!("UDP must pass from {ours} to {}", endpoints.join(" or "))
+        };
+        let guest = match self.guest {
+            Some(_) => "; the key of a join token that was used or revoked, or has expired, is not answered",
+            None => "",
+        };
+        format!("no tunnel to the peer is up: {way}{guest}")
     }
 }
 
@@ -70,6 +102,27 @@ pub struct PeerGateway {
     pub probes: bool,
 }
 
+/// How this cluster is known to the gateways of a peer that it has not joined yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestStatus {
+    /// WireGuard public key that the join token is for, base64. The private one is in Secret liquid-gateway-keys.
+    pub public_key: String,
+    /// Name of the gateway's pod that uses it: of several with one key, peers would hear only the last.
+    pub gateway: String,
+}
+
+/// Whom the gateways let in, or call, so that a join token can be used: an entry of ConfigMap liquid-gateway-guests, under
+/// the identifier of the token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Guests {
+    /// Until when, seconds since 1970.
+    pub expires: u64,
+    /// Their keys, and where they are called.
+    pub gateways: Vec<PeerGateway>,
+}
+
 /// What a gateway of this cluster says of its ways to the peer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -81,6 +134,9 @@ pub struct TunnelStatus {
     /// The ways, one to each gateway of the peer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ways: Vec<WayStatus>,
+    /// Address (host:port) in this cluster at which the gateway relays the peer link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<String>,
     /// When `up` last changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
@@ -102,6 +158,36 @@ pub struct WayStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_keeps_a_tunnel_from_being_is_named() {
+        let tunnel = |up: bool| TunnelStatus {
+            gateway: "liquid-gateway-0".to_owned(),
+            up,
+            ways: Vec::new(),
+            relay: None,
+            since: None,
+        };
+        let with = |endpoints: &[&str], tunnels: Vec<TunnelStatus>, guest: bool| {
+            let endpoints = endpoints.iter().map(|endpoint| (*endpoint).to_owned()).collect();
+            let gateways =
+                vec![PeerGateway { name: None, public_key: "k".to_owned(), endpoints, probes: false }];
+            let guest = guest
+                .then(|| GuestStatus { public_key: "g".to_owned(), gateway: "liquid-gateway-0".to_owned() });
+            NetworkStatus { gateways, tunnels, guest, ..NetworkStatus::default() }.missing_tunnel()
+        };
+        assert!(NetworkStatus::default().missing_tunnel().contains("no gateway of the peer is known"));
+        assert!(with(&[], Vec::new(), false).contains("see the pods of liquid-gateway"));
+        let blocked = with(&["192.0.2.1:1", "192.0.2.2:1"], vec![tunnel(false)], true);
+        assert!(
+            blocked.contains("UDP must pass from liquid-gateway-0 to 192.0.2.1:1 or 192.0.2.2:1"),
+            "{blocked}"
+        );
+        assert!(blocked.contains("revoked"), "{blocked}");
+        let called = with(&[], vec![tunnel(false)], false);
+        assert!(called.contains("have to call liquid-gateway-0") && !called.contains("revoked"), "{called}");
+        assert!(with(&[], vec![tunnel(true)], false).contains("earlier version"));
+    }
 
     #[test]
     fn prefixes_stand_for_each_other_only_if_of_one_kind_and_length() {

@@ -8,6 +8,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use thiserror::Error;
 
 /// One foreign cluster, named as that cluster calls itself.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +26,7 @@ use std::collections::BTreeMap;
     printcolumn(name = "Consume", type_ = "string", json_path = ".status.conditions[?(@.type=='LinkUp')].reason", description = "State of the link over which this cluster borrows"),
     printcolumn(name = "Lend", type_ = "string", json_path = ".status.conditions[?(@.type=='ConsumerConnected')].reason", description = "State of the link over which the peer borrows from this cluster"),
     printcolumn(name = "Network", type_ = "string", json_path = ".status.conditions[?(@.type=='NetworkReady')].reason", description = "State of the network between the pods of both clusters"),
+    printcolumn(name = "Transport", type_ = "string", json_path = ".spec.consume.transport", priority = "1", description = "How this cluster reaches the peer from which it borrows"),
     printcolumn(name = "CPU", type_ = "string", json_path = ".status.consume.offer.resources.cpu", description = "CPU the peer offers"),
     printcolumn(name = "Memory", type_ = "string", json_path = ".status.consume.offer.resources.memory", description = "Memory the peer offers"),
     printcolumn(name = "Cluster ID", type_ = "string", json_path = ".spec.clusterID", priority = "1"),
@@ -45,8 +47,25 @@ pub struct PeerSpec {
     pub lend: Option<LendSpec>,
 }
 
+/// No gateway of this cluster has a tunnel to the peer now.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct NoTunnel(String);
+
 impl Peer {
-    /// Where the peer may be reached: as configured, then as it has announced itself.
+    /// Where the peer's link may be dialled: as configured, then as it has announced itself; in band, at this cluster's
+    /// gateways that have a tunnel to it.
+    ///
+    /// # Errors
+    /// In band, if none has, with what keeps them from it.
+    pub fn dial(&self, consume: &ConsumeSpec) -> Result<Vec<String>, NoTunnel> {
+        match consume.transport {
+            Transport::Direct => Ok(self.endpoints(consume)),
+            Transport::InBand => self.relays(),
+        }
+    }
+
+    /// Addresses (host:port) of the peer's link endpoint: as configured, then as it has announced itself.
     #[must_use]
     pub fn endpoints(&self, consume: &ConsumeSpec) -> Vec<String> {
         let mut endpoints = consume.endpoints.clone();
@@ -57,6 +76,18 @@ impl Peer {
             }
         }
         endpoints
+    }
+
+    /// Addresses (host:port) of this cluster's gateways that have a tunnel to the peer.
+    ///
+    /// # Errors
+    /// If none has, with what keeps them from it.
+    pub fn relays(&self) -> Result<Vec<String>, NoTunnel> {
+        let unknown = NetworkStatus::default();
+        let network = self.status.as_ref().and_then(|status| status.network.as_ref()).unwrap_or(&unknown);
+        let up = network.tunnels.iter().filter(|tunnel| tunnel.up);
+        let relays: Vec<String> = up.filter_map(|tunnel| tunnel.relay.clone()).collect();
+        if relays.is_empty() { Err(NoTunnel(network.missing_tunnel())) } else { Ok(relays) }
     }
 
     /// The user has given it up: its word is not waited for any more.
@@ -77,11 +108,20 @@ impl Peer {
 /// How this cluster reaches the peer it borrows from.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(self.nodeSelector) || self.virtualNodes == 'PerNode'")
-    .message("nodeSelector chooses among the nodes of the peer: it needs virtualNodes PerNode"))]
+#[x_kube(
+    validation = Rule::new("!has(self.nodeSelector) || self.virtualNodes == 'PerNode'")
+        .message("nodeSelector chooses among the nodes of the peer: it needs virtualNodes PerNode"),
+    validation = Rule::new("(has(self.transport) && self.transport == 'InBand') || (has(self.endpoints) && self.endpoints.size() > 0)")
+        .message("without endpoints of the peer's link, transport must be InBand"),
+)]
 pub struct ConsumeSpec {
-    /// Addresses (host:port) of the peer's link endpoint, tried in order.
-    #[schemars(length(min = 1, max = 16), inner(length(min = 3, max = 261)))]
+    /// Direct: at the peer's link endpoint. InBand: through the tunnel between the gateways, so that nothing of the peer has
+    /// to be reachable but a UDP port of a gateway, of either side.
+    #[serde(default)]
+    pub transport: Transport,
+    /// Addresses (host:port) of the peer's link endpoint, tried in order; not used in band.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 3, max = 261)))]
     pub endpoints: Vec<String>,
     /// SHA-256 of the peer's CA certificate (DER), 64 hexadecimal digits. Nobody else is talked to.
     #[serde(rename = "caSHA256")]
@@ -140,6 +180,16 @@ pub enum Approval {
     Automatic,
     /// Somebody has to approve each of them.
     Manual,
+}
+
+/// How a peer's link is reached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Transport {
+    /// At the peer's link endpoint.
+    #[default]
+    Direct,
+    /// Through the tunnel between the gateways.
+    InBand,
 }
 
 /// What this cluster lends to the peer.
@@ -306,4 +356,43 @@ pub enum SliceState {
     Offered,
     /// The consumer has accepted the offer.
     Accepted,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn peer(tunnels: serde_json::Value) -> Peer {
+        serde_json::from_value(json!({
+            "apiVersion": "liquid.mesh/v1alpha1", "kind": "Peer", "metadata": {"name": "milan"},
+            "spec": {"clusterID": "id"},
+            "status": {"network": {"gateways": [{"publicKey": "k"}], "tunnels": tunnels}},
+        }))
+        .unwrap()
+    }
+
+    fn consume(text: serde_json::Value) -> ConsumeSpec {
+        serde_json::from_value(text).unwrap()
+    }
+
+    #[test]
+    fn in_band_the_gateways_with_a_tunnel_are_dialled_and_nobody_else() {
+        let peer = peer(json!([
+            {"gateway": "liquid-gateway-0", "up": false, "relay": "10.1.0.1:7444"},
+            {"gateway": "liquid-gateway-1", "up": true, "relay": "10.1.0.2:7444"},
+        ]));
+        let in_band = consume(json!({"transport": "InBand", "caSHA256": "ab", "endpoints": ["milan:7443"]}));
+        assert_eq!(peer.dial(&in_band), Ok(vec!["10.1.0.2:7444".to_owned()]));
+        let direct = consume(json!({"caSHA256": "ab", "endpoints": ["milan:7443"]}));
+        assert_eq!(peer.dial(&direct), Ok(vec!["milan:7443".to_owned()]));
+    }
+
+    #[test]
+    fn without_a_tunnel_there_is_nobody_to_dial_in_band() {
+        let in_band = consume(json!({"transport": "InBand", "caSHA256": "ab"}));
+        for tunnels in [json!([]), json!([{"gateway": "g", "up": false, "relay": "10.1.0.1:7444"}])] {
+            assert!(peer(tunnels).dial(&in_band).is_err());
+        }
+    }
 }

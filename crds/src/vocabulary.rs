@@ -103,10 +103,21 @@ pub const CLUSTER_INFO: &str = "liquid-cluster-info";
 
 /// Secret in Liquid's namespace with the private keys of the gateways, each under the name of its pod.
 pub const GATEWAY_KEYS: &str = "liquid-gateway-keys";
+/// What entries of Secret [`GATEWAY_KEYS`] begin with that are not of gateways: with the name of a peer behind it, it is the
+/// private key by which this cluster is known to the peer's gateways before it has joined it. No gateway is called so: the
+/// names of their pods have no dot.
+pub const GUEST_KEY: &str = "guest.";
+/// ConfigMap in Liquid's namespace that says whom the gateways let in besides peers, so that it can join: an entry for each
+/// join token that is for use through a tunnel.
+pub const GATEWAY_GUESTS: &str = "liquid-gateway-guests";
 /// On everything of Liquid's chart: which process it is of.
 pub const COMPONENT: &str = "app.kubernetes.io/component";
 /// Value of [`COMPONENT`] on the gateways' pods and Services.
 pub const COMPONENT_GATEWAY: &str = "gateway";
+/// Values of [`COMPONENT`] on the pods that have links to peers.
+pub const COMPONENTS_WITH_LINKS: [&str; 2] = ["controller", "kubelet"];
+/// Service in front of the link endpoint, made by the chart.
+pub const LINK_SERVICE: &str = "liquid-link";
 
 /// Annotation on a `Peer` that is being deleted: do not wait for the other cluster, it is gone for good. Its value is
 /// the UID of the `Peer`, so that it cannot be set by copying a manifest.

@@ -3,7 +3,8 @@
 use clap::{Args as ClapArgs, Parser};
 use liquid_gateway::config::{default_device, default_listen, default_mtu};
 use liquid_runtime::admin::AdminArgs;
-use std::net::SocketAddr;
+use liquid_runtime::relay::RELAY_PORT;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 /// Liquid's gateway: WireGuard to all peers, with their prefixes remapped where they overlap
@@ -43,6 +44,11 @@ pub(crate) struct ClusterArgs {
     #[arg(long, env = "LIQUID_GATEWAY_LISTEN", default_value_t = default_listen())]
     pub(crate) listen: SocketAddr,
 
+    /// Address of this pod, at which (TCP 7444) the peer link is relayed for this cluster's own processes; without it, it is
+    /// not
+    #[arg(long, env = "LIQUID_POD_IP")]
+    pub(crate) pod_ip: Option<IpAddr>,
+
     /// Name of the TUN device
     #[arg(long, env = "LIQUID_GATEWAY_DEVICE", default_value_t = default_device())]
     pub(crate) device: String,
@@ -55,6 +61,13 @@ pub(crate) struct ClusterArgs {
     /// to send to other gateways
     #[arg(long, env = "LIQUID_FABRIC_ADMIN")]
     pub(crate) fabric_admin: Option<SocketAddr>,
+}
+
+impl ClusterArgs {
+    /// Where the peer link is relayed for this cluster's own processes.
+    pub(crate) fn relay(&self) -> Option<SocketAddr> {
+        self.pod_ip.map(|address| SocketAddr::new(address, RELAY_PORT))
+    }
 }
 
 #[cfg(test)]

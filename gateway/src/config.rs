@@ -240,6 +240,8 @@ impl Tunnel {
                 .map(|s| Duration::from_secs(s.into())),
             probes: self.probes,
             tells_lanes: self.probes,
+            own_key: None,
+            control: None,
         })
     }
 }

@@ -31,11 +31,13 @@ pub enum Drop {
     HandshakeFlood,
     /// Received by another lane than it is for, and there were too many of these.
     WrongLane,
+    /// From or to a gateway, and not of the peer link.
+    Control,
 }
 
 impl Drop {
     /// Every reason.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Malformed,
         Self::NoRoute,
         Self::TooBig,
@@ -50,6 +52,7 @@ impl Drop {
         Self::UnknownPeer,
         Self::HandshakeFlood,
         Self::WrongLane,
+        Self::Control,
     ];
 
     /// The reason as a label of a metric.
@@ -70,6 +73,7 @@ impl Drop {
             Self::UnknownPeer => "unknown_peer",
             Self::HandshakeFlood => "handshake_flood",
             Self::WrongLane => "wrong_lane",
+            Self::Control => "control",
         }
     }
 }

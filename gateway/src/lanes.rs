@@ -84,6 +84,8 @@ impl Lane {
                         name: format!("{}/{number}", tunnel.name),
                         public_key: key,
                         tells_lanes: false,
+                        // What gateways say to each other is little, and passes in the tunnel of the first lanes.
+                        control: None,
                         ..tunnel.clone()
                     });
                 }
@@ -117,6 +119,8 @@ mod tests {
             keepalive: None,
             probes,
             tells_lanes: probes,
+            own_key: None,
+            control: Some(std::net::Ipv4Addr::new(169, 254, 112, 7)),
         };
         let peer = PeerConfig { name: "b".to_owned(), remaps: Vec::new(), mtu: 1420, tunnels: vec![tunnel] };
         Config { private_key: PrivateKey::new([1; 32]), local: Vec::new(), peers: vec![peer] }
@@ -153,6 +157,20 @@ mod tests {
             let there: BTreeSet<_> = there.iter().map(|(own, other)| (other.0, own.0)).collect();
             assert_eq!(here, there, "{a} and {b}");
             assert_eq!(here.len(), a.max(b));
+        }
+    }
+
+    #[test]
+    fn gateways_speak_in_one_tunnel_of_all_lanes() {
+        let whole = whole(true);
+        for (ours, theirs) in [(1, 1), (4, 2), (2, 4), (3, 3)] {
+            let told = TOLD(theirs);
+            let lanes = (0..ours).map(|number| {
+                let config = Lane { number, count: ours }.config(&whole, |_, _| Some(&told));
+                config.peers[0].tunnels.iter().filter(|tunnel| tunnel.control.is_some()).count()
+            });
+            let expected: Vec<usize> = (0..ours).map(|number| usize::from(number == 0)).collect();
+            assert_eq!(lanes.collect::<Vec<_>>(), expected, "{ours} and {theirs}");
         }
     }
 

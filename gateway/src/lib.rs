@@ -1,6 +1,7 @@
 //! The data path of `liquid-gateway`: WireGuard to all peers, stateless 1:1 prefix NAT, offloads on both ends.
 
 pub mod config;
+pub mod control;
 pub mod drops;
 pub mod gateway;
 pub mod io;

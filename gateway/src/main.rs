@@ -4,11 +4,13 @@ mod args;
 mod leave;
 mod metrics;
 mod neighbour;
+mod relay;
 mod source;
 
 use anyhow::{Context as _, bail};
 use args::Args;
 use clap::Parser as _;
+use liquid_gateway::control;
 use liquid_gateway::io::tun::Tun;
 use liquid_gateway::io::udp::Udp;
 use liquid_gateway::io::workers::Workers;
@@ -17,6 +19,7 @@ use liquid_runtime::admin;
 use liquid_runtime::drain::DRAIN_DEADLINE;
 use liquid_runtime::process::{self, Process};
 use metrics::Reports;
+use relay::Figures;
 use source::cluster::{ClusterSource, Parts};
 use source::file::FileSource;
 use source::{Device, Source};
@@ -44,6 +47,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let forwarding = health.part("data path", "not begun");
     let reports = Reports::default();
     registry.register_collector(Box::new(reports.clone()));
+    let figures = Figures::default();
+    figures.register(&mut registry);
     // Before the source is read, which may take as long as a cluster needs.
     let parts = args.cluster.as_ref().map(|_| Parts {
         key: health.part("key", "waiting for it"),
@@ -58,8 +63,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
         () = drain.requested() => return Ok(()),
     };
 
-    let Device { name, mtu, listen } = source.device();
-    let tuns = Tun::open(&name, mtu, lanes).with_context(|| {
+    let Device { name, mtu, listen, relay } = source.device();
+    let address = relay.as_ref().map(|_| (control::ADDRESS, control::PREFIX_LENGTH));
+    let tuns = Tun::open(&name, mtu, address, lanes).with_context(|| {
         format!("cannot make TUN device {name}: this needs CAP_NET_ADMIN and /dev/net/tun, and a free name")
     })?;
     let udps = Udp::bind_lanes(listen, lanes).with_context(|| format!("cannot listen on UDP {listen}"))?;
@@ -77,6 +83,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
             neighbour::ready(fabric).await;
             handle.standby(false);
         }));
+    }
+    if let Some((at, directory)) = relay {
+        relay::start(directory, at, figures, &drain);
     }
     info!(device = name, %listen, lanes, peers = source.config().peers.len(), "gateway forwards");
 

@@ -1,5 +1,6 @@
 //! Metrics of `liquid-gateway`, taken from the worker's report when they are asked for.
 
+use crate::source::GUEST;
 use liquid_gateway::drops::Drop;
 use liquid_gateway::io::workers::Workers;
 use liquid_gateway::liveness::Way;
@@ -74,7 +75,9 @@ const GAUGES: [TunnelFigure; 5] = [
 impl Collector for Reports {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
         let Some(worker) = self.0.get() else { return Ok(()) };
-        let report = worker.report();
+        let mut report = worker.report();
+        // Each token would be a peer of its own.
+        report.peers.retain(|peer| !peer.name.starts_with(GUEST));
         for (name, help, unit, figure) in COUNTERS {
             let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
             for peer in &report.peers {

@@ -11,7 +11,7 @@ use crate::wireguard::key::{PresharedKey, PrivateKey, PublicKey};
 use crate::wireguard::message::{DATA_HEADER, DATA_OVERHEAD, padded};
 use crate::wireguard::session::{REJECT_AFTER_TIME, Session};
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// An initiation without an answer is repeated after this time, and no second is sent before.
@@ -54,6 +54,10 @@ pub struct TunnelConfig {
     pub probes: bool,
     /// Whether it is told of the lanes of this gateway: in the first one, and if it probes.
     pub tells_lanes: bool,
+    /// The key of this end, if it is known by another than the gateway's: it then has to begin.
+    pub own_key: Option<PrivateKey>,
+    /// Address under which the gateway at the other end is seen; without one nothing passes but packets of pods.
+    pub control: Option<Ipv4Addr>,
 }
 
 /// What went through a tunnel.
@@ -131,6 +135,8 @@ pub(crate) struct Tunnel {
     /// What was said of it last.
     pub(crate) shown: Way,
     pub(crate) recipient: Recipient,
+    /// What messages to this end are authenticated with, if it has a key of its own.
+    pub(crate) own: Option<Recipient>,
     pub(crate) endpoint: Option<SocketAddr>,
     /// Longest packet that is sent to the peer.
     limit: u16,
@@ -214,6 +220,7 @@ impl Tunnel {
             number: spread::number(config.name.as_bytes()),
             shown: Way::Down,
             recipient: Recipient::new(&config.public_key),
+            own: own(&config),
             endpoint: config.endpoints.first().copied(),
             limit,
             path_mtu: None,
@@ -239,9 +246,27 @@ impl Tunnel {
         }
     }
 
-    /// Takes over a changed configuration; sessions go on. An end that answers is not looked for elsewhere.
-    pub(crate) fn reconfigure(&mut self, config: TunnelConfig, limit: u16) {
+    /// It is that of another peer from now on, or has another name.
+    pub(crate) fn adopted(&mut self, peer: usize, name: &str) {
+        self.peer = peer;
+        self.number = spread::number(name.as_bytes());
+        name.clone_into(&mut self.config.name);
+    }
+
+    /// Takes over a changed configuration; sessions go on. An end that answers is not looked for elsewhere. If this end is to
+    /// be known by another key, sessions are over: their indices are returned.
+    pub(crate) fn reconfigure(&mut self, config: TunnelConfig, limit: u16) -> Retired {
         self.limit = limit;
+        let mut retired = Retired::new();
+        if config.own_key != self.config.own_key {
+            retired.extend(self.indices());
+            (self.current, self.previous, self.next, self.pending) = (None, None, None, None);
+            (self.cookie, self.last_initiation_sent, self.last_heard) = (None, None, None);
+            self.timers = Timers::default();
+            self.liveness.session_ends();
+            self.shown = Way::Down;
+            self.own = own(&config);
+        }
         let is_known = self.endpoint.is_some_and(|endpoint| config.endpoints.contains(&endpoint));
         let answers = self.probes && self.shown >= Way::Standby;
         if config.endpoints != self.config.endpoints && !is_known && !answers {
@@ -257,6 +282,7 @@ impl Tunnel {
         }
         self.probes |= config.probes;
         self.config = config;
+        retired
     }
 
     /// Whether it should be called without waiting for a packet to send.
@@ -498,7 +524,7 @@ impl Tunnel {
         self.timers.retransmit = Some(now + pause + jitter);
         let cookie = self.cookie(now);
         let begun = Initiator::begin(
-            own,
+            self.config.own_key.as_ref().unwrap_or(own),
             &self.config.public_key,
             self.config.preshared_key.as_ref(),
             local,
@@ -674,6 +700,11 @@ impl Tunnel {
         }
         (handshake, retired)
     }
+}
+
+/// What messages to this end are authenticated with, if it has a key of its own.
+fn own(config: &TunnelConfig) -> Option<Recipient> {
+    config.own_key.as_ref().map(|key| Recipient::new(&key.public()))
 }
 
 /// What a tunnel needs of the gateway it belongs to.

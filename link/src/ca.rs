@@ -1,7 +1,7 @@
 //! The certificate authority of a cluster. Every cluster makes its own; none is shared.
 
 use crate::digest::{hex, sha256};
-use crate::identity::{PeerIdentity, server_name};
+use crate::identity::PeerIdentity;
 use crate::limits::{CLOCK_SKEW, PEER_CERTIFICATE_LIFE, SERVER_CERTIFICATE_LIFE};
 use liquid_crds::ClusterId;
 use rcgen::{
@@ -115,7 +115,7 @@ impl ClusterCa {
         cluster: &ClusterId,
         now: OffsetDateTime,
     ) -> Result<Credentials, CaError> {
-        self.issue_server(&[server_name(cluster)], SERVER_CERTIFICATE_LIFE, now)
+        self.issue_server(&[cluster.link_name()], SERVER_CERTIFICATE_LIFE, now)
     }
 
     /// A server certificate for DNS names inside this cluster (the admission webhook).

@@ -1,11 +1,13 @@
 //! The consumer's end: connects to the first endpoint of a provider that answers.
 
-use crate::limits::{CONNECTION_WINDOW, HANDSHAKE_TIMEOUT, STREAM_WINDOW};
+use crate::limits::{CONNECTION_WINDOW, HANDSHAKE_TIMEOUT, RELAY_CONNECT_TIMEOUT, STREAM_WINDOW};
 use crate::liveness::Liveness;
 use hyper_util::rt::TokioIo;
+use liquid_runtime::relay::Refusal;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -36,6 +38,14 @@ pub enum EndpointError {
         /// What rustls says.
         reason: String,
     },
+    /// It is a gateway, which cannot connect to the peer.
+    #[error("{endpoint}: {refusal}")]
+    NotRelayed {
+        /// host:port.
+        endpoint: String,
+        /// What it says.
+        refusal: Refusal,
+    },
 }
 
 /// No endpoint of the peer could be used.
@@ -50,18 +60,26 @@ pub struct Dialer {
     tls: Arc<ClientConfig>,
     server_name: ServerName<'static>,
     liveness: Liveness,
+    connect_timeout: Duration,
 }
 
 impl Dialer {
     /// A dialer for `endpoints` (host:port), tried in order.
     pub fn new(endpoints: Vec<String>, tls: ClientConfig, server_name: ServerName<'static>) -> Self {
-        Self { endpoints, tls: Arc::new(tls), server_name, liveness: Liveness::default() }
+        let liveness = Liveness::default();
+        Self { endpoints, tls: Arc::new(tls), server_name, liveness, connect_timeout: HANDSHAKE_TIMEOUT }
     }
 
     /// How soon a connection is to notice that it is broken.
     #[must_use]
     pub fn noticing(self, liveness: Liveness) -> Self {
         Self { liveness, ..self }
+    }
+
+    /// The endpoints are relays in this very cluster: one that does not answer at once is gone.
+    #[must_use]
+    pub fn over_relays(self) -> Self {
+        Self { connect_timeout: RELAY_CONNECT_TIMEOUT, ..self }
     }
 
     /// Connects to the first endpoint that answers as the expected cluster.
@@ -85,20 +103,24 @@ impl Dialer {
     async fn handshake(&self, endpoint: &str) -> Result<TlsStream<TcpStream>, EndpointError> {
         let unreachable =
             |reason: String| EndpointError::Unreachable { endpoint: endpoint.to_owned(), reason };
-        let late = || unreachable(format!("no answer within {} s", HANDSHAKE_TIMEOUT.as_secs()));
-        let stream = timeout(HANDSHAKE_TIMEOUT, TcpStream::connect(endpoint))
+        let late = |time: Duration| unreachable(format!("no answer within {} s", time.as_secs()));
+        let stream = timeout(self.connect_timeout, TcpStream::connect(endpoint))
             .await
-            .map_err(|_| late())?
+            .map_err(|_| late(self.connect_timeout))?
             .map_err(|error| unreachable(error.to_string()))?;
         stream.set_nodelay(true).map_err(|error| unreachable(error.to_string()))?;
         let connector = TlsConnector::from(self.tls.clone());
         timeout(HANDSHAKE_TIMEOUT, connector.connect(self.server_name.clone(), stream))
             .await
-            .map_err(|_| late())?
+            .map_err(|_| late(HANDSHAKE_TIMEOUT))?
             .map_err(|error| match error.get_ref().and_then(|inner| inner.downcast_ref()) {
                 Some(rustls::Error::InvalidCertificate(reason)) => {
                     EndpointError::NotThePeer { endpoint: endpoint.to_owned(), reason: reason.to_string() }
                 }
+                Some(rustls::Error::AlertReceived(alert)) => match Refusal::of_code(u8::from(*alert)) {
+                    Some(refusal) => EndpointError::NotRelayed { endpoint: endpoint.to_owned(), refusal },
+                    None => unreachable(error.to_string()),
+                },
                 _ => unreachable(error.to_string()),
             })
     }

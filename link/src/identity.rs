@@ -64,12 +64,6 @@ impl PeerIdentity {
     }
 }
 
-/// DNS name in the certificate of a provider's link endpoint. It depends on the cluster alone, so addresses
-/// may change and load balancers stand in between.
-pub fn server_name(cluster: &ClusterId) -> String {
-    format!("{cluster}.link.liquid.mesh")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -43,6 +43,9 @@ pub const GUEST_LIFETIME: Duration = Duration::from_secs(30);
 /// Time for the TLS handshake, and for connecting to one endpoint.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Time for connecting to a gateway of one's own cluster, which is one network away: one lost packet is made up for.
+pub const RELAY_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// Life of a peer's client certificate. It is renewed after two thirds, so either cluster may be away for 56 hours at
 /// any time; a peering that ends is refused at once, whatever its certificate says.
 pub const PEER_CERTIFICATE_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);

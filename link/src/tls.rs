@@ -1,7 +1,6 @@
 //! The two ends of the peer link's TLS 1.3 handshake.
 
 use crate::digest::{decode_hex, sha256};
-use crate::identity::server_name;
 use liquid_crds::ClusterId;
 use liquid_runtime::tls::{ReloadableCert, TlsError, certificates, certified_key, provider};
 use rustls::client::WebPkiServerVerifier;
@@ -86,7 +85,7 @@ pub fn client_config(
         }
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let name = ServerName::try_from(server_name(provider_id))
+    let name = ServerName::try_from(provider_id.link_name())
         .map_err(|error| LinkTlsError::Config(error.to_string()))?;
     Ok((config, name))
 }

@@ -1,20 +1,19 @@
 //! Join tokens: what a provider's administrator hands to a consumer's.
-//!
-//! A token is one line of text, `liquid1.<payload>.<check>`: the payload is base64url of JSON, the check the
-//! first four bytes of its SHA-256, so that a cut or mistyped token is told from a wrong one.
 
 use crate::digest::{decode_hex, hex, sha256};
+use crate::gateways;
+use crate::text::{self, NoText};
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use liquid_crds::{ClusterId, ClusterName};
+use base64::engine::general_purpose::STANDARD;
+use liquid_crds::{ClusterId, ClusterName, PeerGateway};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use thiserror::Error;
+use x25519_dalek::{PublicKey, StaticSecret};
 
-const PREFIX: &str = "liquid1";
-const CHECK_BYTES: usize = 4;
-/// Longest token read: 16 endpoints of 261 characters fit three times over.
-const MAX_LENGTH: usize = 16 * 1024;
+const KIND: &str = "liquid1";
+/// Most endpoints of a link; a load balancer or three nodes are usual.
+const MAX_ENDPOINTS: usize = 16;
 /// Bytes of a token's secret: as strong as the keys it stands in for.
 pub const SECRET_BYTES: usize = 32;
 /// Bytes of a token's identifier.
@@ -25,7 +24,7 @@ const ID_BYTES: usize = 5;
 pub enum TokenError {
     /// It is something else.
     #[error(
-        "this is no join token: one starts with \"{PREFIX}.\" (make one with `liquidctl invite` in the provider)"
+        "this is no join token: one starts with \"{KIND}.\" (make one with `liquidctl invite` in the provider)"
     )]
     NotAToken,
     /// It was cut or mistyped.
@@ -53,9 +52,12 @@ pub struct JoinToken {
     /// Identity of the provider.
     #[serde(rename = "c")]
     pub cluster_id: ClusterId,
-    /// Addresses (host:port) of its link endpoint, tried in order.
-    #[serde(rename = "e")]
+    /// Addresses (host:port) of its link endpoint, tried in order; none if it is reached through a tunnel.
+    #[serde(rename = "e", default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<String>,
+    /// How it is reached through a tunnel, if that is how.
+    #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<Tunnel>,
     /// SHA-256 of its CA certificate (DER), hexadecimal.
     #[serde(rename = "h")]
     pub ca_sha256: String,
@@ -70,6 +72,45 @@ pub struct JoinToken {
     pub expires: u64,
 }
 
+/// The provider's end of a tunnel, and by which key it knows the consumer's.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// Gateways of the provider.
+    #[serde(rename = "g")]
+    pub gateways: Vec<PeerGateway>,
+    /// WireGuard private key, base64, that the provider's gateways answer to until the token has been used. None: they know
+    /// the keys of the consumer's gateways.
+    #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
+    guest_key: Option<String>,
+}
+
+impl Tunnel {
+    /// The private key of the guest, base64.
+    pub fn guest_key(&self) -> Option<&str> {
+        self.guest_key.as_deref()
+    }
+
+    /// The public key of the guest, base64.
+    pub fn guest(&self) -> Option<String> {
+        let private: [u8; gateways::KEY] = STANDARD.decode(self.guest_key.as_ref()?).ok()?.try_into().ok()?;
+        Some(STANDARD.encode(PublicKey::from(&StaticSecret::from(private)).as_bytes()))
+    }
+}
+
+/// How the provider of a new token is reached.
+#[derive(Debug, Clone)]
+pub enum Reach {
+    /// At these addresses (host:port) of its link endpoint.
+    Direct(Vec<String>),
+    /// Through its gateways, which learn a key that is made for this token, or know those of the consumer.
+    InBand {
+        /// Gateways of the provider.
+        gateways: Vec<PeerGateway>,
+        /// Whether a key is made.
+        guest: bool,
+    },
+}
+
 impl JoinToken {
     /// Makes a token with a fresh identifier and secret.
     ///
@@ -78,14 +119,23 @@ impl JoinToken {
     pub fn generate(
         cluster_name: ClusterName,
         cluster_id: ClusterId,
-        endpoints: Vec<String>,
+        reach: Reach,
         ca_sha256: String,
         expires: u64,
     ) -> Result<Self, TokenError> {
+        let (endpoints, tunnel) = match reach {
+            Reach::Direct(endpoints) => (endpoints, None),
+            Reach::InBand { gateways, guest } => {
+                let guest_key =
+                    if guest { Some(STANDARD.encode(random::<{ gateways::KEY }>()?)) } else { None };
+                (Vec::new(), Some(Tunnel { gateways, guest_key }))
+            }
+        };
         Ok(Self {
             cluster_name,
             cluster_id,
             endpoints,
+            tunnel,
             ca_sha256,
             id: hex(&random::<ID_BYTES>()?),
             secret: hex(&random::<SECRET_BYTES>()?),
@@ -98,20 +148,11 @@ impl JoinToken {
     /// # Errors
     /// If it is no token, damaged, from another version, or expired.
     pub fn parse(text: &str, now: u64) -> Result<Self, TokenError> {
-        let text = text.trim();
-        let rest = text.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('.'));
-        let rest = rest.ok_or(TokenError::NotAToken)?;
-        if text.len() > MAX_LENGTH {
-            return Err(TokenError::Damaged);
-        }
-        let (payload, check) = rest.split_once('.').ok_or(TokenError::Damaged)?;
-        let json = URL_SAFE_NO_PAD.decode(payload).map_err(|_| TokenError::Damaged)?;
-        let mut expected = [0; CHECK_BYTES];
-        decode_hex(check, &mut expected).ok_or(TokenError::Damaged)?;
-        if sha256(&json)[..CHECK_BYTES] != expected {
-            return Err(TokenError::Damaged);
-        }
-        let token: Self = serde_json::from_slice(&json).map_err(|e| TokenError::Contents(e.to_string()))?;
+        let token: Self = text::read(KIND, text).map_err(|why| match why {
+            NoText::Other => TokenError::NotAToken,
+            NoText::Damaged => TokenError::Damaged,
+            NoText::Contents(what) => TokenError::Contents(what),
+        })?;
         token.validate()?;
         if token.expires <= now {
             return Err(TokenError::Expired(now - token.expires));
@@ -129,8 +170,21 @@ impl JoinToken {
 
     fn validate(&self) -> Result<(), TokenError> {
         let wrong = |what: &str| Err(TokenError::Contents(what.to_owned()));
-        if self.endpoints.is_empty() || self.endpoints.len() > 16 {
-            return wrong("it must name 1 to 16 endpoints");
+        match &self.tunnel {
+            None if self.endpoints.is_empty() || self.endpoints.len() > MAX_ENDPOINTS => {
+                return wrong(&format!("it must name 1 to {MAX_ENDPOINTS} endpoints"));
+            }
+            Some(_) if !self.endpoints.is_empty() => return wrong("it names both endpoints and gateways"),
+            Some(tunnel) => {
+                gateways::check(&tunnel.gateways).map_err(|error| TokenError::Contents(error.to_string()))?;
+                if tunnel.gateways.is_empty() {
+                    return wrong("it names no gateway");
+                }
+                if tunnel.guest_key.is_some() && tunnel.guest().is_none() {
+                    return wrong("the key of its guest has the wrong length");
+                }
+            }
+            None => {}
         }
         if decode_hex(&self.secret, &mut [0; SECRET_BYTES]).is_none() {
             return wrong("its secret has the wrong length");
@@ -148,9 +202,7 @@ impl JoinToken {
 /// Shows the token as text: this is the secret itself.
 impl fmt::Display for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let json = serde_json::to_vec(self).map_err(|_| fmt::Error)?;
-        let check = hex(&sha256(&json)[..CHECK_BYTES]);
-        write!(f, "{PREFIX}.{}.{check}", URL_SAFE_NO_PAD.encode(json))
+        f.write_str(&text::write(KIND, self).map_err(|_| fmt::Error)?)
     }
 }
 
@@ -160,8 +212,16 @@ impl fmt::Debug for JoinToken {
         f.debug_struct("JoinToken")
             .field("cluster_name", &self.cluster_name)
             .field("endpoints", &self.endpoints)
+            .field("tunnel", &self.tunnel)
             .field("id", &self.id)
             .finish_non_exhaustive()
+    }
+}
+
+/// Shows everything but the secret.
+impl fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tunnel").field("gateways", &self.gateways).finish_non_exhaustive()
     }
 }
 
@@ -199,11 +259,23 @@ mod tests {
         JoinToken::generate(
             "milan".parse().unwrap(),
             "3f2c0a44-8c1e-4a8e-9d55-0123456789ab".parse().unwrap(),
-            vec!["192.0.2.1:7443".to_owned()],
+            Reach::Direct(vec!["192.0.2.1:7443".to_owned()]),
             "ab".repeat(32),
             expires,
         )
         .unwrap()
+    }
+
+    fn in_band(guest: bool) -> JoinToken {
+        let gateway = PeerGateway {
+            name: Some("liquid-gateway-0".to_owned()),
+            public_key: STANDARD.encode([7; gateways::KEY]),
+            endpoints: vec!["192.0.2.1:31820".to_owned()],
+            probes: true,
+        };
+        let reach = Reach::InBand { gateways: vec![gateway], guest };
+        let (name, id) = (token(1).cluster_name, token(1).cluster_id);
+        JoinToken::generate(name, id, reach, "ab".repeat(32), 1000).unwrap()
     }
 
     #[test]
@@ -231,6 +303,48 @@ mod tests {
     fn the_secret_is_not_shown_by_accident() {
         let token = token(1);
         assert!(!format!("{token:?}").contains(&token.secret));
+        let token = in_band(true);
+        assert!(!format!("{token:?}").contains(token.tunnel.as_ref().unwrap().guest_key().unwrap()));
+    }
+
+    #[test]
+    fn a_token_for_a_tunnel_has_a_key_of_its_own_unless_the_gateways_know_each_other() {
+        let made = in_band(true);
+        assert_eq!(JoinToken::parse(&made.to_string(), 999), Ok(made.clone()));
+        let keys = |token: &JoinToken| token.tunnel.clone().unwrap().guest().unwrap();
+        assert_ne!(keys(&made), keys(&in_band(true)), "each token has another");
+        assert_eq!(in_band(false).tunnel.unwrap().guest(), None);
+    }
+
+    /// RFC 7748, section 6.1: Alice's keys.
+    #[test]
+    fn the_public_key_of_a_guest_is_that_of_curve25519() {
+        let guest_key = Some("dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=".to_owned());
+        let guest = Tunnel { gateways: Vec::new(), guest_key }.guest();
+        assert_eq!(guest.as_deref(), Some("hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="));
+    }
+
+    #[test]
+    fn a_token_leads_either_to_endpoints_or_to_gateways() {
+        let parse = |token: JoinToken| JoinToken::parse(&token.to_string(), 0);
+        let broken = |change: &dyn Fn(&mut JoinToken)| {
+            let mut token = in_band(true);
+            change(&mut token);
+            parse(token)
+        };
+        let tunnel = |token: &mut JoinToken, change: &dyn Fn(&mut Tunnel)| {
+            change(token.tunnel.as_mut().unwrap());
+        };
+        assert!(broken(&|token| token.endpoints.push("192.0.2.1:7443".to_owned())).is_err());
+        assert!(broken(&|token| token.tunnel = None).is_err());
+        assert!(broken(&|token| tunnel(token, &|tunnel| tunnel.gateways.clear())).is_err());
+        assert!(
+            broken(&|token| tunnel(token, &|tunnel| tunnel.guest_key = Some("short".to_owned()))).is_err()
+        );
+        assert!(
+            broken(&|token| tunnel(token, &|t| t.gateways[0].endpoints.push("nowhere".to_owned()))).is_err()
+        );
+        assert!(broken(&|_| {}).is_ok());
     }
 
     #[test]

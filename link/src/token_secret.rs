@@ -1,8 +1,11 @@
 //! How a provider keeps its join tokens: one Secret each, without the secret itself.
 
-use crate::token::{JoinToken, secret_digest};
+use crate::gateways;
+use crate::introduction::Introduction;
+use crate::token::{JoinToken, Tunnel, secret_digest};
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use liquid_crds::PeerGateway;
 use liquid_crds::vocabulary::{JOIN_TOKEN, MANAGED_BY, MANAGED_BY_LIQUID};
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -11,6 +14,9 @@ const DIGEST: &str = "digest";
 const EXPIRES: &str = "expires";
 const USED_BY: &str = "used-by";
 const USED_KEY: &str = "used-key";
+const ONLY_FOR: &str = "only-for";
+/// Entry of a token's Secret that says whom the gateways let in, or call.
+pub const GUESTS: &str = "guests";
 
 /// Why a token is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -24,6 +30,9 @@ pub enum TokenRefused {
     /// Somebody has used it.
     #[error("the join token was used already, by cluster {0}")]
     Used(String),
+    /// It was made for another cluster.
+    #[error("the join token was made for another cluster")]
+    ForAnother,
     /// The Secret it is kept in was damaged.
     #[error("the join token's Secret {0} is damaged: delete it and make a new token")]
     Damaged(String),
@@ -43,12 +52,29 @@ pub fn secret_name(id: &str) -> String {
     format!("liquid-token-{id}")
 }
 
-/// The Secret that keeps `token`.
-pub fn secret_for(token: &JoinToken, namespace: &str, description: Option<&str>) -> Secret {
+/// The Secret that keeps `token`; with an introduction it is for that cluster only, whose gateways are let in, or called.
+pub fn secret_for(
+    token: &JoinToken,
+    namespace: &str,
+    description: Option<&str>,
+    introduction: Option<&Introduction>,
+) -> Secret {
     let mut data = BTreeMap::from([
         (DIGEST.to_owned(), secret_digest(&token.secret())),
         (EXPIRES.to_owned(), token.expires.to_string()),
     ]);
+    let guest = token.tunnel.as_ref().and_then(Tunnel::guest);
+    let guest = guest.map(|public_key| PeerGateway { public_key, ..nameless() });
+    let guests: Vec<PeerGateway> = match introduction {
+        Some(introduction) => {
+            data.insert(ONLY_FOR.to_owned(), introduction.cluster_id.to_string());
+            introduction.gateways.clone()
+        }
+        None => guest.into_iter().collect(),
+    };
+    if token.tunnel.is_some() {
+        data.insert(GUESTS.to_owned(), serde_json::to_string(&guests).unwrap_or_default());
+    }
     if let Some(description) = description {
         data.insert("description".to_owned(), description.to_owned());
     }
@@ -68,6 +94,11 @@ pub fn secret_for(token: &JoinToken, namespace: &str, description: Option<&str>)
     }
 }
 
+/// A gateway that has to call, of this version.
+fn nameless() -> PeerGateway {
+    PeerGateway { name: None, public_key: String::new(), endpoints: Vec::new(), probes: true }
+}
+
 /// Redeems a token: returns its Secret marked as used, to be written back with its resource version before
 /// anything is granted. The same presenter may redeem again (its first answer may have been lost).
 ///
@@ -80,10 +111,7 @@ pub fn redeem(
     now: u64,
 ) -> Result<Secret, TokenRefused> {
     let name = kept.metadata.name.clone().unwrap_or_default();
-    let field = |key: &str| {
-        let value = kept.data.as_ref()?.get(key)?;
-        String::from_utf8(value.0.clone()).ok()
-    };
+    let field = |key: &str| field(&kept, key);
     let digest = field(DIGEST).ok_or_else(|| TokenRefused::Damaged(name.clone()))?;
     let expires: u64 = field(EXPIRES)
         .and_then(|text| text.parse().ok())
@@ -91,6 +119,9 @@ pub fn redeem(
     // Digests are compared, not secrets: how far they agree tells nothing about the secret.
     if digest != secret_digest(presented) {
         return Err(TokenRefused::Unknown);
+    }
+    if field(ONLY_FOR).is_some_and(|cluster| cluster != by.cluster_id) {
+        return Err(TokenRefused::ForAnother);
     }
     match (field(USED_BY), field(USED_KEY)) {
         (None, _) => {}
@@ -108,23 +139,41 @@ pub fn redeem(
 
 /// When the token expires, in seconds since 1970.
 pub fn expires(kept: &Secret) -> Option<u64> {
-    String::from_utf8(kept.data.as_ref()?.get(EXPIRES)?.0.clone()).ok()?.parse().ok()
+    field(kept, EXPIRES)?.parse().ok()
+}
+
+/// Identity of the cluster that has used the token.
+pub fn used_by(kept: &Secret) -> Option<String> {
+    field(kept, USED_BY)
+}
+
+/// Whom this cluster's gateways let in, or call, so that the token can be used through a tunnel; `None` if it is not for
+/// that, or damaged.
+pub fn guests(kept: &Secret) -> Option<Vec<PeerGateway>> {
+    let guests: Vec<PeerGateway> = serde_json::from_str(&field(kept, GUESTS)?).ok()?;
+    gateways::check(&guests).ok()?;
+    Some(guests)
+}
+
+fn field(kept: &Secret, key: &str) -> Option<String> {
+    String::from_utf8(kept.data.as_ref()?.get(key)?.0.clone()).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::token::Reach;
     use k8s_openapi::ByteString;
 
+    const CLUSTER: &str = "3f2c0a44-8c1e-4a8e-9d55-0123456789ab";
+
+    fn token_with(reach: Reach) -> JoinToken {
+        let (name, id) = ("milan".parse().unwrap(), CLUSTER.parse().unwrap());
+        JoinToken::generate(name, id, reach, "ab".repeat(32), 1000).unwrap()
+    }
+
     fn token() -> JoinToken {
-        JoinToken::generate(
-            "milan".parse().unwrap(),
-            "3f2c0a44-8c1e-4a8e-9d55-0123456789ab".parse().unwrap(),
-            vec!["192.0.2.1:7443".to_owned()],
-            "ab".repeat(32),
-            1000,
-        )
-        .unwrap()
+        token_with(Reach::Direct(vec!["192.0.2.1:7443".to_owned()]))
     }
 
     /// What the API server makes of a written Secret.
@@ -140,7 +189,7 @@ mod tests {
     #[test]
     fn a_token_is_redeemed_once_and_again_only_by_the_same_key() {
         let token = token();
-        let kept = stored(secret_for(&token, "liquid-system", None));
+        let kept = stored(secret_for(&token, "liquid-system", None, None));
         let used = stored(redeem(kept, &token.secret(), ME, 999).unwrap());
 
         assert!(redeem(used.clone(), &token.secret(), ME, 999).is_ok());
@@ -156,7 +205,7 @@ mod tests {
     #[test]
     fn wrong_secrets_and_late_comers_are_refused() {
         let token = token();
-        let kept = stored(secret_for(&token, "liquid-system", Some("for milan")));
+        let kept = stored(secret_for(&token, "liquid-system", Some("for milan"), None));
         assert_eq!(redeem(kept.clone(), &[0; 32], ME, 999), Err(TokenRefused::Unknown));
         assert_eq!(redeem(kept.clone(), &[], ME, 999), Err(TokenRefused::Unknown));
         assert_eq!(redeem(kept.clone(), &token.secret(), ME, 1000), Err(TokenRefused::Expired));
@@ -166,7 +215,39 @@ mod tests {
     #[test]
     fn the_secret_itself_is_not_kept() {
         let token = token();
-        let kept = format!("{:?}", secret_for(&token, "liquid-system", None).string_data);
+        let kept = format!("{:?}", secret_for(&token, "liquid-system", None, None).string_data);
         assert!(!kept.contains(&crate::digest::hex(&token.secret())));
+    }
+
+    #[test]
+    fn gateways_let_the_guest_of_a_token_in_or_those_who_were_introduced() {
+        assert_eq!(guests(&stored(secret_for(&token(), "liquid-system", None, None))), None);
+        let token = token_with(Reach::InBand { gateways: Vec::new(), guest: true });
+        let kept = stored(secret_for(&token, "liquid-system", None, None));
+        let guest = token.tunnel.as_ref().and_then(Tunnel::guest).unwrap();
+        assert_eq!(guests(&kept), Some(vec![PeerGateway { public_key: guest, ..nameless() }]));
+        let private = token.tunnel.as_ref().and_then(Tunnel::guest_key).unwrap();
+        assert!(!format!("{:?}", secret_for(&token, "liquid-system", None, None)).contains(private));
+
+        let token = token_with(Reach::InBand { gateways: Vec::new(), guest: false });
+        let gateway = PeerGateway {
+            public_key: "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".to_owned(),
+            endpoints: vec!["192.0.2.9:31820".to_owned()],
+            ..nameless()
+        };
+        let introduction = Introduction {
+            cluster_name: "turin".parse().unwrap(),
+            cluster_id: CLUSTER.parse().unwrap(),
+            gateways: vec![gateway.clone()],
+        };
+        let kept = stored(secret_for(&token, "liquid-system", None, Some(&introduction)));
+        assert_eq!(guests(&kept), Some(vec![gateway]));
+        let refused = redeem(kept.clone(), &token.secret(), ME, 999).unwrap_err();
+        assert_eq!(refused, TokenRefused::ForAnother);
+        let introduced = Presenter { cluster_id: CLUSTER, key_digest: "k1" };
+        assert_eq!(
+            used_by(&stored(redeem(kept, &token.secret(), introduced, 999).unwrap())).as_deref(),
+            Some(CLUSTER)
+        );
     }
 }

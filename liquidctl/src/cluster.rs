@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use liquid_crds::vocabulary::CLUSTER_INFO;
-use liquid_crds::{ClusterId, ClusterName};
+use liquid_crds::{ClusterId, ClusterName, PeerGateway};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -58,7 +58,31 @@ pub(crate) struct ClusterInfo {
     pub(crate) ca_sha256: String,
     /// Addresses (host:port) of its link endpoint.
     pub(crate) endpoints: Vec<String>,
+    /// Its gateways; none without a network.
+    pub(crate) gateways: Vec<PeerGateway>,
     pub(crate) version: String,
+}
+
+impl ClusterInfo {
+    /// Its gateways, without which it cannot peer in band.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub(crate) fn require_gateways(&self) -> Result<&[PeerGateway], Failure> {
+        if self.gateways.is_empty() {
+            return Err(Failure::failed(format!(
+                "{} has no gateway: in-band peering needs one in both clusters; install with network.enabled=true (the \
+                 default)",
+                self.name
+            )));
+        }
+        Ok(&self.gateways)
+    }
+
+    /// Whether a gateway can be called from outside.
+    pub(crate) fn can_be_called(&self) -> bool {
+        self.gateways.iter().any(|gateway| !gateway.endpoints.is_empty())
+    }
 }
 
 /// Reads what the cluster publishes; `None` if Liquid is not (yet) running there.
@@ -79,6 +103,7 @@ pub(crate) async fn require_info(client: &Client, namespace: &str) -> Result<Clu
 }
 
 fn parse(mut data: BTreeMap<String, String>) -> Result<ClusterInfo, Failure> {
+    let gateways = gateways(data.remove("gateways"))?;
     let mut field = |key: &str| {
         data.remove(key).ok_or_else(|| Failure::failed(format!("ConfigMap {CLUSTER_INFO} lacks {key}")))
     };
@@ -87,6 +112,14 @@ fn parse(mut data: BTreeMap<String, String>) -> Result<ClusterInfo, Failure> {
         name: field("clusterName")?.parse().map_err(Failure::failed)?,
         ca_sha256: field("caSHA256")?,
         endpoints: field("endpoints")?.lines().map(str::to_owned).collect(),
+        gateways,
         version: field("version")?,
     })
+}
+
+/// A liquid-controller of an earlier version does not publish them.
+fn gateways(published: Option<String>) -> Result<Vec<PeerGateway>, Failure> {
+    let unreadable =
+        |error: serde_json::Error| Failure::failed(format!("gateways in ConfigMap {CLUSTER_INFO}: {error}"));
+    published.map_or(Ok(Vec::new()), |text| serde_json::from_str(&text).map_err(unreadable))
 }

@@ -31,6 +31,8 @@ enum Command {
     Uninstall(commands::uninstall::Arguments),
     /// Make a join token: whoever has it may borrow from this cluster, once
     Invite(commands::invite::Arguments),
+    /// Tell a provider that has to call where to: print the gateways of this cluster for `liquidctl invite --introduction`
+    Introduce(commands::introduce::Arguments),
     /// Borrow from another cluster
     #[command(subcommand)]
     Peer(commands::peer::Command),
@@ -72,6 +74,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Install(arguments) => commands::install::run(&cluster, arguments).await,
         Command::Uninstall(arguments) => commands::uninstall::run(&cluster, arguments).await,
         Command::Invite(arguments) => commands::invite::run(&cluster, arguments).await,
+        Command::Introduce(arguments) => commands::introduce::run(&cluster, arguments).await,
         Command::Peer(command) => commands::peer::run(&cluster, command).await,
         Command::Accept(arguments) => commands::accept::run(&cluster, arguments).await,
         Command::Unpeer(arguments) => commands::unpeer::run(&cluster, arguments).await,

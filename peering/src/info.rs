@@ -1,15 +1,16 @@
-//! What this cluster publishes of itself: the ConfigMap from which `liquidctl invite` makes tokens, and the
-//! addresses under which peers reach the link endpoint.
+//! What this cluster publishes of itself: the ConfigMap from which `liquidctl invite` makes tokens, with the addresses
+//! under which peers reach the link endpoint, and the gateways.
 
 use crate::cluster::Cluster;
 use anyhow::Result;
-use futures::stream::{StreamExt as _, select};
+use futures::stream::{Stream, StreamExt as _, select_all};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
-use liquid_crds::vocabulary::{CLUSTER_INFO, MANAGED_BY, MANAGED_BY_LIQUID, TYPE};
+use liquid_crds::PeerGateway;
+use liquid_crds::vocabulary::{CLUSTER_INFO, LINK_SERVICE, MANAGED_BY, MANAGED_BY_LIQUID, TYPE};
 use liquid_runtime::watch::{Change, changes};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,28 +19,28 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
-/// Service in front of the link endpoint, made by the chart.
-const LINK_SERVICE: &str = "liquid-link";
 /// Addresses of nodes advertised for a NodePort: enough to survive the loss of two, few enough for a token.
 const MAX_NODE_ADDRESSES: usize = 3;
 /// Changes of nodes come in bursts, and addresses are not urgent.
 pub(crate) const SETTLE: Duration = Duration::from_millis(500);
 
-/// Publishes what peers need to know, and keeps the advertised addresses up to date; `configured` (host:port)
-/// wins over what the Service says.
+/// Publishes what peers need to know, and keeps the advertised addresses and the `gateways` up to date; `configured`
+/// (host:port) wins over what the Service says.
 pub(crate) async fn publish(
     client: Client,
     cluster: Arc<Cluster>,
     configured: Vec<String>,
+    gateways: impl Stream<Item = Vec<PeerGateway>> + Send + 'static,
     endpoints: watch::Sender<Vec<String>>,
 ) {
     let services = Api::namespaced(client.clone(), &cluster.namespace);
     let only_link = watcher::Config::default().fields(&format!("metadata.name={LINK_SERVICE}"));
     let only_physical = watcher::Config::default().labels(&format!("!{TYPE}"));
-    let mut news = select(
+    let mut news = select_all([
         changes(services, only_link).map(|change| News::Service(Box::new(change))).boxed(),
         changes(Api::all(client.clone()), only_physical).map(|change| News::Node(Box::new(change))).boxed(),
-    );
+        gateways.map(News::Gateways).boxed(),
+    ]);
     let mut picture = Picture::default();
     let mut published = None;
     while let Some(first) = news.next().await {
@@ -49,13 +50,14 @@ pub(crate) async fn publish(
             picture.learn(more);
         }
         let found = if configured.is_empty() { picture.advertised() } else { configured.clone() };
+        let found = (found, picture.gateways.clone());
         if published.as_ref() == Some(&found) {
             continue;
         }
-        match write(&client, &cluster, &found).await {
+        match write(&client, &cluster, &found.0, &found.1).await {
             Ok(()) => {
-                info!(endpoints = ?found, "cluster information published");
-                endpoints.send_replace(found.clone());
+                info!(endpoints = ?found.0, gateways = found.1.len(), "cluster information published");
+                endpoints.send_replace(found.0.clone());
                 published = Some(found);
             }
             Err(error) => warn!(%error, "cluster information not published; trying again at the next change"),
@@ -66,10 +68,12 @@ pub(crate) async fn publish(
 enum News {
     Service(Box<Change<Service>>),
     Node(Box<Change<Node>>),
+    Gateways(Vec<PeerGateway>),
 }
 
 #[derive(Default)]
 struct Picture {
+    gateways: Vec<PeerGateway>,
     service: Option<Service>,
     nodes: BTreeMap<String, Option<String>>,
 }
@@ -77,6 +81,7 @@ struct Picture {
 impl Picture {
     fn learn(&mut self, news: News) {
         match news {
+            News::Gateways(gateways) => self.gateways = gateways,
             News::Service(change) => match *change {
                 Change::Applied(service) => self.service = Some(service),
                 Change::Deleted(_) => self.service = None,
@@ -136,12 +141,18 @@ fn host_port(host: &str, port: i32) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-async fn write(client: &Client, cluster: &Cluster, endpoints: &[String]) -> Result<(), kube::Error> {
+async fn write(
+    client: &Client,
+    cluster: &Cluster,
+    endpoints: &[String],
+    gateways: &[PeerGateway],
+) -> Result<()> {
     let data = BTreeMap::from([
         ("clusterID".to_owned(), cluster.id.to_string()),
         ("clusterName".to_owned(), cluster.name.to_string()),
         ("caSHA256".to_owned(), cluster.ca.fingerprint()),
         ("endpoints".to_owned(), endpoints.join("\n")),
+        ("gateways".to_owned(), serde_json::to_string(gateways)?),
         ("version".to_owned(), liquid_runtime::VERSION.to_owned()),
     ]);
     let published = ConfigMap {

@@ -10,6 +10,7 @@ use crate::lend::capacity;
 use crate::lend::consumers::Consumers;
 use crate::lend::enrollment::EnrollmentService;
 use crate::lend::figures::Figures;
+use crate::lend::guests;
 use crate::lend::kubelet_service::KubeletService;
 use crate::lend::peering_service::{Connections, PeeringService};
 use crate::lend::reconcile::{Lending, report_connections};
@@ -95,7 +96,11 @@ pub(crate) async fn lead(
     run(drain, peers::follow(client.clone(), borrowing, lending, network.clone(), peers_known));
     run(drain, network.clone().run(client.clone(), args.namespace.clone(), args.network.clone()));
     run(drain, shadows_actor);
-    run(drain, info::publish(client.clone(), cluster.clone(), args.advertise.clone(), endpoints_sender));
+    let (advertised, gateways) = (args.advertise.clone(), network.own_gateways());
+    run(drain, info::publish(client.clone(), cluster.clone(), advertised, gateways, endpoints_sender));
+    if args.network.enabled {
+        run(drain, guests::publish(client.clone(), args.namespace.clone(), network.known_peers()));
+    }
     let labels = args.cluster_labels.iter().cloned().collect();
     run(drain, capacity::observe(client.clone(), labels, version.git_version, capacity_sender));
     run(drain, report_connections(client.clone(), consumers.clone(), connections.clone(), book.clone()));
@@ -126,8 +131,12 @@ pub(crate) async fn lead(
     info!(address = %args.link_listen, "link endpoint listens");
     link_listens.ready();
 
-    let enrollment =
-        EnrollmentService { client: client.clone(), cluster: cluster.clone(), consumers: consumers.clone() };
+    let enrollment = EnrollmentService {
+        client: client.clone(),
+        cluster: cluster.clone(),
+        consumers: consumers.clone(),
+        network: network.clone(),
+    };
     let peering = PeeringService {
         client: client.clone(),
         cluster: cluster.clone(),

@@ -1,4 +1,5 @@
-//! What every Liquid process shares: telemetry, the admin endpoints, leader election, drain and TLS set-up.
+//! What every Liquid process shares: telemetry, the admin endpoints, leader election, drain, TLS set-up, and the words of
+//! relays.
 
 pub mod admin;
 pub mod backoff;
@@ -8,6 +9,7 @@ pub mod health;
 pub mod leader;
 pub mod metrics;
 pub mod process;
+pub mod relay;
 pub mod telemetry;
 pub mod tls;
 pub mod watch;

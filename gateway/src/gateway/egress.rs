@@ -1,6 +1,7 @@
 //! From the TUN device into tunnels.
 
 use super::{Gateway, Handled};
+use crate::control;
 use crate::drops::Drop;
 use crate::liveness::Way;
 use crate::nat::{End, Quoted, Transport, rewrite, rewrite_quoted};
@@ -10,6 +11,7 @@ use crate::packet::segment::{Segments, finish_checksum};
 use crate::packet::vnet::Offload;
 use crate::packet::{mss, too_big};
 use crate::spread::flow;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// Answers to packets that are too big, per second: each flow needs one, and a flood none.
@@ -29,13 +31,24 @@ impl Gateway {
     fn send(&mut self, now: Instant, offload: Offload, packet: &mut [u8]) -> Result<Handled, Drop> {
         let ip = Ip::parse(packet).map_err(|_| Drop::Malformed)?;
         let packet = &mut packet[..ip.length];
+        // What gateways say to each other, and what pods do, is kept apart.
+        let from_gateway = ip.source == IpAddr::from(control::ADDRESS);
+        if from_gateway && !self.lane.is_first() {
+            return Ok(Handled::ByFirstLane);
+        }
         let route = self.routes.get(ip.destination).ok_or(Drop::NoRoute)?;
-        self.passes(route.peer, now);
+        if route.gateway.is_some() != from_gateway || (from_gateway && !control::is_link(packet, &ip)) {
+            return Err(Drop::Control);
+        }
+        if route.gateway.is_none() {
+            self.passes(route.peer, now);
+        }
         let peer = self.peers.get_mut(route.peer).and_then(Option::as_mut).ok_or(Drop::NoRoute)?;
         if !self.lane.is_first() && peer.spread.best() != Some(Way::Up) {
             return Ok(Handled::ByFirstLane);
         }
-        let at = peer.spread.choose(flow(packet, &ip, self.flow_seed)).ok_or(Drop::NoRoute)?;
+        let chosen = route.gateway.or_else(|| peer.spread.choose(flow(packet, &ip, self.flow_seed)));
+        let at = chosen.ok_or(Drop::NoRoute)?;
         let tunnel = self.tunnels.get_mut(at).and_then(Option::as_mut).ok_or(Drop::NoRoute)?;
         let mtu = tunnel.mtu();
         let transport = match offload {
@@ -84,7 +97,7 @@ impl Gateway {
             let length = pieces.length(index);
             if can_send {
                 tunnel.send(length, &mut self.transmits, |room| pieces.write(index, room));
-            } else {
+            } else if route.gateway.is_none() {
                 let mut room = vec![0; length];
                 pieces.write(index, &mut room);
                 peer.waiting.keep(room);

@@ -1,6 +1,7 @@
 //! From the network: out of tunnels to the TUN device, and handshakes.
 
 use super::{Gateway, Handoff, Route};
+use crate::control;
 use crate::drops::Drop;
 use crate::nat::{End, Quoted, Transport, rewrite, rewrite_quoted};
 use crate::packet::ip::Ip;
@@ -12,7 +13,7 @@ use crate::wireguard::handshake::{Responder, timestamp};
 use crate::wireguard::limiter::Verdict;
 use crate::wireguard::message::{DATA_HEADER, INITIATION, Message};
 use crate::wireguard::session::{Refused, Session};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -87,10 +88,17 @@ impl Gateway {
             }
             Message::Initiation => self.respond(now, from, datagram),
             Message::Response { receiver } => {
-                if !self.jar.first_is_right(datagram) {
+                let at = *self.by_index.get(&receiver).ok_or(Drop::BadHandshake)?;
+                let own =
+                    self.tunnels.get(at).and_then(Option::as_ref).and_then(|tunnel| tunnel.own.as_ref());
+                // Authenticated with the key of this end that the other knows.
+                let is_right = match own {
+                    Some(own) => own.first_is_right(datagram),
+                    None => self.jar.first_is_right(datagram),
+                };
+                if !is_right {
                     return Err(Drop::BadHandshake);
                 }
-                let at = *self.by_index.get(&receiver).ok_or(Drop::BadHandshake)?;
                 let response = datagram.first_chunk().ok_or(Drop::BadHandshake)?;
                 let retired = self
                     .with_tunnel(at, now, |tunnel, context| {
@@ -143,8 +151,16 @@ impl Gateway {
         let tunnel = self.tunnels.get_mut(at).and_then(Option::as_mut).ok_or(Drop::UnknownSession)?;
         let packet = &mut buffer[range.clone()];
         let ip = Ip::parse(packet).map_err(|_| Drop::Malformed)?;
-        self.local.get(ip.destination).ok_or(Drop::ForeignDestination)?;
         let origin = tunnel.peer;
+        if control::is_control(ip.source) || control::is_control(ip.destination) {
+            // Both ends are gateways, and have the same address.
+            let ends = [ip.source, ip.destination].iter().all(|end| *end == IpAddr::from(control::ADDRESS));
+            let view = tunnel.config.control.filter(|_| ends && control::is_link(packet, &ip));
+            let view = view.ok_or(Drop::Control)?;
+            self.pass(at, buffer, range, &ip, view.into());
+            return Ok(());
+        }
+        self.local.get(ip.destination).ok_or(Drop::ForeignDestination)?;
         let peer = self.peers.get(origin).and_then(Option::as_ref).ok_or(Drop::UnknownSession)?;
         let own =
             |routes: &PrefixMap<Route>, view| routes.get(view).is_some_and(|route| route.peer == origin);
@@ -159,13 +175,20 @@ impl Gateway {
         // message of the host it is about: without it no path MTU is found beyond the tunnel.
         let source = view(ip.source).or_else(|| quoted.and_then(|quoted| view(quoted.ip.destination)));
         let source = source.filter(|source| own(&self.routes, *source)).ok_or(Drop::ForeignSource)?;
-        rewrite(packet, &ip, End::Source, source, Transport::Finished);
-        mss::clamp(packet, &ip, tunnel.mtu(), Transport::Finished);
-        tunnel.traffic.received_packets += 1;
-        tunnel.traffic.received_bytes += u64::try_from(ip.length).unwrap_or(0);
-        self.deliveries.push(buffer, range, &ip);
+        self.pass(at, buffer, range, &ip, source);
         self.passes(origin, now);
         Ok(())
+    }
+
+    /// Passes a packet that came through a tunnel on to the TUN device, from where its sender is seen.
+    fn pass(&mut self, at: usize, buffer: &mut [u8], range: Range<usize>, ip: &Ip, source: IpAddr) {
+        let Some(tunnel) = self.tunnels.get_mut(at).and_then(Option::as_mut) else { return };
+        let packet = &mut buffer[range.clone()];
+        rewrite(packet, ip, End::Source, source, Transport::Finished);
+        mss::clamp(packet, ip, tunnel.mtu(), Transport::Finished);
+        tunnel.traffic.received_packets += 1;
+        tunnel.traffic.received_bytes += u64::try_from(ip.length).unwrap_or(0);
+        self.deliveries.push(buffer, range, ip);
     }
 
     // --- Handshakes ---

@@ -77,6 +77,8 @@ pub enum Handled {
 struct Route {
     peer: usize,
     remap: Remap,
+    /// The tunnel whose other end it leads to, and not to pods.
+    gateway: Option<usize>,
 }
 
 /// A gateway.

@@ -3,6 +3,7 @@
 use crate::packet::coalesce::{Delivery, MAX_PIECES};
 use crate::packet::vnet;
 use std::io::{self, IoSlice};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
@@ -21,12 +22,22 @@ pub struct Tun {
 }
 
 impl Tun {
-    /// Makes the device with so many queues and brings it up.
+    /// Makes the device with so many queues and brings it up, with an address and the length of its prefix, if this host
+    /// itself is to be reached through it.
     ///
     /// # Errors
     /// If the kernel refuses: without `CAP_NET_ADMIN` or `/dev/net/tun`, or if there is another device of that name.
-    pub fn open(name: &str, mtu: u16, queues: usize) -> io::Result<Vec<Self>> {
-        let first = DeviceBuilder::new()
+    pub fn open(
+        name: &str,
+        mtu: u16,
+        address: Option<(Ipv4Addr, u8)>,
+        queues: usize,
+    ) -> io::Result<Vec<Self>> {
+        let builder = match address {
+            Some((address, length)) => DeviceBuilder::new().ipv4(address, length, None),
+            None => DeviceBuilder::new(),
+        };
+        let first = builder
             .name(name)
             .mtu(mtu)
             .offload(true)

@@ -31,7 +31,7 @@ impl FileSource {
     }
 
     pub(super) fn device(&self) -> Device {
-        Device { name: self.file.device.clone(), mtu: self.file.mtu, listen: self.file.listen }
+        Device { name: self.file.device.clone(), mtu: self.file.mtu, listen: self.file.listen, relay: None }
     }
 
     /// The file on SIGHUP, and the addresses behind names now and then.

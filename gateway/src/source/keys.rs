@@ -1,13 +1,16 @@
-//! The key of this gateway, which liquid-controller makes: another one is used from the next handshake on.
+//! The key of this gateway, which liquid-controller makes: another one is used from the next handshake on. And those by which
+//! it is known to peers that this cluster has not joined yet.
 
 use futures::{Stream, StreamExt as _};
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::runtime::watcher::Config;
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::Peer;
-use liquid_crds::vocabulary::GATEWAY_KEYS;
+use liquid_crds::vocabulary::{GATEWAY_KEYS, GUEST_KEY};
 use liquid_gateway::wireguard::key::PrivateKey;
 use liquid_runtime::watch::Change;
+use std::collections::BTreeMap;
 
 /// What a gateway hears of its cluster.
 pub(super) enum News {
@@ -16,6 +19,8 @@ pub(super) enum News {
     Key(PrivateKey),
     /// There is none that can be used, and why.
     NoKey(String),
+    /// These are the keys of guests, by the names of the peers.
+    GuestKeys(BTreeMap<String, PrivateKey>),
 }
 
 /// The key of `gateway`, now and at each change.
@@ -27,8 +32,19 @@ pub(super) fn changes(
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let only = Config::default().fields(&format!("metadata.name={GATEWAY_KEYS}"));
     let gateway = gateway.to_owned();
-    liquid_runtime::watch::changes(secrets, only)
-        .filter_map(move |change| std::future::ready(news(change, &gateway)))
+    liquid_runtime::watch::changes(secrets, only).flat_map(move |change| {
+        futures::stream::iter([guests(&change), news(change, &gateway)].into_iter().flatten())
+    })
+}
+
+fn guests(change: &Change<Secret>) -> Option<News> {
+    let Change::Applied(secret) = change else { return None };
+    let key = |(entry, key): (&String, &ByteString)| {
+        let peer = entry.strip_prefix(GUEST_KEY)?;
+        let key = std::str::from_utf8(&key.0).ok()?.parse().ok()?;
+        Some((peer.to_owned(), key))
+    };
+    Some(News::GuestKeys(secret.data.iter().flatten().filter_map(key).collect()))
 }
 
 fn news(change: Change<Secret>, gateway: &str) -> Option<News> {
@@ -76,6 +92,16 @@ mod tests {
         );
         assert!(matches!(of(&json!({"liquid-gateway-1": key})), Some(News::NoKey(_))));
         assert!(matches!(news(Change::Listed(BTreeSet::new()), "liquid-gateway-0"), Some(News::NoKey(_))));
+    }
+
+    #[test]
+    fn keys_of_guests_are_found_under_the_names_of_the_peers() {
+        let key = "ZHdkdENuTVlwWDA4RnNGeVViSm1SZDlNTDRmcndKa3FzWGY3cFIyNUxDbz0=";
+        let data = json!({"liquid-gateway-0": key, "guest.milan": key, "guest.turin": "eA=="});
+        let secret = json!({"metadata": {"name": GATEWAY_KEYS}, "data": data});
+        let change = Change::Applied(serde_json::from_value(secret).unwrap());
+        let Some(News::GuestKeys(keys)) = guests(&change) else { panic!("keys of guests") };
+        assert_eq!(keys.keys().collect::<Vec<_>>(), ["milan"]);
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub(crate) fn tunnel(name: &str, key: &PrivateKey, endpoint: Option<SocketAddr>)
         keepalive: None,
         probes: false,
         tells_lanes: false,
+        own_key: None,
+        control: None,
     }
 }
 

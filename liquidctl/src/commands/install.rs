@@ -278,6 +278,7 @@ mod tests {
             name: "milan".parse().unwrap(),
             ca_sha256: String::new(),
             endpoints: vec!["old:7443".to_owned()],
+            gateways: Vec::new(),
             version: String::new(),
         };
         assert!(is_current(&info, &arguments(&[])));

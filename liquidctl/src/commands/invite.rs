@@ -1,16 +1,18 @@
 //! `liquidctl invite`: makes a join token.
 
 use super::duration;
-use crate::cluster::{ClusterArgs, require_info};
+use crate::cluster::{ClusterArgs, ClusterInfo, require_info};
 use crate::failure::Failure;
 use crate::output::{Format, print, print_data, tell};
 use clap::Args;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::PostParams;
 use kube::{Api, Client};
-use liquid_link::token::JoinToken;
+use liquid_link::introduction::Introduction;
+use liquid_link::token::{JoinToken, Reach};
 use liquid_link::token_secret::secret_for;
 use serde_json::json;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Arguments of `liquidctl invite`.
@@ -26,6 +28,14 @@ pub(crate) struct Arguments {
     /// repeated
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Vec<String>,
+    /// For `liquidctl peer in-band`: the token leads through the gateways, of which one UDP port has to be reachable, and to
+    /// nothing else
+    #[arg(long, conflicts_with = "advertise")]
+    in_band: bool,
+    /// File with the introduction of the cluster that shall borrow (made there with `liquidctl introduce`; - is standard
+    /// input): the gateways of this cluster call its gateways, and the token is of use to no other cluster
+    #[arg(long, value_name = "FILE", requires = "in_band")]
+    introduction: Option<PathBuf>,
     /// Print more than the token
     #[arg(long, short, value_enum)]
     output: Option<Format>,
@@ -33,15 +43,14 @@ pub(crate) struct Arguments {
 
 /// Runs the command.
 pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(), Failure> {
+    let introduction = arguments.introduction.as_deref().map(introduced).transpose()?;
     let client = cluster.connect().await?;
-    let token = make(
-        &client,
-        &cluster.namespace,
-        arguments.ttl,
-        arguments.advertise,
-        arguments.description.as_deref(),
-    )
-    .await?;
+    let (ttl, description) = (arguments.ttl, arguments.description.as_deref());
+    let way = match arguments.in_band {
+        true => Way::InBand(introduction.as_ref()),
+        false => Way::Direct(arguments.advertise),
+    };
+    let token = make(&client, &cluster.namespace, ttl, way, description).await?;
     if let Some(format) = arguments.output {
         return print_data(
             &json!({
@@ -50,6 +59,7 @@ pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(
                 "cluster": token.cluster_name,
                 "clusterID": token.cluster_id,
                 "endpoints": token.endpoints,
+                "gateways": token.tunnel.as_ref().map(|tunnel| &tunnel.gateways),
                 "expires": token.expires,
             }),
             format,
@@ -66,28 +76,129 @@ pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(
     Ok(())
 }
 
+fn introduced(file: &Path) -> Result<Introduction, Failure> {
+    let text = match file.as_os_str() == "-" {
+        true => std::io::read_to_string(std::io::stdin())?,
+        false => std::fs::read_to_string(file)
+            .map_err(|error| Failure::input(format!("{} cannot be read: {error}", file.display())))?,
+    };
+    Introduction::parse(&text).map_err(Failure::input)
+}
+
+/// How the holder of a token finds the way.
+pub(crate) enum Way<'a> {
+    /// To the link endpoint: at these addresses or, if there are none, at those it advertises.
+    Direct(Vec<String>),
+    /// Through the gateways; these know the gateways of the cluster that was introduced.
+    InBand(Option<&'a Introduction>),
+}
+
 /// Makes a token for the cluster behind `client`.
 pub(crate) async fn make(
     client: &Client,
     namespace: &str,
     ttl: Duration,
-    advertise: Vec<String>,
+    way: Way<'_>,
     description: Option<&str>,
 ) -> Result<JoinToken, Failure> {
     let info = require_info(client, namespace).await?;
-    let endpoints = if advertise.is_empty() { info.endpoints } else { advertise };
+    let (reach, introduction) = match way {
+        Way::Direct(advertise) => (direct(&info, advertise)?, None),
+        Way::InBand(introduction) => (in_band(&info, introduction)?, introduction),
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let expires = now.saturating_add(ttl.as_secs());
+    let token =
+        JoinToken::generate(info.name, info.id, reach, info.ca_sha256, expires).map_err(Failure::failed)?;
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let secret = secret_for(&token, namespace, description, introduction);
+    secrets.create(&PostParams::default(), &secret).await?;
+    Ok(token)
+}
+
+fn direct(info: &ClusterInfo, advertise: Vec<String>) -> Result<Reach, Failure> {
+    let endpoints = if advertise.is_empty() { info.endpoints.clone() } else { advertise };
     if endpoints.is_empty() {
         return Err(Failure::failed(format!(
             "the link endpoint of {} has no address outside the cluster: install with --link-service load-balancer or \
-             node-port, or name its address with --advertise host:port",
+             node-port, name its address with --advertise host:port, or go through the gateways with --in-band",
             info.name
         )));
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let expires = now.saturating_add(ttl.as_secs());
-    let token = JoinToken::generate(info.name, info.id, endpoints, info.ca_sha256, expires)
-        .map_err(Failure::failed)?;
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    secrets.create(&PostParams::default(), &secret_for(&token, namespace, description)).await?;
-    Ok(token)
+    Ok(Reach::Direct(endpoints))
+}
+
+fn in_band(info: &ClusterInfo, introduction: Option<&Introduction>) -> Result<Reach, Failure> {
+    let name = &info.name;
+    let gateways = info.require_gateways()?.to_vec();
+    match introduction {
+        None if !info.can_be_called() => Err(Failure::failed(format!(
+            "no gateway of {name} has an address outside the cluster, so that {name} has to call: run `liquidctl introduce` \
+             in the cluster that shall borrow, and here `liquidctl invite --in-band --introduction FILE` with what it \
+             prints; or give the gateways an address (--set network.service.type=LoadBalancer or NodePort, --set \
+             network.advertise) when you install"
+        ))),
+        Some(other) if other.cluster_id == info.id => {
+            Err(Failure::input("this is the introduction of this very cluster"))
+        }
+        Some(other)
+            if !info.can_be_called() && other.gateways.iter().all(|gateway| gateway.endpoints.is_empty()) =>
+        {
+            Err(Failure::failed(format!(
+                "neither the gateways of {name} nor those of {} have an address outside their cluster: one UDP port of one \
+                 of them has to be reachable (network.service.type, network.advertise of the chart)",
+                other.cluster_name
+            )))
+        }
+        _ => Ok(Reach::InBand { gateways, guest: introduction.is_none() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use liquid_crds::PeerGateway;
+
+    fn gateways(reachable: bool) -> Vec<PeerGateway> {
+        let endpoints = if reachable { vec!["192.0.2.1:31820".to_owned()] } else { Vec::new() };
+        vec![PeerGateway { name: None, public_key: "k".to_owned(), endpoints, probes: true }]
+    }
+
+    fn info(gateways: Vec<PeerGateway>) -> ClusterInfo {
+        ClusterInfo {
+            id: "3f2c0a44-8c1e-4a8e-9d55-0123456789ab".parse().unwrap(),
+            name: "milan".parse().unwrap(),
+            ca_sha256: "ab".repeat(32),
+            endpoints: Vec::new(),
+            gateways,
+            version: "0.1.0".to_owned(),
+        }
+    }
+
+    fn introduction(reachable: bool) -> Introduction {
+        Introduction {
+            cluster_name: "turin".parse().unwrap(),
+            cluster_id: "4f2c0a44-8c1e-4a8e-9d55-0123456789ab".parse().unwrap(),
+            gateways: gateways(reachable),
+        }
+    }
+
+    #[test]
+    fn one_side_has_to_be_reachable_and_the_other_is_told_what_to_do() {
+        let guest = |info: ClusterInfo, introduction: Option<Introduction>| {
+            in_band(&info, introduction.as_ref()).map(|reach| match reach {
+                Reach::InBand { guest, .. } => guest,
+                Reach::Direct(_) => panic!("through the gateways"),
+            })
+        };
+        assert_eq!(guest(info(gateways(true)), None).ok(), Some(true));
+        let called = guest(info(gateways(false)), None).unwrap_err().to_string();
+        assert!(called.contains("liquidctl introduce"), "{called}");
+        assert_eq!(guest(info(gateways(false)), Some(introduction(true))).ok(), Some(false));
+        assert_eq!(guest(info(gateways(true)), Some(introduction(false))).ok(), Some(false));
+        let neither = guest(info(gateways(false)), Some(introduction(false))).unwrap_err().to_string();
+        assert!(neither.contains("neither"), "{neither}");
+        let none = guest(info(Vec::new()), None).unwrap_err().to_string();
+        assert!(none.contains("network.enabled"), "{none}");
+    }
 }

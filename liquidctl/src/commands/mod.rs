@@ -2,6 +2,7 @@
 
 pub(crate) mod accept;
 pub(crate) mod install;
+pub(crate) mod introduce;
 pub(crate) mod invite;
 pub(crate) mod offload;
 pub(crate) mod peer;

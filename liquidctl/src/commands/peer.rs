@@ -1,7 +1,7 @@
 //! `liquidctl peer`: borrow from another cluster.
 
 use super::{duration, invite};
-use crate::cluster::{ClusterArgs, connect, require_info};
+use crate::cluster::{ClusterArgs, ClusterInfo, connect, require_info};
 use crate::failure::Failure;
 use crate::output::tell;
 use crate::wait::{Look, until};
@@ -11,7 +11,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use liquid_crds::vocabulary::{MANAGED_BY, MANAGED_BY_LIQUID, OFFER_ACCEPTED};
-use liquid_crds::{ConsumeSpec, Peer, PeerSpec, VirtualNode, VirtualNodes, condition, is_true};
+use liquid_crds::{ConsumeSpec, Peer, PeerSpec, Transport, VirtualNode, VirtualNodes, condition, is_true};
+use liquid_link::introduction::Introduction;
 use liquid_link::token::JoinToken;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -27,9 +28,15 @@ const SHORT_LIFE: Duration = Duration::from_secs(300);
 pub(crate) enum Command {
     /// Over the provider's link endpoint, which this cluster's pods can reach
     OutOfBand(Arguments),
+    /// Through the tunnel between the gateways: nothing has to be reachable but one UDP port of a gateway, of either cluster
+    ///
+    /// The token comes from `liquidctl invite --in-band` in the provider. If the provider's gateways cannot be called, they
+    /// call this cluster's: hand the provider's administrator what `liquidctl introduce` prints here. With --remote-kubeconfig
+    /// all of this is done at once.
+    InBand(Arguments),
 }
 
-/// Arguments of `liquidctl peer out-of-band`.
+/// Arguments of `liquidctl peer out-of-band` and `in-band`.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Join token of the provider (made there with `liquidctl invite`); - reads it from standard input
@@ -87,14 +94,21 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 /// Runs the command.
 pub(crate) async fn run(cluster: &ClusterArgs, command: Command) -> Result<(), Failure> {
-    let Command::OutOfBand(arguments) = command;
+    let (transport, arguments) = match command {
+        Command::OutOfBand(arguments) => (Transport::Direct, arguments),
+        Command::InBand(arguments) => (Transport::InBand, arguments),
+    };
     // What can be told from the token alone is told before anything is asked of anyone.
     let given = given_token(&arguments)?;
+    given.as_ref().map_or(Ok(()), |token| fits(token, transport))?;
     let client = cluster.connect().await?;
     let own = require_info(&client, &cluster.namespace).await?;
+    if transport == Transport::InBand {
+        own.require_gateways()?;
+    }
     let token = match given {
         Some(token) => token,
-        None => remote_token(&arguments, &own.name).await?,
+        None => remote_token(&arguments, &own, transport).await?,
     };
     if token.cluster_id == own.id {
         return Err(Failure::input(
@@ -109,6 +123,7 @@ pub(crate) async fn run(cluster: &ClusterArgs, command: Command) -> Result<(), F
     }
     let started = Instant::now();
     let consume = ConsumeSpec {
+        transport,
         endpoints: token.endpoints.clone(),
         ca_sha256: token.ca_sha256.clone(),
         join_secret: Some(join_secret(token.cluster_name.as_str())),
@@ -167,10 +182,37 @@ fn given_token(arguments: &Arguments) -> Result<Option<JoinToken>, Failure> {
     JoinToken::parse(&text, now).map(Some).map_err(Failure::input)
 }
 
-async fn remote_token(arguments: &Arguments, own: &liquid_crds::ClusterName) -> Result<JoinToken, Failure> {
+/// Whether the token is one for this way of peering.
+fn fits(token: &JoinToken, transport: Transport) -> Result<(), Failure> {
+    match (transport, &token.tunnel) {
+        (Transport::Direct, Some(_)) => Err(Failure::input(
+            "this is a token for the way through the gateways: use `liquidctl peer in-band`",
+        )),
+        (Transport::InBand, None) => Err(Failure::input(
+            "this is a token for `liquidctl peer out-of-band`: make one for the way through the gateways with `liquidctl \
+             invite --in-band`",
+        )),
+        _ => Ok(()),
+    }
+}
+
+async fn remote_token(
+    arguments: &Arguments,
+    own: &ClusterInfo,
+    transport: Transport,
+) -> Result<JoinToken, Failure> {
     let remote = connect(arguments.remote_kubeconfig.clone(), arguments.remote_context.clone()).await?;
-    let description = format!("for {own}");
-    invite::make(&remote, &arguments.remote_namespace, SHORT_LIFE, Vec::new(), Some(&description)).await
+    let description = format!("for {}", own.name);
+    let introduction = Introduction {
+        cluster_name: own.name.clone(),
+        cluster_id: own.id.clone(),
+        gateways: own.gateways.clone(),
+    };
+    let way = match transport {
+        Transport::Direct => invite::Way::Direct(Vec::new()),
+        Transport::InBand => invite::Way::InBand(Some(&introduction)),
+    };
+    invite::make(&remote, &arguments.remote_namespace, SHORT_LIFE, way, Some(&description)).await
 }
 
 /// What the command has made, to be taken back if the provider refuses.
@@ -251,8 +293,9 @@ async fn make(
         if peer.metadata.deletion_timestamp.is_some() {
             return Err(Failure::failed(format!("an earlier peering with {name} is still being removed")));
         }
-        let joined = peer.status.as_ref().and_then(|status| condition(&status.conditions, "Joined"));
-        if peer.spec.consume.is_some() && joined.is_some_and(|condition| condition.status == "True") {
+        let conditions = peer.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        // One that has lost the provider may find it again with a token: it says where the provider is now.
+        if peer.spec.consume.is_some() && is_true(conditions, "Joined") && is_true(conditions, "LinkUp") {
             return Err(Failure::input(format!(
                 "this cluster borrows from {name} already; the token was not used"
             )));
@@ -384,6 +427,7 @@ mod tests {
     #[test]
     fn a_refusal_takes_nothing_away_that_was_there_before() {
         let consume = ConsumeSpec {
+            transport: Transport::Direct,
             endpoints: vec!["milan:7443".to_owned()],
             ca_sha256: "ab".to_owned(),
             ..ConsumeSpec::default()

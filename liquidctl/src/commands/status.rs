@@ -11,8 +11,8 @@ use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::quantity::parse;
 use liquid_crds::vocabulary::OFFER_ACCEPTED;
 use liquid_crds::{
-    NamespaceOffloading, NetworkStatus, Peer, PodCidr, Price, ShadowPod, VirtualNode, condition, is_true,
-    show_price,
+    NamespaceOffloading, NetworkStatus, Peer, PodCidr, Price, ShadowPod, Transport, VirtualNode, condition,
+    is_true, show_price,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -60,6 +60,8 @@ struct PeerStatus {
     #[serde(rename = "clusterID")]
     cluster_id: String,
     borrows: Option<String>,
+    /// How it is reached, if this cluster borrows from it.
+    transport: Option<Transport>,
     lends: Option<String>,
     network: Option<NetworkState>,
     shadow_pods: usize,
@@ -168,6 +170,7 @@ async fn gather(client: &Client, namespace: &str) -> Result<Status, Failure> {
             PeerStatus {
                 cluster_id: peer.spec.cluster_id.clone(),
                 borrows,
+                transport: peer.spec.consume.as_ref().map(|consume| consume.transport),
                 network,
                 lends: peer.spec.lend.as_ref().map(|_| reason(conditions, "ConsumerConnected")),
                 shadow_pods: shadows.iter().filter(mine).count(),
@@ -321,6 +324,7 @@ fn render(status: &Status) -> String {
             vec![
                 peer.name.clone(),
                 dash(&peer.borrows),
+                peer.transport.map_or("-".to_owned(), |transport| format!("{transport:?}")),
                 dash(&peer.lends),
                 dash(&network.map(|network| match network.ways {
                     0 => network.reason.clone(),
@@ -331,7 +335,11 @@ fn render(status: &Status) -> String {
             ]
         })
         .collect();
-    section(&mut text, &["PEER", "BORROWS", "LENDS", "NETWORK", "PODS SEEN", "SHADOW PODS"], rows);
+    section(
+        &mut text,
+        &["PEER", "BORROWS", "TRANSPORT", "LENDS", "NETWORK", "PODS SEEN", "SHADOW PODS"],
+        rows,
+    );
     let rows = virtual_nodes
         .iter()
         .map(|node| {

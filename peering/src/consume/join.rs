@@ -1,12 +1,13 @@
 //! Joining a provider with a token.
 
 use super::credentials::{Credentials, load, store};
+use super::session::{LinkError, dialer};
 use crate::cluster::Cluster;
+use crate::network::Network;
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, ResourceExt as _};
-use liquid_crds::{ConsumeSpec, Peer};
-use liquid_link::client::Dialer;
+use liquid_crds::{ConsumeSpec, Peer, Transport};
 use liquid_link::proto::JoinRequest;
 use liquid_link::proto::enrollment_client::EnrollmentClient;
 use liquid_link::tls::client_config;
@@ -29,6 +30,20 @@ pub(super) enum JoinError {
     /// Trying again may help.
     #[error("{0}")]
     Unreachable(String),
+    /// There is no way to the provider; it may come.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+impl JoinError {
+    /// CamelCase reason for the condition.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            JoinError::Refused(_) => "JoinRefused",
+            JoinError::Unreachable(_) => "Unreachable",
+            JoinError::Link(error) => error.reason(),
+        }
+    }
 }
 
 impl From<kube::Error> for JoinError {
@@ -41,6 +56,7 @@ impl From<kube::Error> for JoinError {
 pub(super) async fn ensure(
     client: &Client,
     cluster: &Cluster,
+    network: &Network,
     peer: &Peer,
     consume: &ConsumeSpec,
 ) -> Result<Credentials, JoinError> {
@@ -48,6 +64,7 @@ pub(super) async fn ensure(
     let joined = stored.clone().filter(|credentials| credentials.chain.is_some());
     let kept = kept_token(client, cluster, consume).await?;
     if let (Some(credentials), None) = (&joined, &kept) {
+        network.uninvited(client, &cluster.namespace, peer).await?;
         return Ok(credentials.clone());
     }
     // The key is kept before it is used: if the answer is lost, the token may be redeemed again with the same key.
@@ -62,9 +79,16 @@ pub(super) async fn ensure(
     };
     let redeemed = async {
         let token = token(kept, cluster, peer, consume)?;
-        redeem(cluster, peer, consume, &token, &credentials.key).await
+        if let Some(tunnel) = token.tunnel.as_ref().filter(|_| consume.transport == Transport::InBand) {
+            network.invited(client, &cluster.namespace, peer, tunnel).await?;
+        }
+        redeem(cluster, network, peer, consume, &token, &credentials.key).await
     };
-    let credentials = match redeemed.await {
+    let redeemed = redeemed.await;
+    if matches!(redeemed, Err(JoinError::Refused(_))) {
+        network.uninvited(client, &cluster.namespace, peer).await?;
+    }
+    let credentials = match redeemed {
         Ok(chain) => {
             let credentials = Credentials { chain: Some(chain), ..credentials };
             store(client, &cluster.namespace, peer, &credentials).await?;
@@ -80,6 +104,7 @@ pub(super) async fn ensure(
     if let Err(error) = discard_token(client, cluster, consume).await {
         debug!(%error, "redeemed token not deleted; it is of no use to anyone");
     }
+    network.uninvited(client, &cluster.namespace, peer).await?;
     Ok(credentials)
 }
 
@@ -145,6 +170,7 @@ fn token(
 
 async fn redeem(
     cluster: &Cluster,
+    network: &Network,
     peer: &Peer,
     consume: &ConsumeSpec,
     token: &JoinToken,
@@ -154,16 +180,17 @@ async fn redeem(
     let provider = peer.spec.cluster_id.parse().map_err(|e| refused(&e))?;
     let (tls, name) = client_config(&provider, &consume.ca_sha256, None).map_err(|e| refused(&e))?;
     let csr = request(key).map_err(|error| JoinError::Unreachable(error.to_string()))?;
-    let channel = Dialer::new(consume.endpoints.clone(), tls, name)
-        .noticing(cluster.liveness)
-        .connect()
-        .await
-        .map_err(|error| JoinError::Unreachable(error.to_string()))?;
+    let introduction = match consume.transport {
+        Transport::Direct => None,
+        Transport::InBand => Some(network.introduction().map_err(JoinError::Unreachable)?),
+    };
+    let channel = dialer(cluster, peer, consume, tls, name)?.connect().await.map_err(LinkError::from)?;
     let mut join = Request::new(JoinRequest {
         token_id: token.id.clone(),
         secret: token.secret().to_vec().into(),
         csr: csr.into(),
         consumer: Some(cluster.info()),
+        network: introduction,
     });
     join.set_timeout(JOIN_TIMEOUT);
     let joined = EnrollmentClient::new(channel).join(join).await.map_err(|status| match status.code() {

@@ -8,13 +8,15 @@ use anyhow::Context as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Client, ResourceExt as _};
-use liquid_crds::{ConsumeSpec, Offer, Peer};
+use liquid_crds::{ConsumeSpec, NoTunnel, Offer, Peer, Transport};
 use liquid_link::client::{Dialer, EndpointError, Unreachable};
 use liquid_link::proto;
 use liquid_link::proto::peering_client::PeeringClient;
 use liquid_link::proto::{RenewRequest, WatchRequest, peering_event};
 use liquid_link::tls::{ClientCredentials, client_config};
 use rcgen::KeyPair;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
 use std::time::Duration;
 use thiserror::Error;
 use time::OffsetDateTime;
@@ -41,6 +43,12 @@ pub(super) enum LinkError {
     /// Our credentials cannot be used.
     #[error("{0}")]
     Credentials(String),
+    /// In band: no gateway of ours has a tunnel to the provider.
+    #[error(transparent)]
+    NoTunnel(#[from] NoTunnel),
+    /// In band: the gateways have a tunnel, and yet do not connect us.
+    #[error("{0}")]
+    NotRelayed(String),
 }
 
 impl LinkError {
@@ -51,6 +59,8 @@ impl LinkError {
             LinkError::NotThePeer(_) => "NotThePeer",
             LinkError::Refused(_) => "Refused",
             LinkError::Credentials(_) => "CredentialsInvalid",
+            LinkError::NoTunnel(_) => "NoTunnel",
+            LinkError::NotRelayed(_) => "RelayRefused",
         }
     }
 }
@@ -58,8 +68,14 @@ impl LinkError {
 impl From<Unreachable> for LinkError {
     fn from(error: Unreachable) -> Self {
         let message = error.to_string();
-        let impostor = |e: &EndpointError| matches!(e, EndpointError::NotThePeer { .. });
-        if error.0.iter().any(impostor) { Self::NotThePeer(message) } else { Self::Unreachable(message) }
+        let of = |what: fn(&EndpointError) -> bool| error.0.iter().any(what);
+        if of(|error| matches!(error, EndpointError::NotThePeer { .. })) {
+            Self::NotThePeer(message)
+        } else if of(|error| matches!(error, EndpointError::NotRelayed { .. })) {
+            Self::NotRelayed(message)
+        } else {
+            Self::Unreachable(message)
+        }
     }
 }
 
@@ -107,8 +123,22 @@ pub(super) async fn dial(
     }
     let with = ClientCredentials { chain_pem: chain.as_bytes(), key_pem: credentials.key.as_bytes() };
     let (tls, name) = client_config(&provider, &consume.ca_sha256, Some(with)).map_err(|e| invalid(&e))?;
-    let dialer = Dialer::new(peer.endpoints(consume), tls, name).noticing(cluster.liveness);
-    Ok(PeeringClient::new(dialer.connect().await?))
+    Ok(PeeringClient::new(dialer(cluster, peer, consume, tls, name)?.connect().await?))
+}
+
+/// Who dials the provider: at its endpoints or, in band, at our gateways.
+pub(super) fn dialer(
+    cluster: &Cluster,
+    peer: &Peer,
+    consume: &ConsumeSpec,
+    tls: ClientConfig,
+    name: ServerName<'static>,
+) -> Result<Dialer, LinkError> {
+    let dialer = Dialer::new(peer.dial(consume)?, tls, name).noticing(cluster.liveness);
+    Ok(match consume.transport {
+        Transport::Direct => dialer,
+        Transport::InBand => dialer.over_relays(),
+    })
 }
 
 /// Opens the stream of offers.

@@ -11,7 +11,7 @@ use crate::network::Network;
 use crate::status::{Report, report};
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::vocabulary::{ENDED_BY_PROVIDER, FINALIZER_CONSUME, credentials_secret};
-use liquid_crds::{ConditionUpdate, ConsumeSpec, ConsumeStatus, Peer};
+use liquid_crds::{ConditionUpdate, ConsumeSpec, ConsumeStatus, Peer, Transport};
 use liquid_link::proto::peering_client::PeeringClient;
 use liquid_runtime::backoff::{Backoff, entropy};
 use std::collections::BTreeMap;
@@ -153,10 +153,15 @@ impl Task {
         }
     }
 
-    /// Waits until somebody else than this task has changed the `Peer`.
+    /// Waits until somebody else than this task has changed the `Peer`, or there is another way to it.
     async fn wait_for_change(&mut self, seen: &Peer) -> Result<(), watch::error::RecvError> {
+        let relays = |peer: &Peer| {
+            let in_band = peer.spec.consume.as_ref().filter(|consume| consume.transport == Transport::InBand);
+            in_band.map(|consume| peer.dial(consume).ok())
+        };
         let differs = |peer: &Peer| {
             peer.spec != seen.spec
+                || relays(peer) != relays(seen)
                 || peer.metadata.deletion_timestamp != seen.metadata.deletion_timestamp
                 || peer.metadata.annotations != seen.metadata.annotations
         };
@@ -168,13 +173,14 @@ impl Task {
             warn!(%error, "finalizer not added; trying again");
             return Next::Pause;
         }
-        let joined = join::ensure(&self.client, &self.cluster, peer, consume).await;
+        let joined = join::ensure(&self.client, &self.cluster, &self.network, peer, consume).await;
         let credentials = match joined {
             Ok(credentials) => credentials,
             Err(error) => {
-                let (reason, next) = match &error {
-                    join::JoinError::Refused(_) => ("JoinRefused", Next::Change),
-                    join::JoinError::Unreachable(_) => ("Unreachable", Next::Pause),
+                let reason = error.reason();
+                let next = match &error {
+                    join::JoinError::Refused(_) => Next::Change,
+                    join::JoinError::Unreachable(_) | join::JoinError::Link(_) => Next::Pause,
                 };
                 warn!(%error, reason, "cannot join");
                 self.report(peer, None, vec![no("Joined", reason, &error), no("LinkUp", reason, &error)])
@@ -307,7 +313,11 @@ impl Task {
             warn!(%error, "credentials not deleted; trying again");
             return Next::Pause;
         }
-        // A peering that never came about has its token still.
+        // A peering that never came about has its token still, and its key.
+        if let Err(error) = self.network.uninvited(&self.client, &self.cluster.namespace, peer).await {
+            warn!(%error, "key of a guest not deleted; trying again");
+            return Next::Pause;
+        }
         if let Some(consume) = consume
             && let Err(error) = join::discard_token(&self.client, &self.cluster, consume).await
         {

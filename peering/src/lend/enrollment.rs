@@ -2,6 +2,7 @@
 
 use super::consumers::{Consumer, Consumers, consumer_of};
 use crate::cluster::Cluster;
+use crate::network::Network;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
@@ -32,12 +33,13 @@ pub(crate) struct EnrollmentService {
     pub(crate) client: Client,
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) consumers: Arc<Consumers>,
+    pub(crate) network: Network,
 }
 
 #[tonic::async_trait]
 impl Enrollment for EnrollmentService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
-        let JoinRequest { token_id, secret, csr, consumer } = request.into_inner();
+        let JoinRequest { token_id, secret, csr, consumer, network } = request.into_inner();
         let applicant = Applicant::check(consumer, &csr, &self.cluster)?;
         // Whoever has no token learns nothing, not even who is peered.
         let used = self.verify(&token_id, &secret, &applicant).await?;
@@ -51,7 +53,12 @@ impl Enrollment for EnrollmentService {
             .issue_peer(&csr, &identity, OffsetDateTime::now_utc())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         info!(peer = %consumer.name, cluster = %consumer.id, token = %token_id, "consumer joined");
+        let id = consumer.id.clone();
         self.consumers.insert(consumer);
+        // It goes on under the keys of its own gateways, and could not come back if ours did not know them.
+        if let Some(network) = network {
+            self.network.record(&id, network).await?;
+        }
         Ok(Response::new(JoinResponse {
             certificate_chain: signed.chain_pem.into_bytes().into(),
             provider: Some(self.cluster.info()),

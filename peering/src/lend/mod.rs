@@ -7,6 +7,7 @@ pub(crate) mod demand;
 pub(crate) mod desk;
 pub(crate) mod enrollment;
 pub(crate) mod figures;
+pub(crate) mod guests;
 pub(crate) mod kubelet_service;
 pub(crate) mod kubelet_target;
 pub(crate) mod negotiation;

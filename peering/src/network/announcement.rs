@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 use liquid_crds::PeerGateway;
+use liquid_link::gateways::{self, InvalidGateway, MAX_ENDPOINTS, MAX_GATEWAYS};
 use liquid_link::proto;
 use std::net::IpAddr;
 use thiserror::Error;
@@ -11,18 +12,9 @@ use thiserror::Error;
 /// Prefixes of one cluster: nodes whose prefixes are not neighbours, at most. Together they are less than half of the
 /// largest message the link takes.
 pub(crate) const MAX_PREFIXES: usize = 256;
-/// Gateways of one cluster, and addresses of each.
-const MAX_GATEWAYS: usize = 8;
-const MAX_ENDPOINTS: usize = 8;
-/// Longest name of a gateway: a DNS label.
-const MAX_NAME: usize = 63;
-/// Longest address: a DNS name, a colon and a port.
-const MAX_ENDPOINT: usize = 253 + 6;
 /// Shortest prefixes taken: the largest private network, and what registries give to providers.
 const SHORTEST_V4: u8 = 8;
 const SHORTEST_V6: u8 = 32;
-/// Length of a WireGuard key.
-const KEY: usize = 32;
 
 /// The network of a cluster, as it tells of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,14 +28,9 @@ pub(crate) struct Announcement {
 /// Why an announcement is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub(crate) enum Invalid {
-    /// It has too much of something.
-    #[error("it names more than {limit} {what}")]
-    TooMany {
-        /// Of what.
-        what: &'static str,
-        /// How many are taken.
-        limit: usize,
-    },
+    /// It has too many prefixes.
+    #[error("it names more than {MAX_PREFIXES} prefixes of pods")]
+    TooMany,
     /// A prefix is none.
     #[error("{0:?} is no prefix")]
     NoPrefix(String),
@@ -58,18 +45,9 @@ pub(crate) enum Invalid {
     /// Two prefixes share addresses.
     #[error("its prefixes {0} and {1} overlap")]
     Overlap(IpNet, IpNet),
-    /// A gateway has no key.
-    #[error("a gateway has a key of {0} bytes instead of {KEY}")]
-    Key(usize),
-    /// A gateway is called something else than a pod can be.
-    #[error("{0:?} is no name of a gateway")]
-    Name(String),
-    /// Two gateways cannot be told apart.
-    #[error("two gateways are {0}")]
-    Twins(String),
-    /// An address is none.
-    #[error("{0:?} is no address of the form host:port")]
-    Endpoint(String),
+    /// Its gateways are not such as can be used.
+    #[error(transparent)]
+    Gateway(#[from] InvalidGateway),
 }
 
 impl Announcement {
@@ -94,40 +72,27 @@ impl TryFrom<proto::NetworkInfo> for Announcement {
     type Error = Invalid;
 
     fn try_from(wire: proto::NetworkInfo) -> Result<Self, Invalid> {
-        let bounded = |count: usize, limit: usize, what: &'static str| {
-            if count > limit { Err(Invalid::TooMany { what, limit }) } else { Ok(()) }
-        };
-        bounded(wire.pod_cidrs.len(), MAX_PREFIXES, "prefixes of pods")?;
-        bounded(wire.gateways.len(), MAX_GATEWAYS, "gateways")?;
+        if wire.pod_cidrs.len() > MAX_PREFIXES {
+            return Err(Invalid::TooMany);
+        }
+        // Before anything is made of them.
+        if wire.gateways.len() > MAX_GATEWAYS {
+            return Err(InvalidGateway::TooMany { what: "gateways", limit: MAX_GATEWAYS }.into());
+        }
         let mut pod_cidrs = wire.pod_cidrs.iter().map(|text| prefix(text)).collect::<Result<Vec<_>, _>>()?;
         pod_cidrs.sort();
         // Sorted by address, a prefix can only share addresses with its neighbour.
         if let Some(pair) = pod_cidrs.windows(2).find(|pair| overlap(&pair[0], &pair[1])) {
             return Err(Invalid::Overlap(pair[0], pair[1]));
         }
-        let mut gateways = Vec::with_capacity(wire.gateways.len());
-        for gateway in wire.gateways {
-            bounded(gateway.endpoints.len(), MAX_ENDPOINTS, "addresses of one gateway")?;
-            if gateway.public_key.len() != KEY {
-                return Err(Invalid::Key(gateway.public_key.len()));
-            }
-            if let Some(bad) = gateway.endpoints.iter().find(|text| !is_endpoint(text)) {
-                return Err(Invalid::Endpoint(bad.chars().take(MAX_ENDPOINT).collect()));
-            }
-            let public_key = STANDARD.encode(&gateway.public_key);
-            let name = Some(gateway.name).filter(|name| !name.is_empty());
-            if let Some(name) = name.as_ref().filter(|name| !is_name(name)) {
-                return Err(Invalid::Name(name.chars().take(MAX_NAME).collect()));
-            }
-            let twin = |other: &PeerGateway| {
-                other.public_key == public_key || (name.is_some() && other.name == name)
-            };
-            if gateways.iter().any(twin) {
-                return Err(Invalid::Twins(name.unwrap_or(public_key)));
-            }
-            let (endpoints, probes) = (gateway.endpoints, gateway.probes);
-            gateways.push(PeerGateway { name, public_key, endpoints, probes });
-        }
+        let gateways = wire.gateways.into_iter().map(|gateway| PeerGateway {
+            name: Some(gateway.name).filter(|name| !name.is_empty()),
+            public_key: STANDARD.encode(&gateway.public_key),
+            endpoints: gateway.endpoints,
+            probes: gateway.probes,
+        });
+        let gateways: Vec<PeerGateway> = gateways.collect();
+        gateways::check(&gateways)?;
         Ok(Self { pod_cidrs, gateways })
     }
 }
@@ -157,24 +122,6 @@ fn prefix(text: &str) -> Result<IpNet, Invalid> {
     Ok(prefix)
 }
 
-fn is_endpoint(text: &str) -> bool {
-    let Some((host, port)) = text.rsplit_once(':') else { return false };
-    let host_is_sound = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            let of_a_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-            !host.is_empty() && host.bytes().all(of_a_name)
-        }
-    };
-    text.len() <= MAX_ENDPOINT && host_is_sound && port.parse::<u16>().is_ok_and(|port| port > 0)
-}
-
-/// A DNS label, as pods of a StatefulSet are called.
-fn is_name(text: &str) -> bool {
-    let of_a_label = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    text.len() <= MAX_NAME && text.bytes().all(of_a_label)
-}
-
 /// The address in an endpoint (host:port), if it is not a name.
 pub(super) fn address(endpoint: &str) -> Option<IpAddr> {
     let (host, _) = endpoint.rsplit_once(':')?;
@@ -190,16 +137,6 @@ mod tests {
         proto::NetworkInfo { pod_cidrs, gateways: Vec::new() }.try_into()
     }
 
-    fn gateway(key: usize, endpoints: &[&str]) -> Result<Announcement, Invalid> {
-        let endpoints = endpoints.iter().map(|text| (*text).to_owned()).collect();
-        let gateways = vec![proto::GatewayInfo {
-            public_key: vec![1; key].into(),
-            endpoints,
-            ..proto::GatewayInfo::default()
-        }];
-        proto::NetworkInfo { pod_cidrs: Vec::new(), gateways }.try_into()
-    }
-
     #[test]
     fn what_is_told_arrives() {
         let announced = Announcement {
@@ -207,7 +144,7 @@ mod tests {
             gateways: vec![PeerGateway {
                 name: Some("liquid-gateway-0".to_owned()),
                 probes: true,
-                public_key: STANDARD.encode([7; KEY]),
+                public_key: STANDARD.encode([7; gateways::KEY]),
                 endpoints: vec![
                     "192.0.2.1:31820".to_owned(),
                     "[2001:db8::1]:51820".to_owned(),
@@ -253,37 +190,18 @@ mod tests {
             (0..=MAX_PREFIXES).map(|at| format!("10.{}.{}.0/24", at / 200, at % 200)).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert!(told(&many[1..]).is_ok());
-        assert!(matches!(told(&many), Err(Invalid::TooMany { .. })));
+        assert!(matches!(told(&many), Err(Invalid::TooMany)));
     }
 
     #[test]
-    fn gateways_need_a_key_and_addresses_that_are_some() {
-        assert!(gateway(KEY, &[]).is_ok(), "it may call");
-        assert_eq!(gateway(31, &[]), Err(Invalid::Key(31)));
-        for bad in
-            ["192.0.2.1", "192.0.2.1:0", "host:99999", ":51820", "2001:db8::1:51820", "a b:1", "$(x):1"]
-        {
-            assert!(gateway(KEY, &[bad]).is_err(), "{bad}");
-        }
-        assert!(gateway(KEY, &["a:1"; MAX_ENDPOINTS + 1]).is_err());
-    }
-
-    #[test]
-    fn gateways_can_be_told_apart() {
-        let named = |names: [&str; 2], keys: [u8; 2]| {
-            let gateway = |(name, key): (&str, u8)| proto::GatewayInfo {
-                public_key: vec![key; KEY].into(),
-                name: name.to_owned(),
-                ..proto::GatewayInfo::default()
-            };
-            let gateways = names.into_iter().zip(keys).map(gateway).collect();
+    fn gateways_that_cannot_be_used_are_refused() {
+        let gateway = |key: usize| {
+            let public_key = vec![1; key].into();
+            let gateways = vec![proto::GatewayInfo { public_key, ..proto::GatewayInfo::default() }];
             Announcement::try_from(proto::NetworkInfo { pod_cidrs: Vec::new(), gateways })
         };
-        assert!(named(["g-0", "g-1"], [1, 2]).is_ok());
-        assert!(named(["", ""], [1, 2]).is_ok(), "of an earlier version");
-        assert!(matches!(named(["g-0", "g-0"], [1, 2]), Err(Invalid::Twins(_))));
-        assert!(matches!(named(["g-0", "g-1"], [1, 1]), Err(Invalid::Twins(_))));
-        assert!(matches!(named(["g-0", "G 1"], [1, 2]), Err(Invalid::Name(_))));
+        assert!(gateway(gateways::KEY).is_ok(), "it may call, and may have no name");
+        assert!(gateway(31).is_err());
     }
 
     #[test]

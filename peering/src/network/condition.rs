@@ -128,7 +128,7 @@ mod tests {
             |(at, up): (usize, &bool)| WayStatus { gateway: format!("theirs-{at}"), up: *up, endpoint: None };
         let up = ways.contains(&true);
         let ways = ways.iter().enumerate().map(way).collect();
-        TunnelStatus { gateway: gateway.to_owned(), up, ways, since: None }
+        TunnelStatus { gateway: gateway.to_owned(), up, ways, relay: None, since: None }
     }
 
     fn own() -> Own {

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
-use liquid_crds::vocabulary::{GATEWAY_KEYS, MANAGED_BY, MANAGED_BY_LIQUID};
+use liquid_crds::vocabulary::{GATEWAY_KEYS, GUEST_KEY, MANAGED_BY, MANAGED_BY_LIQUID};
 use ring::rand::SecureRandom as _;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -51,6 +51,40 @@ pub(super) async fn ensure(
         info!(gateways = ?made.keys(), "keys made for gateways");
     }
     Ok(public)
+}
+
+/// Keeps the private key (base64) by which this cluster is known to the gateways of `peer` until it has joined it.
+pub(super) async fn keep_guest(
+    client: &Client,
+    namespace: &str,
+    peer: &str,
+    private: &str,
+) -> Result<(), kube::Error> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    if secrets.get_opt(GATEWAY_KEYS).await?.is_none() {
+        match secrets.create(&PostParams::default(), &empty()).await {
+            Err(error) if !matches!(&error, kube::Error::Api(status) if status.is_already_exists()) => {
+                return Err(error);
+            }
+            _ => {}
+        }
+    }
+    let (entry, key) = (format!("{GUEST_KEY}{peer}"), ByteString(private.as_bytes().to_vec()));
+    let patch = json!({ "data": { entry: key } });
+    secrets.patch(GATEWAY_KEYS, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop)
+}
+
+/// Forgets that key.
+pub(super) async fn drop_guest(client: &Client, namespace: &str, peer: &str) -> Result<(), kube::Error> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let entry = format!("{GUEST_KEY}{peer}");
+    let stored = secrets.get_opt(GATEWAY_KEYS).await?;
+    let held = stored.and_then(|stored| stored.data).is_some_and(|data| data.contains_key(&entry));
+    if held {
+        let patch = json!({ "data": { entry: null } });
+        secrets.patch(GATEWAY_KEYS, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+    }
+    Ok(())
 }
 
 fn empty() -> Secret {

@@ -1,12 +1,15 @@
 //! The network between this cluster and its peers: what each tells the other, under which prefixes they see each other,
 //! and how it is. One per peer, whichever borrows.
 //!
-//! `ipam`, `announcement` and `condition` are pure; `own` and `keys` read and write this cluster; `exchange` is the
-//! link; `reconcile` brings it all together in the status of the Peers, from which gateways and nodes take what they need.
+//! `ipam`, `announcement`, `condition` and `guest` are pure; `own` and `keys` read and write this cluster; `exchange` is the
+//! link; `invitation` is what a join token tells before there is one; `reconcile` brings it all together in the status of
+//! the Peers, from which gateways and nodes take what they need.
 
 mod announcement;
 mod condition;
 mod exchange;
+mod guest;
+mod invitation;
 mod ipam;
 mod keys;
 mod own;
@@ -14,8 +17,11 @@ mod reconcile;
 
 use crate::args::NetworkArgs;
 use announcement::Announcement;
+use futures::{Stream, StreamExt as _};
+use invitation::Invited;
 use kube::{Client, ResourceExt as _};
-use liquid_crds::{ClusterId, Peer};
+use liquid_crds::vocabulary::{FINALIZER_CONSUME, FINALIZER_LEND};
+use liquid_crds::{ClusterId, Peer, PeerGateway};
 use own::Own;
 use std::collections::BTreeMap;
 use tokio::sync::watch;
@@ -41,6 +47,7 @@ pub(crate) struct Network {
     own: watch::Sender<Option<Own>>,
     peers: watch::Sender<Option<BTreeMap<String, Peer>>>,
     heard: watch::Sender<BTreeMap<ClusterId, Heard>>,
+    invited: watch::Sender<BTreeMap<ClusterId, Invited>>,
 }
 
 impl Network {
@@ -51,7 +58,28 @@ impl Network {
             own: watch::Sender::new(None),
             peers: watch::Sender::new(None),
             heard: watch::Sender::new(BTreeMap::new()),
+            invited: watch::Sender::new(BTreeMap::new()),
         }
+    }
+
+    /// This cluster's gateways, now and at each change; nothing without a network.
+    pub(crate) fn own_gateways(&self) -> impl Stream<Item = Vec<PeerGateway>> + Send + 'static {
+        let unfolded = futures::stream::unfold(
+            (self.own.subscribe(), None),
+            |(mut own, known): (_, Option<Vec<PeerGateway>>)| async move {
+                let differs = |own: &Option<Own>| {
+                    own.as_ref().is_some_and(|own| known.as_ref() != Some(&own.announcement.gateways))
+                };
+                let gateways = own.wait_for(differs).await.ok()?.as_ref()?.announcement.gateways.clone();
+                Some((gateways.clone(), (own, Some(gateways))))
+            },
+        );
+        unfolded.boxed()
+    }
+
+    /// All `Peer`s, once they are known; nothing without a network.
+    pub(crate) fn known_peers(&self) -> watch::Receiver<Option<BTreeMap<String, Peer>>> {
+        self.peers.subscribe()
     }
 
     /// Works for ever.
@@ -75,6 +103,10 @@ impl Network {
             gone.iter().for_each(|id| drop(heard.remove(id)));
             false
         });
+        self.invited.send_if_modified(|invited| {
+            invited.retain(|id, _| ids().any(|known| known == id.as_str()));
+            false
+        });
         self.peers.send_replace(Some(peers.clone()));
     }
 
@@ -87,9 +119,11 @@ impl Network {
     }
 }
 
-/// Whether there is a peering in either direction.
+/// Whether there is a peering in either direction, or something of one is still to be given back: what is said of that
+/// may have no other way than the tunnel.
 fn is_peered(peer: &Peer) -> bool {
-    peer.spec.consume.is_some() || peer.spec.lend.is_some()
+    let held = |finalizer: &String| [FINALIZER_CONSUME, FINALIZER_LEND].contains(&finalizer.as_str());
+    peer.spec.consume.is_some() || peer.spec.lend.is_some() || peer.finalizers().iter().any(held)
 }
 
 /// Where a peer's addresses begin in the pool: its identity is random enough.

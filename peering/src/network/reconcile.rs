@@ -2,6 +2,8 @@
 
 use super::announcement::Announcement;
 use super::condition::{self, Trouble};
+use super::guest::guest;
+use super::invitation::Invited;
 use super::ipam::{Mapping, Space, assign};
 use super::own::{Own, addresses};
 use super::{CONDITION, Heard, Network, is_peered, name, seed};
@@ -10,7 +12,8 @@ use ipnet::IpNet;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use liquid_crds::{
-    ConditionUpdate, GROUP, NetworkStatus, Peer, PodCidr, VERSION, condition as find_condition,
+    ClusterId, ConditionUpdate, GROUP, NetworkStatus, Peer, PodCidr, Transport, VERSION,
+    condition as find_condition,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -27,13 +30,19 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
     let mut peers = network.peers.subscribe();
     let mut own = network.own.subscribe();
     let mut heard = network.heard.subscribe();
+    let mut invited = network.invited.subscribe();
     loop {
         let (known, ours) = (peers.borrow_and_update().clone(), own.borrow_and_update().clone());
         let told = heard.borrow_and_update().clone();
+        let tokens = invited.borrow_and_update().clone();
         let mut failed = false;
         if let (Some(known), Some(ours)) = (&known, &ours) {
-            let heard = |peer: &Peer| {
-                told.iter().find(|(id, _)| id.as_str() == peer.spec.cluster_id).map(|(_, heard)| heard)
+            let word = |peer: &Peer| {
+                let id = peer.spec.cluster_id.parse::<ClusterId>().ok();
+                Word {
+                    heard: id.as_ref().and_then(|id| told.get(id)),
+                    invited: id.as_ref().and_then(|id| tokens.get(id)),
+                }
             };
             for (peer, gateway) in known.values().flat_map(|peer| stale(peer, ours)) {
                 match forget(&client, peer, gateway).await {
@@ -47,7 +56,7 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
                     }
                 }
             }
-            for (peer, wanted) in wanted(known, ours, heard, &pool) {
+            for (peer, wanted) in wanted(known, ours, word, &pool) {
                 if is_written(peer, &wanted) {
                     continue;
                 }
@@ -65,6 +74,7 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
             changed = peers.changed() => if changed.is_err() { return },
             changed = own.changed() => if changed.is_err() { return },
             changed = heard.changed() => if changed.is_err() { return },
+            changed = invited.changed() => if changed.is_err() { return },
             () = sleep(RETRY_PAUSE), if failed => {}
         }
     }
@@ -122,6 +132,15 @@ pub(super) async fn clear(client: Client, mut peers: watch::Receiver<Option<BTre
     }
 }
 
+/// What came of a peer since this process began.
+#[derive(Debug, Clone, Copy, Default)]
+struct Word<'a> {
+    /// Over a link.
+    heard: Option<&'a Heard>,
+    /// By a join token.
+    invited: Option<&'a Invited>,
+}
+
 /// What one `Peer` should show.
 type Wanted = (Option<NetworkStatus>, Option<ConditionUpdate<'static>>);
 
@@ -129,7 +148,7 @@ type Wanted = (Option<NetworkStatus>, Option<ConditionUpdate<'static>>);
 fn wanted<'a, 'h>(
     peers: &'a BTreeMap<String, Peer>,
     own: &Own,
-    heard: impl Fn(&Peer) -> Option<&'h Heard>,
+    word: impl Fn(&Peer) -> Word<'h>,
     pool: &[IpNet],
 ) -> Vec<(&'a Peer, Wanted)> {
     let endpoints = peers.values().flat_map(|peer| {
@@ -140,7 +159,7 @@ fn wanted<'a, 'h>(
     });
     let mut outside: Vec<String> = endpoints.collect();
     for peer in peers.values() {
-        if let Some(Heard::Told(told)) = heard(peer) {
+        if let Some(Heard::Told(told)) = word(peer).heard {
             outside.extend(told.gateways.iter().flat_map(|gateway| gateway.endpoints.iter().cloned()));
         }
     }
@@ -164,7 +183,7 @@ fn wanted<'a, 'h>(
             .filter(|(other, _)| *other != name)
             .flat_map(|(_, claims)| claims.iter().copied())
             .collect();
-        let (wanted, mapped) = of_peer(peer, own, heard(peer), &others, &space);
+        let (wanted, mapped) = of_peer(peer, own, word(peer), &others, &space);
         claims.insert(name, claimed(&mapped));
         all.push((peer, wanted));
     }
@@ -174,7 +193,7 @@ fn wanted<'a, 'h>(
 fn of_peer(
     peer: &Peer,
     own: &Own,
-    heard: Option<&Heard>,
+    word: Word<'_>,
     others: &[IpNet],
     space: &Space,
 ) -> (Wanted, Vec<Mapping>) {
@@ -185,13 +204,21 @@ fn of_peer(
         gateways: status.as_ref().map(|network| network.gateways.clone()).unwrap_or_default(),
     };
     // What a peer told before this process began holds until it says something else.
-    let (theirs, mut trouble) = match heard {
+    let (mut theirs, mut trouble) = match word.heard {
         Some(Heard::Told(told)) => (told.clone(), None),
+        // The link depends on what is known of the gateways: they stay, so that it finds the peer when it has them again.
+        Some(Heard::Absent(why)) if is_in_band(peer) => {
+            (Announcement { pod_cidrs: Vec::new(), ..persisted() }, Some(Trouble::Absent(why)))
+        }
         Some(Heard::Absent(why)) => (Announcement::default(), Some(Trouble::Absent(why))),
         Some(Heard::Invalid(why)) => (persisted(), Some(Trouble::Invalid(why))),
         None if known.is_empty() => (persisted(), Some(Trouble::Untold)),
         None => (persisted(), None),
     };
+    // A token is newer than what was heard before it was made, and there is no other way while it is not used.
+    if let Some(Invited::With(invitation)) = word.invited {
+        theirs.gateways.clone_from(&invitation.gateways);
+    }
     let (mapped, no_room) = match assign(&theirs.pod_cidrs, &known, others, space, seed(peer)) {
         Ok(mapped) => (mapped, None),
         Err(error) => (Vec::new(), Some(error.to_string())),
@@ -206,11 +233,17 @@ fn of_peer(
         pod_cidrs: texts.collect(),
         our_pod_cidrs: own.announcement.pod_cidrs.iter().map(ToString::to_string).collect(),
         gateways: theirs.gateways,
+        guest: guest(word.invited, status.as_ref(), &own.ready),
         // The gateways write these.
         tunnels: status.map(|network| network.tunnels).unwrap_or_default(),
     };
     let update = condition::of(own, Some(&network), trouble);
     ((Some(NetworkStatus { tunnels: Vec::new(), ..network }), Some(update)), mapped)
+}
+
+/// Whether this cluster borrows from the peer through a tunnel.
+fn is_in_band(peer: &Peer) -> bool {
+    peer.spec.consume.as_ref().is_some_and(|consume| consume.transport == Transport::InBand)
 }
 
 /// How the peer was seen so far.
@@ -278,6 +311,10 @@ mod tests {
         }
     }
 
+    fn said(heard: &Heard) -> Word<'_> {
+        Word { heard: Some(heard), invited: None }
+    }
+
     fn told(pods: &[&str]) -> Heard {
         Heard::Told(Announcement { pod_cidrs: nets(pods), gateways: Vec::new() })
     }
@@ -291,7 +328,7 @@ mod tests {
     fn two_peers_with_equal_prefixes_are_seen_apart_and_the_earlier_stays() {
         let peers = BTreeMap::from([peer("a", &[]), peer("bb", &[("10.1.0.0/16", "10.1.0.0/16")])]);
         let heard = told(&["10.1.0.0/16"]);
-        let all = wanted(&peers, &own(), |_| Some(&heard), &nets(&["10.192.0.0/10"]));
+        let all = wanted(&peers, &own(), |_| said(&heard), &nets(&["10.192.0.0/10"]));
         assert_eq!(seen(&all, "bb"), ["10.1.0.0/16"]);
         assert!(seen(&all, "a")[0].starts_with("10.") && seen(&all, "a") != seen(&all, "bb"));
     }
@@ -299,10 +336,10 @@ mod tests {
     #[test]
     fn a_peer_that_is_silent_after_a_restart_stays_as_it_was() {
         let peers = BTreeMap::from([peer("b", &[("10.244.0.0/24", "10.200.0.0/24")])]);
-        let all = wanted(&peers, &own(), |_| None, &nets(&["10.192.0.0/10"]));
+        let all = wanted(&peers, &own(), |_| Word::default(), &nets(&["10.192.0.0/10"]));
         assert_eq!(seen(&all, "b"), ["10.200.0.0/24"]);
         let absent = Heard::Absent("none".to_owned());
-        let all = wanted(&peers, &own(), |_| Some(&absent), &nets(&["10.192.0.0/10"]));
+        let all = wanted(&peers, &own(), |_| said(&absent), &nets(&["10.192.0.0/10"]));
         assert!(seen(&all, "b").is_empty(), "it says itself that it has none");
     }
 
@@ -316,7 +353,7 @@ mod tests {
             probes: false,
         };
         let heard = Heard::Told(Announcement { pod_cidrs: nets(&["10.1.0.0/16"]), gateways: vec![gateway] });
-        let all = wanted(&peers, &own(), |_| Some(&heard), &nets(&["10.192.0.0/10"]));
+        let all = wanted(&peers, &own(), |_| said(&heard), &nets(&["10.192.0.0/10"]));
         assert_ne!(seen(&all, "b"), ["10.1.0.0/16"]);
     }
 
@@ -327,6 +364,7 @@ mod tests {
             gateway: gateway.to_owned(),
             up: true,
             ways: Vec::new(),
+            relay: None,
             since: None,
         };
         let network = peer.status.as_mut().unwrap().network.as_mut().unwrap();
@@ -335,11 +373,59 @@ mod tests {
         assert_eq!(stale(&peer, &own).map(|(_, gateway)| gateway).collect::<Vec<_>>(), ["liquid-gateway-1"]);
     }
 
+    fn gateway(key: &str) -> PeerGateway {
+        PeerGateway { name: None, public_key: key.to_owned(), endpoints: Vec::new(), probes: true }
+    }
+
+    #[test]
+    fn a_token_says_where_the_gateways_are_until_it_is_used() {
+        use crate::network::invitation::Invitation;
+        let ready = Own { ready: ["g0".to_owned()].into(), ..own() };
+        let (_, peer) = peer("b", &[]);
+        let of = |word: Word<'_>| {
+            of_peer(&peer, &ready, word, &[], &Space { reserved: Vec::new(), pool: Vec::new() })
+        };
+        let invitation = Invitation { gateways: vec![gateway("new")], guest: Some("g".to_owned()) };
+        let (heard, invited) = (
+            Heard::Told(Announcement { pod_cidrs: Vec::new(), gateways: vec![gateway("old")] }),
+            Invited::With(invitation),
+        );
+        let ((network, _), _) = of(Word { heard: Some(&heard), invited: Some(&invited) });
+        let network = network.unwrap();
+        assert_eq!(network.gateways, [gateway("new")]);
+        assert_eq!(network.guest.unwrap().gateway, "g0");
+        let ((network, _), _) = of(Word { heard: Some(&heard), invited: Some(&Invited::No) });
+        assert_eq!(network.as_ref().unwrap().gateways, [gateway("old")]);
+        assert_eq!(network.unwrap().guest, None);
+    }
+
+    #[test]
+    fn a_peer_reached_through_its_gateways_keeps_them_although_it_says_that_it_has_none() {
+        let (_, mut peer) = peer("b", &[("10.1.0.0/16", "10.1.0.0/16")]);
+        peer.spec.consume.as_mut().unwrap().transport = Transport::InBand;
+        let gateway = gateway("k");
+        peer.status.as_mut().unwrap().network.as_mut().unwrap().gateways = vec![gateway.clone()];
+        let absent = Heard::Absent("none".to_owned());
+        let space = Space { reserved: Vec::new(), pool: Vec::new() };
+        let ((network, _), _) = of_peer(&peer, &own(), said(&absent), &[], &space);
+        let network = network.unwrap();
+        assert_eq!((network.gateways, network.pod_cidrs), (vec![gateway], Vec::new()));
+    }
+
+    #[test]
+    fn the_network_stays_until_everything_is_given_back() {
+        let (_, mut peer) = peer("b", &[]);
+        peer.spec.consume = None;
+        assert!(!is_peered(&peer));
+        peer.metadata.finalizers = Some(vec![liquid_crds::vocabulary::FINALIZER_CONSUME.to_owned()]);
+        assert!(is_peered(&peer));
+    }
+
     #[test]
     fn what_was_written_is_not_written_again() {
         let peers = BTreeMap::from([peer("b", &[])]);
         let heard = told(&["10.1.0.0/16"]);
-        let (peer, wanted) = wanted(&peers, &own(), |_| Some(&heard), &[]).remove(0);
+        let (peer, wanted) = wanted(&peers, &own(), |_| said(&heard), &[]).remove(0);
         assert!(!is_written(peer, &wanted));
         let mut written = peer.clone();
         let status = written.status.as_mut().unwrap();

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use liquid_crds::vocabulary::{CREDENTIALS_CONSUME, FINALIZER_CONSUME, credentials_secret};
-use liquid_crds::{ConsumeSpec, Peer, PodCidr, is_true};
+use liquid_crds::{ConsumeSpec, NoTunnel, Peer, PodCidr, Transport, is_true};
 use liquid_link::client::Dialer;
 use liquid_link::limits::MAX_MESSAGE;
 use liquid_link::liveness::Liveness;
@@ -36,10 +36,10 @@ pub(crate) struct Provider {
     pub(crate) name: String,
     /// Identity of its cluster.
     pub(crate) cluster_id: String,
-    /// Where it may be reached.
-    pub(crate) endpoints: Vec<String>,
-    /// SHA-256 of its authority.
-    pub(crate) ca_sha256: String,
+    /// How it is reached; unknown once borrowing has been taken out of its `Peer`.
+    pub(crate) way: Option<Way>,
+    /// This cluster's gateways that have a tunnel to it.
+    pub(crate) relays: Result<Vec<String>, NoTunnel>,
     /// We have a client certificate.
     pub(crate) joined: bool,
     /// How the addresses of its pods are seen here.
@@ -50,14 +50,31 @@ pub(crate) struct Provider {
     pub(crate) gone: bool,
 }
 
+/// How a provider is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Way {
+    /// At its endpoints, or through the gateways.
+    transport: Transport,
+    /// Addresses (host:port) of its link endpoint.
+    endpoints: Vec<String>,
+    /// SHA-256 of its authority.
+    ca_sha256: String,
+}
+
+impl From<ConsumeSpec> for Way {
+    fn from(consume: ConsumeSpec) -> Self {
+        Self { transport: consume.transport, endpoints: consume.endpoints, ca_sha256: consume.ca_sha256 }
+    }
+}
+
 impl Provider {
     /// A provider that is gone: what is left of it at home can only be removed.
     fn gone(name: &str) -> Self {
         Self {
             name: name.to_owned(),
             cluster_id: String::new(),
-            endpoints: Vec::new(),
-            ca_sha256: String::new(),
+            way: None,
+            relays: Ok(Vec::new()),
             joined: false,
             prefixes: Prefixes::default(),
             own_prefixes: Vec::new(),
@@ -78,14 +95,21 @@ impl Provider {
         let held = finalizers.is_some_and(|held| held.iter().any(|finalizer| finalizer == FINALIZER_CONSUME));
         match last {
             _ if !held || is_over(peer) => Self::gone(name),
-            Some(last) => Self { gone: false, ..last.clone() },
+            Some(last) => Self { gone: false, relays: peer.relays(), ..last.clone() },
             None => Self {
                 cluster_id: peer.spec.cluster_id.clone(),
+                relays: peer.relays(),
                 joined: true,
                 gone: false,
                 ..Self::gone(name)
             },
         }
+    }
+
+    /// Whether the user wants it to be reached in another way than it was.
+    fn is_reached_otherwise(&self, before: &Self) -> bool {
+        let transport = |provider: &Self| provider.way.as_ref().map(|way| way.transport);
+        transport(self).is_some_and(|now| transport(before).is_some_and(|before| now != before))
     }
 
     /// The borrowing half of `peer`, if it has one.
@@ -97,8 +121,8 @@ impl Provider {
         Some(Self {
             name: peer.metadata.name.clone().unwrap_or_default(),
             cluster_id: peer.spec.cluster_id.clone(),
-            endpoints: peer.endpoints(consume),
-            ca_sha256: consume.ca_sha256.clone(),
+            way: Some(Way { endpoints: peer.endpoints(consume), ..consume.clone().into() }),
+            relays: peer.relays(),
             joined: is_true(conditions, "Joined"),
             prefixes: Prefixes::new(
                 network.iter().flat_map(|network| &network.pod_cidrs).filter_map(PodCidr::prefixes),
@@ -198,7 +222,7 @@ impl Keeper {
                         return;
                     }
                     self.state.send_replace(Link::Up(channel));
-                    let why = self.follow(answers).await;
+                    let why = self.follow(&provider, answers).await;
                     warn!(peer = %provider.name, %why, "link down");
                     self.state.send_replace(Link::Down(why));
                     if self.events.send(LinkEvent::Down).await.is_err() {
@@ -230,14 +254,19 @@ impl Keeper {
     {
         let Credentials { chain, key, way } = self.credentials(&provider.name).await?;
         let credentials = ClientCredentials { chain_pem: &chain, key_pem: &key };
-        let (endpoints, ca_sha256) = match way {
-            Some(way) if provider.endpoints.is_empty() => (way.endpoints, way.ca_sha256),
-            _ => (provider.endpoints.clone(), provider.ca_sha256.clone()),
-        };
+        let way = provider.way.clone().or_else(|| way.map(Way::from));
+        let way = way.ok_or("it is not known how to reach the provider")?;
         let id = provider.cluster_id.parse().map_err(|error| format!("{error}"))?;
-        let (tls, name) = client_config(&id, &ca_sha256, Some(credentials))
+        let (tls, name) = client_config(&id, &way.ca_sha256, Some(credentials))
             .map_err(|error| format!("the client certificate cannot be used: {error}"))?;
-        let dialer = Dialer::new(endpoints, tls, name).noticing(self.dialing.liveness);
+        let dialer = match way.transport {
+            Transport::Direct => Dialer::new(way.endpoints, tls, name),
+            Transport::InBand => {
+                let relays = provider.relays.clone().map_err(|error| error.to_string())?;
+                Dialer::new(relays, tls, name).over_relays()
+            }
+        };
+        let dialer = dialer.noticing(self.dialing.liveness);
         let channel = dialer.connect().await.map_err(|error| error.to_string())?;
         let (frames, mut queue) = mpsc::channel(FRAME_QUEUE);
         let outgoing = futures::stream::poll_fn(move |cx| queue.poll_recv(cx));
@@ -268,12 +297,22 @@ impl Keeper {
     }
 
     /// Passes frames on until the stream ends, and says why it did.
-    async fn follow(&mut self, mut answers: tonic::Streaming<proto::ProviderFrame>) -> String {
+    async fn follow(
+        &mut self,
+        dialled: &Provider,
+        mut answers: tonic::Streaming<proto::ProviderFrame>,
+    ) -> String {
+        let over = |now: &Provider| now.gone || now.is_reached_otherwise(dialled);
         loop {
             let message = tokio::select! {
                 message = answers.message() => message,
-                gone = self.provider.wait_for(|provider| provider.gone) => {
-                    return if gone.is_ok() { "the peering has ended" } else { "shutting down" }.to_owned();
+                over = self.provider.wait_for(over) => {
+                    let why = match over {
+                        Ok(provider) if provider.gone => "the peering has ended",
+                        Ok(_) => "the provider is to be reached another way",
+                        Err(_) => "shutting down",
+                    };
+                    return why.to_owned();
                 }
             };
             let frame = match message {
@@ -316,6 +355,18 @@ mod tests {
         assert_eq!(Provider::left("milan", Some(&held), Some(&known)), known);
         let after_restart = Provider::left("milan", Some(&held), None);
         assert!(!after_restart.gone && after_restart.joined && after_restart.cluster_id == "id");
+    }
+
+    #[test]
+    fn a_link_is_dialled_anew_when_the_way_changes_and_not_when_addresses_do() {
+        let with = |consume: Value| {
+            let mut peer = peer(true, json!({"name": "milan"}));
+            peer.spec.consume = serde_json::from_value(consume).unwrap();
+            Provider::of(&peer).unwrap()
+        };
+        let direct = with(json!({"endpoints": ["milan:1"], "caSHA256": "ab"}));
+        assert!(!with(json!({"endpoints": ["milan:2"], "caSHA256": "ab"})).is_reached_otherwise(&direct));
+        assert!(with(json!({"transport": "InBand", "caSHA256": "ab"})).is_reached_otherwise(&direct));
     }
 
     #[test]

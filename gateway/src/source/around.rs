@@ -1,0 +1,138 @@
+//! What a gateway has to know of its cluster besides the Peers: whom it lets in for a join token, and between whom it
+//! relays the link.
+
+use futures::StreamExt as _;
+use futures::stream::select_all;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
+use kube::runtime::watcher::Config;
+use kube::{Api, Client, ResourceExt as _};
+use liquid_crds::Guests;
+use liquid_crds::vocabulary::{COMPONENT, COMPONENTS_WITH_LINKS, GATEWAY_GUESTS, LINK_SERVICE};
+use liquid_runtime::watch::{Change, changes};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use tokio::sync::watch;
+use tracing::warn;
+
+/// What is around. Before it was read, there is nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Around {
+    /// Guests by the identifiers of their tokens.
+    pub(crate) guests: BTreeMap<String, Guests>,
+    /// Addresses of this cluster's processes that have links.
+    pub(crate) clients: BTreeSet<IpAddr>,
+    /// Where this cluster's link endpoint is.
+    pub(crate) link: Option<SocketAddr>,
+}
+
+enum News {
+    Guests(Box<Change<ConfigMap>>),
+    Link(Box<Change<Service>>),
+    Pod(Box<Change<Pod>>),
+}
+
+/// Keeps `around` up to date, for ever.
+pub(crate) async fn follow(client: Client, namespace: String, around: watch::Sender<Around>) {
+    let named = |name: &str| Config::default().fields(&format!("metadata.name={name}"));
+    let processes = format!("{COMPONENT} in ({})", COMPONENTS_WITH_LINKS.join(", "));
+    let guests = changes(Api::<ConfigMap>::namespaced(client.clone(), &namespace), named(GATEWAY_GUESTS));
+    let link = changes(Api::<Service>::namespaced(client.clone(), &namespace), named(LINK_SERVICE));
+    let pods = changes(Api::<Pod>::namespaced(client, &namespace), Config::default().labels(&processes));
+    let mut news = select_all([
+        guests.map(|change| News::Guests(Box::new(change))).boxed(),
+        link.map(|change| News::Link(Box::new(change))).boxed(),
+        pods.map(|change| News::Pod(Box::new(change))).boxed(),
+    ]);
+    let mut processes: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+    while let Some(news) = news.next().await {
+        around.send_if_modified(|around| {
+            let before = around.clone();
+            match news {
+                News::Guests(change) => match *change {
+                    Change::Applied(published) => around.guests = guests_of(&published),
+                    Change::Deleted(_) => around.guests.clear(),
+                    Change::Listed(seen) if seen.is_empty() => around.guests.clear(),
+                    Change::Listed(_) => {}
+                },
+                News::Link(change) => match *change {
+                    Change::Applied(service) => around.link = address_of(&service),
+                    Change::Deleted(_) => around.link = None,
+                    Change::Listed(seen) if seen.is_empty() => around.link = None,
+                    Change::Listed(_) => {}
+                },
+                News::Pod(change) => {
+                    match *change {
+                        Change::Applied(pod) => drop(processes.insert(pod.name_any(), addresses_of(&pod))),
+                        Change::Deleted(pod) => drop(processes.remove(&pod.name_any())),
+                        Change::Listed(seen) => {
+                            processes.retain(|name, _| seen.iter().any(|(_, listed)| listed == name));
+                        }
+                    }
+                    around.clients = processes.values().flatten().copied().collect();
+                }
+            }
+            *around != before
+        });
+    }
+}
+
+fn guests_of(published: &ConfigMap) -> BTreeMap<String, Guests> {
+    let entries = published.data.iter().flatten();
+    let read = entries.filter_map(|(token, text)| match serde_json::from_str(text) {
+        Ok(guests) => Some((token.clone(), guests)),
+        Err(error) => {
+            warn!(%token, %error, "guests of a token cannot be read");
+            None
+        }
+    });
+    read.collect()
+}
+
+fn address_of(service: &Service) -> Option<SocketAddr> {
+    let spec = service.spec.as_ref()?;
+    let address: IpAddr = spec.cluster_ip.as_ref()?.parse().ok()?;
+    let port = u16::try_from(spec.ports.as_ref()?.first()?.port).ok()?;
+    Some(SocketAddr::new(address, port))
+}
+
+/// A pod that has ended has an address that may be another's by now.
+fn addresses_of(pod: &Pod) -> Vec<IpAddr> {
+    let Some(status) = pod.status.as_ref() else { return Vec::new() };
+    let over = status.phase.as_deref().is_some_and(|phase| ["Succeeded", "Failed"].contains(&phase));
+    let addresses = status.pod_ips.iter().flatten().filter(|_| !over);
+    addresses.filter_map(|address| address.ip.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_link_endpoint_is_where_its_service_is() {
+        let service = json!({"spec": {"clusterIP": "10.96.0.7", "ports": [{"name": "link", "port": 7443}]}});
+        let service: Service = serde_json::from_value(service).unwrap();
+        assert_eq!(address_of(&service), Some("10.96.0.7:7443".parse().unwrap()));
+        let headless = json!({"spec": {"clusterIP": "None", "ports": [{"port": 7443}]}});
+        assert_eq!(address_of(&serde_json::from_value(headless).unwrap()), None);
+    }
+
+    #[test]
+    fn pods_that_have_ended_have_no_address_any_more() {
+        let pod = |phase: &str| -> Pod {
+            let status = json!({"phase": phase, "podIPs": [{"ip": "10.1.0.5"}, {"ip": "fd00::5"}]});
+            serde_json::from_value(json!({"status": status})).unwrap()
+        };
+        assert_eq!(addresses_of(&pod("Running")).len(), 2);
+        assert!(addresses_of(&pod("Failed")).is_empty());
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_read_does_not_concern_the_others() {
+        let data = json!({"aa": "{\"expires\": 7, \"gateways\": []}", "bb": "?"});
+        let published: ConfigMap = serde_json::from_value(json!({"data": data})).unwrap();
+        let guests = guests_of(&published);
+        assert_eq!(guests.keys().collect::<Vec<_>>(), ["aa"]);
+        assert_eq!(guests["aa"].expires, 7);
+    }
+}
