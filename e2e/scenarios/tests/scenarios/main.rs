@@ -6,6 +6,7 @@ mod adjusting;
 mod companions;
 mod figures;
 mod gateways;
+mod in_band;
 mod joining;
 mod kubelet_api;
 mod leaving;

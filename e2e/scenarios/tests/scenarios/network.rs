@@ -36,14 +36,18 @@ impl Server {
         let status = pods[0].status.clone().unwrap_or_default();
         let real: Ipv4Addr = status.pod_ip.unwrap_or_default().parse()?;
         let prefixes = connected(other, &cluster.name).await?;
-        let translated = prefixes.iter().find_map(|prefix| {
-            let (from, to): (Ipv4Net, Ipv4Net) = (prefix.real.parse().ok()?, prefix.seen.parse().ok()?);
-            let host = u32::from(real) & !u32::from(from.netmask());
-            from.contains(&real).then(|| Ipv4Addr::from(host | u32::from(to.network())))
-        });
-        let seen = translated.unwrap_or_else(|| panic!("{real} is in none of {prefixes:?}"));
+        let seen = seen(&prefixes, real).unwrap_or_else(|| panic!("{real} is in none of {prefixes:?}"));
         Ok(Self { real, seen })
     }
+}
+
+/// How a cluster that sees prefixes of another like this sees one of its addresses.
+pub(crate) fn seen(prefixes: &[PodCidr], real: Ipv4Addr) -> Option<Ipv4Addr> {
+    prefixes.iter().find_map(|prefix| {
+        let (from, to): (Ipv4Net, Ipv4Net) = (prefix.real.parse().ok()?, prefix.seen.parse().ok()?);
+        let host = u32::from(real) & !u32::from(from.netmask());
+        from.contains(&real).then(|| Ipv4Addr::from(host | u32::from(to.network())))
+    })
 }
 
 /// Waits until `cluster` says that the network with `peer` is up, and returns under which prefixes it sees its pods.
