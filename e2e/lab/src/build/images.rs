@@ -23,6 +23,10 @@ pub const AGNHOST: &str = "lab.local/agnhost:1";
 
 /// The resource metrics API, where it is installed.
 pub const METRICS_SERVER: &str = "lab.local/metrics-server:1";
+/// What enforces NetworkPolicies, where it is installed.
+pub const NETWORK_POLICIES: &str = "lab.local/network-policies:1";
+/// `/bin/kubectl` and a shell, where it is installed.
+pub const KUBECTL: &str = "lab.local/kubectl:1";
 
 /// The namespace of containerd in which kubelets find images.
 pub(crate) const NAMESPACE: &str = "k8s.io";
@@ -68,18 +72,29 @@ pub fn prepare(cache: &Cache, toolchain: &Toolchain, progress: &Progress) -> any
         .collect()
 }
 
-/// Writes the archive of metrics-server, from its binary, unless it is in the cache.
-///
-/// # Errors
-/// If it cannot be written.
-pub(crate) fn metrics_server(program: &Path, cache: &Cache, progress: &Progress) -> anyhow::Result<PathBuf> {
-    let recipe = Recipe {
-        reference: METRICS_SERVER,
-        program: Some(("metrics-server", "metrics-server")),
-        shell: false,
-        arguments: &[],
-    };
-    archive(&recipe, Some(program), cache, progress)
+/// An image that only some scenarios need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnDemand {
+    MetricsServer,
+    NetworkPolicies,
+    Kubectl,
+}
+
+impl OnDemand {
+    /// Writes its archive, with `program` in it, unless it is in the cache.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(crate) fn write(self, program: &Path, cache: &Cache, progress: &Progress) -> anyhow::Result<PathBuf> {
+        let (reference, place) = match self {
+            Self::MetricsServer => (METRICS_SERVER, ("metrics-server", "metrics-server")),
+            Self::NetworkPolicies => (NETWORK_POLICIES, ("network-policies", "network-policies")),
+            Self::Kubectl => (KUBECTL, ("kubectl", "bin/kubectl")),
+        };
+        let shell = self == Self::Kubectl;
+        let arguments: &[&str] = if shell { &["help"] } else { &[] };
+        archive(&Recipe { reference, program: Some(place), shell, arguments }, Some(program), cache, progress)
+    }
 }
 
 fn archive(

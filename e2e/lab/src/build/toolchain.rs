@@ -67,6 +67,7 @@ const ON_DEMAND: &[Tool] = &[
     published("metrics-server", "sigs.k8s.io/metrics-server", "v0.9.0", &["cmd/metrics-server"], ""),
     // What other ends of tunnels may run.
     published("wireguard", "golang.zx2c4.com/wireguard", "v0.0.0-20260522210424-ecfc5a8d5446", &["."], ""),
+    own("network-policies", "policies", "."),
 ];
 
 /// The names the multi-call binary answers to.

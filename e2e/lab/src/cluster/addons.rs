@@ -117,6 +117,52 @@ pub(crate) fn metrics_server() -> Vec<Value> {
     ]
 }
 
+/// The DaemonSet that enforces NetworkPolicies.
+pub(crate) const NETWORK_POLICIES: &str = "network-policies";
+/// Where it is in its API.
+pub(crate) const NETWORK_POLICIES_PATH: &str = "/namespaces/kube-system/daemonsets/network-policies";
+
+/// What enforces NetworkPolicies on every node. Objects in an order in which they can be created.
+pub(crate) fn network_policies() -> Vec<Value> {
+    let (namespace, name) = ("kube-system", NETWORK_POLICIES);
+    let account = json!({ "kind": "ServiceAccount", "name": name, "namespace": namespace });
+    let labels = json!({ "k8s-app": name });
+    let rules = json!([
+        { "apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": ["list", "watch"] },
+        { "apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": ["list", "watch"] },
+    ]);
+    let pod = json!({
+        "serviceAccountName": name,
+        "hostNetwork": true,
+        "terminationGracePeriodSeconds": 1,
+        "containers": [{
+            "name": name,
+            "image": images::NETWORK_POLICIES,
+            "env": [{ "name": "NODE_NAME", "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } }],
+            "securityContext": { "capabilities": { "add": ["NET_ADMIN"] } },
+        }],
+        // Virtual nodes have no packets.
+        "affinity": { "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": [
+            { "matchExpressions": [{ "key": "liquid.mesh/type", "operator": "DoesNotExist" }] },
+        ]}}},
+    });
+    vec![
+        object("v1", "ServiceAccount", name, Some(namespace), json!({})),
+        object("rbac.authorization.k8s.io/v1", "ClusterRole", name, None, json!({ "rules": rules })),
+        binding("ClusterRoleBinding", name, None, "ClusterRole", &account),
+        object(
+            "apps/v1",
+            "DaemonSet",
+            name,
+            Some(namespace),
+            json!({ "spec": {
+                "selector": { "matchLabels": labels },
+                "template": { "metadata": { "labels": labels }, "spec": pod },
+            }}),
+        ),
+    ]
+}
+
 fn dns(plan: &ClusterPlan) -> Vec<Value> {
     let account = json!({ "kind": "ServiceAccount", "name": "coredns", "namespace": "kube-system" });
     let labels = json!({ "k8s-app": "kube-dns" });

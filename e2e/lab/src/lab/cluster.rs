@@ -1,6 +1,6 @@
 //! A cluster of a running lab.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use anyhow::anyhow;
 use super::{Lab, Node};
 use crate::Usage;
 use crate::build::cache::Cache;
-use crate::build::images;
+use crate::build::images::OnDemand;
 use crate::build::toolchain::Toolchain;
 use crate::cluster::api_client::{ApiClient, has_condition};
 use crate::cluster::{addons, control_plane};
-use crate::host::wait;
+use crate::host::{command, wait};
 use crate::network::topology::{self, Port};
 use crate::plan::address::ClusterPlan;
 use crate::plan::layout::{control_plane_machine, lan_bridge};
@@ -21,6 +21,8 @@ use crate::progress::Progress;
 
 /// metrics-server is ready when it has read every kubelet once: after one interval of 15 s.
 const METRICS_LIMIT: Duration = Duration::from_secs(120);
+/// A pod from an image that is there starts within seconds.
+const POLICIES_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(200);
 
 /// A cluster of a lab.
@@ -75,10 +77,7 @@ impl<'a> Cluster<'a> {
     pub fn install_metrics_server(&self, progress: &Progress) -> anyhow::Result<()> {
         let cache = Cache::open()?;
         let program = Toolchain::on_demand("metrics-server", &cache, progress)?;
-        let archive = images::metrics_server(&program, &cache, progress)?;
-        for node in self.nodes().iter().filter(|node| node.is_running()) {
-            node.import_image(&archive)?;
-        }
+        self.import(OnDemand::MetricsServer, &program, &cache, progress)?;
         let api = self.api()?;
         for object in addons::metrics_server() {
             api.apply(&object)?;
@@ -87,6 +86,80 @@ impl<'a> Cluster<'a> {
         wait::until("the metrics API", METRICS_LIMIT, POLL, || {
             Ok(has_condition(&api.get(service)?, "Available").then_some(()))
         })
+    }
+
+    /// Puts [`KUBECTL`](crate::KUBECTL) into all nodes.
+    ///
+    /// # Errors
+    /// If a node does not take it.
+    pub fn install_kubectl_image(&self, progress: &Progress) -> anyhow::Result<()> {
+        let program = self.lab.program("kubectl");
+        self.import(OnDemand::Kubectl, &program.canonicalize()?, &Cache::open()?, progress)
+    }
+
+    /// Has the NetworkPolicies of the cluster enforced on its nodes. The first time on a machine the enforcer is built, which
+    /// takes about as long as Kubernetes' client libraries take to compile.
+    ///
+    /// # Errors
+    /// If it cannot be built, or does not come up.
+    pub fn enforce_network_policies(&self, progress: &Progress) -> anyhow::Result<()> {
+        let cache = Cache::open()?;
+        let program = Toolchain::on_demand("network-policies", &cache, progress)?;
+        self.import(OnDemand::NetworkPolicies, &program, &cache, progress)?;
+        let api = self.api()?;
+        for object in addons::network_policies() {
+            api.apply(&object)?;
+        }
+        let set = format!("/apis/apps/v1{}", addons::NETWORK_POLICIES_PATH);
+        wait::until("the enforcer of NetworkPolicies", POLICIES_LIMIT, POLL, || {
+            let set = api.get(&set)?;
+            let (ready, wanted) = (&set["status"]["numberReady"], &set["status"]["desiredNumberScheduled"]);
+            Ok((ready.as_u64() > Some(0) && ready == wanted).then_some(()))
+        })?;
+        // The enforcer asks for packets with an nftables expression that some kernels do not have.
+        self.queue_packets(&["-C", "POSTROUTING"]).or_else(|_| self.queue_packets(&["-A", "POSTROUTING"]))
+    }
+
+    /// Ends what [`enforce_network_policies`](Self::enforce_network_policies) began.
+    ///
+    /// # Errors
+    /// If it cannot be removed.
+    pub fn stop_enforcing_network_policies(&self) -> anyhow::Result<()> {
+        self.queue_packets(&["-D", "POSTROUTING"])?;
+        let mut delete = self.kubectl();
+        delete.args([
+            "delete",
+            "daemonset",
+            "-n",
+            "kube-system",
+            addons::NETWORK_POLICIES,
+            "--ignore-not-found",
+        ]);
+        command::finish(&mut delete, None).map(drop)
+    }
+
+    /// Adds or removes the rule that hands first packets from and to pods to the enforcer, behind destination NAT and before
+    /// source NAT; what a node itself sends to its pods (probes) is not its business. Without an enforcer, all pass.
+    fn queue_packets(&self, place: &[&str]) -> anyhow::Result<()> {
+        let first = ["-m", "conntrack", "--ctstate", "NEW", "-m", "addrtype", "!", "--src-type", "LOCAL"];
+        let queue = ["-j", "NFQUEUE", "--queue-num", "100", "--queue-bypass"];
+        for node in self.nodes().iter().filter(|node| node.is_running()) {
+            let table = ["iptables", "-w", "-t", "mangle"];
+            let words: Vec<&str> = [&table[..], place, &first[..], &queue[..]].concat();
+            node.exec(&words)?;
+        }
+        Ok(())
+    }
+
+    fn import(
+        &self,
+        image: OnDemand,
+        program: &Path,
+        cache: &Cache,
+        progress: &Progress,
+    ) -> anyhow::Result<()> {
+        let archive = image.write(program, cache, progress)?;
+        self.nodes().iter().filter(|node| node.is_running()).try_for_each(|node| node.import_image(&archive))
     }
 
     /// A `kubectl` command for this cluster, to be given arguments.
