@@ -51,7 +51,7 @@ fn stand_for_each_other(real: &IpNet, seen: &IpNet) -> bool {
 }
 
 /// `address` with the network part of `to` instead of that of `from`.
-fn moved(address: IpAddr, from: &IpNet, to: &IpNet) -> IpAddr {
+pub(crate) fn moved(address: IpAddr, from: &IpNet, to: &IpNet) -> IpAddr {
     match (address, from, to) {
         (IpAddr::V4(address), IpNet::V4(from), IpNet::V4(to)) => {
             IpAddr::V4((u32::from(to.network()) | (u32::from(address) & u32::from(from.hostmask()))).into())

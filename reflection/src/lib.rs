@@ -17,6 +17,7 @@ pub mod consumer;
 pub mod digest;
 pub mod frame;
 pub mod key;
+pub mod policy;
 pub mod provider;
 pub mod warning;
 pub mod wire;
