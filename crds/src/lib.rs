@@ -25,15 +25,16 @@ pub use conditions::{ConditionUpdate, condition, is_true, set_condition};
 pub use manifests::{Manifest, manifests};
 pub use names::{ClusterId, ClusterName, InvalidName, MAX_CLUSTER_NAME};
 pub use namespace_offloading::{
-    ConfigurationReflection, NamespaceOffloading, NamespaceOffloadingSpec, NamespaceOffloadingStatus,
-    PodPlacement, Reflection, RemoteNamespace, RemoteNamespaceSpec, RemoteNamespaceStrategy,
-    ServiceReflection,
+    ConfigurationReflection, IngressReflection, NamespaceOffloading, NamespaceOffloadingSpec,
+    NamespaceOffloadingStatus, PodPlacement, PolicyReflection, Reflection, RemoteNamespace,
+    RemoteNamespaceSpec, RemoteNamespaceStrategy, ServiceReflection, TokenReflection,
 };
 pub use network::{GuestStatus, Guests, NetworkStatus, PeerGateway, PodCidr, TunnelStatus, WayStatus};
 pub use offer::{Offer, OfferedImage, OfferedNode};
 pub use peer::{
-    Acceptance, Approval, ConsumeSpec, ConsumeStatus, LendSpec, LendState, LendStatus, LentSlice, NoTunnel,
-    NodeExposure, Peer, PeerSpec, PeerStatus, SELECTABLE_LABELS, SliceState, Transport, VirtualNodes,
+    Acceptance, Approval, ConsumeSpec, ConsumeStatus, LendIngress, LendSpec, LendState, LendStatus,
+    LentSlice, NoTunnel, NodeExposure, Peer, PeerSpec, PeerStatus, SELECTABLE_LABELS, SliceState, Transport,
+    VirtualNodes,
 };
 pub use price::{Micro, Price, TooExpensive, show as show_price};
 pub use shadow_pod::{HomePod, Placement, ShadowPod, ShadowPodSpec, ShadowPodStatus};

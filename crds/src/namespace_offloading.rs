@@ -76,6 +76,12 @@ pub struct Reflection {
     pub secrets: ConfigurationReflection,
     /// Which Services.
     pub services: ServiceReflection,
+    /// Which NetworkPolicies.
+    pub network_policies: PolicyReflection,
+    /// Which Ingresses.
+    pub ingresses: IngressReflection,
+    /// Whether pods in the peers have tokens of their service accounts, and reach this cluster's API server.
+    pub service_account_tokens: TokenReflection,
 }
 
 /// Which ConfigMaps or Secrets of a namespace exist in the peers.
@@ -98,6 +104,36 @@ pub enum ServiceReflection {
     All,
     /// None.
     None,
+}
+
+/// Which NetworkPolicies of a namespace hold in the peers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PolicyReflection {
+    /// All of them.
+    #[default]
+    All,
+    /// None: whatever is closed at home is open there, unless somebody else has closed it.
+    None,
+}
+
+/// Which Ingresses of a namespace exist in the peers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum IngressReflection {
+    /// All that the peer takes (spec.lend.ingress of its Peer), with the certificates they refer to.
+    All,
+    /// None: the way in from outside is at home.
+    #[default]
+    None,
+}
+
+/// Whether pods in the peers have tokens of their service accounts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TokenReflection {
+    /// They have none. A pod that asks for one runs on physical nodes only; the one that every pod gets unasked is left out.
+    #[default]
+    None,
+    /// They have those they ask for, each bound to its pod. Whoever runs the peer can act as these accounts.
+    Bound,
 }
 
 /// How the namespace is called in the peers.

@@ -214,6 +214,9 @@ pub struct LendSpec {
     /// What it may know of this cluster's nodes, and choose.
     #[serde(default)]
     pub nodes: NodeExposure,
+    /// Which Ingresses of its namespaces exist here; none if this is not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<LendIngress>,
 }
 
 /// Labels by which every consumer may choose nodes, and which it sees: they tell the kind of a machine and where it is,
@@ -252,6 +255,25 @@ pub struct NodeExposure {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 317)))]
     pub labels: Vec<String>,
+}
+
+/// Which Ingresses of the peer exist here, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LendIngress {
+    /// The IngressClass they get, whichever they have at home.
+    #[schemars(length(min = 1, max = 253))]
+    pub class_name: String,
+    /// Hosts they may be for: a name, *.DOMAIN for all names below that domain, or * for any and for none.
+    #[schemars(
+        length(min = 1, max = 64),
+        inner(regex(pattern = r"^(\*|(\*\.)?[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?)$"))
+    )]
+    pub hosts: Vec<String>,
+    /// Annotations they keep. All others are left out: to a controller here they might mean what the peer must not decide.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 317)))]
+    pub annotations: Vec<String>,
 }
 
 /// Whether new pods of the peer are taken.

@@ -65,8 +65,14 @@ pub const CONDITION_READY_THERE: &str = "liquid.mesh/ReadyInProvider";
 /// provider's.
 pub const HOME_KEYS: &str = "liquid.mesh/home-keys";
 
-/// On EndpointSlices in the provider: digest of the prefixes by which their addresses were translated.
-pub const ADDRESSES: &str = "liquid.mesh/addresses";
+/// On objects in the provider into which it has put something of its own (addresses as it sees them, the class of an
+/// Ingress): digest of what that was.
+pub const TERMS: &str = "liquid.mesh/terms";
+
+/// On the body of a pod that is to reach home's API server.
+pub const API_SERVER: &str = "liquid.mesh/api-server";
+/// Value of [`API_SERVER`].
+pub const API_SERVER_HOME: &str = "home";
 
 /// Reason of the condition `LinkUp` of a `Peer` whose provider has ended the peering on purpose.
 pub const ENDED_BY_PROVIDER: &str = "EndedByProvider";

@@ -1,5 +1,5 @@
-//! What of a ConfigMap, Secret, Service or EndpointSlice means something in another cluster. Both sides ask: the consumer to make the
-//! body, the provider because it does not trust it.
+//! What of an object that pods need beside them means something in another cluster. Both sides ask: the consumer to make
+//! the body, the provider because it does not trust it.
 
 use crate::key::Kind;
 use serde_json::{Map, Value, json};
@@ -9,10 +9,36 @@ use std::net::IpAddr;
 const FOREIGN_SECRETS: [&str; 2] = ["kubernetes.io/service-account-token", "bootstrap.kubernetes.io/token"];
 
 /// Every cluster has a ConfigMap of this name of its own in every namespace: who its API server is.
-const ROOT_CA: &str = "kube-root-ca.crt";
+pub const ROOT_CA: &str = "kube-root-ca.crt";
+
+/// That of home in the provider, for pods that talk to home's API server.
+pub const HOME_ROOT_CA: &str = "kube-root-ca.crt.home.liquid.mesh";
+
+/// End of the names of ConfigMaps and Secrets that exist in the provider for pods, and not at home.
+const HOME_SUFFIX: &str = ".home.liquid.mesh";
+
+/// The Service in the provider that leads to home's API server, and its EndpointSlice. Names of Services are short.
+pub const HOME_API_SERVER: &str = "liquid-home-kubernetes";
+
+/// The Secret in the provider with the tokens of the pod with this UID.
+pub fn token_secret(pod: &str) -> String {
+    format!("token-{pod}{HOME_SUFFIX}")
+}
+
+/// Whether objects of this name exist in the provider for pods: one at home that is called so stays there.
+pub fn is_made_for_pods(kind: Kind, name: &str) -> bool {
+    match kind {
+        Kind::ConfigMap | Kind::Secret => name.ends_with(HOME_SUFFIX),
+        Kind::Service | Kind::EndpointSlice => name == HOME_API_SERVER,
+        Kind::Namespace | Kind::NetworkPolicy | Kind::Ingress | Kind::Pod => false,
+    }
+}
 
 /// Annotations that belong to an object at home alone, whatever its kind.
 pub const HOME_ANNOTATIONS: [&str; 1] = ["kubectl.kubernetes.io/last-applied-configuration"];
+
+/// The class of an Ingress, as it was written before Kubernetes 1.18.
+const INGRESS_CLASS: &str = "kubernetes.io/ingress.class";
 
 /// Fields of a Service that are left to the provider, and why.
 const SERVICE_LEFT: [(&str, &str); 12] = [
@@ -44,7 +70,7 @@ pub fn is_reflected(kind: Kind, namespace: &str, name: &str) -> bool {
     match kind {
         Kind::ConfigMap => name != ROOT_CA,
         Kind::Service | Kind::EndpointSlice => (namespace, name) != ("default", "kubernetes"),
-        Kind::Secret | Kind::Namespace | Kind::Pod => true,
+        Kind::Secret | Kind::NetworkPolicy | Kind::Ingress | Kind::Namespace | Kind::Pod => true,
     }
 }
 
@@ -58,6 +84,9 @@ pub fn portable(kind: Kind, object: &Value) -> Result<Value, String> {
         Kind::Secret => secret(object)?,
         Kind::Service => json!({ "spec": service(object) }),
         Kind::EndpointSlice => endpoint_slice(object)?,
+        // Each side takes a step of its own: see `policy`.
+        Kind::NetworkPolicy => fields(object, &["spec"]),
+        Kind::Ingress => json!({ "spec": ingress(object)? }),
         Kind::Namespace | Kind::Pod => return Err(format!("a {} is no companion of pods", kind.as_str())),
     };
     let meta = object.get("metadata");
@@ -68,6 +97,7 @@ pub fn portable(kind: Kind, object: &Value) -> Result<Value, String> {
         labels.remove(ENDPOINTS_MANAGED_BY);
         annotations.remove(ENDPOINTS_TRIGGER);
     }
+    annotations.remove(INGRESS_CLASS);
     body["metadata"] = json!({ "labels": labels, "annotations": annotations });
     Ok(body)
 }
@@ -111,6 +141,27 @@ fn endpoint_slice(object: &Value) -> Result<Value, String> {
     slice["endpoints"] =
         endpoints.map(|endpoint| fields(endpoint, &["addresses", "conditions", "hostname"])).collect();
     Ok(slice)
+}
+
+/// An Ingress without its class: which controllers there are differs by cluster.
+fn ingress(object: &Value) -> Result<Value, String> {
+    let mut spec = object.get("spec").and_then(Value::as_object).cloned().unwrap_or_default();
+    spec.remove("ingressClassName");
+    let spec = Value::Object(spec);
+    let services = backends(&spec).all(|backend| backend.get("service").is_some());
+    if services { Ok(spec) } else { Err("a backend that is no Service is not in another cluster".to_owned()) }
+}
+
+fn backends(ingress: &Value) -> impl Iterator<Item = &Value> {
+    let rules = ingress.get("rules").and_then(Value::as_array).into_iter().flatten();
+    let paths = rules.filter_map(|rule| rule.pointer("/http/paths")?.as_array()).flatten();
+    paths.filter_map(|path| path.get("backend")).chain(ingress.get("defaultBackend"))
+}
+
+/// Names of the Secrets with the certificates of an Ingress.
+pub fn certificates(ingress: &Value) -> impl Iterator<Item = &str> {
+    let tls = ingress.pointer("/spec/tls").and_then(Value::as_array).into_iter().flatten();
+    tls.filter_map(|tls| tls.get("secretName")?.as_str()).filter(|name| !name.is_empty())
 }
 
 /// Translates the addresses in an EndpointSlice, and leaves out those of which there is no translation, endpoints that

@@ -16,19 +16,36 @@ pub enum Kind {
     Service,
     /// Addresses behind a Service: those of pods at home.
     EndpointSlice,
+    /// Who may talk to pods, and whom they may talk to.
+    NetworkPolicy,
+    /// A way in from outside, to a Service.
+    Ingress,
     /// A pod: a stored ShadowPod and the Pod it keeps running.
     Pod,
 }
 
 impl Kind {
     /// Kinds of objects that are reflected because pods need them beside them.
-    pub const COMPANIONS: [Self; 4] = [Self::ConfigMap, Self::Secret, Self::Service, Self::EndpointSlice];
+    pub const COMPANIONS: [Self; 6] = [
+        Self::ConfigMap,
+        Self::Secret,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::NetworkPolicy,
+        Self::Ingress,
+    ];
 
     /// Whether an object of this kind is only a record of something that runs beside it.
     pub fn has_instance(self) -> bool {
         match self {
             Kind::Pod => true,
-            Kind::Namespace | Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => false,
+            Kind::Namespace
+            | Kind::ConfigMap
+            | Kind::Secret
+            | Kind::Service
+            | Kind::EndpointSlice
+            | Kind::NetworkPolicy
+            | Kind::Ingress => false,
         }
     }
 
@@ -41,6 +58,8 @@ impl Kind {
             Kind::Secret => "Secret",
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
+            Kind::NetworkPolicy => "NetworkPolicy",
+            Kind::Ingress => "Ingress",
         }
     }
 
@@ -49,6 +68,7 @@ impl Kind {
         match self {
             Kind::Namespace | Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service => "",
             Kind::EndpointSlice => "discovery.k8s.io",
+            Kind::NetworkPolicy | Kind::Ingress => "networking.k8s.io",
         }
     }
 

@@ -38,6 +38,8 @@ fn kind_to_wire(kind: Kind) -> proto::Kind {
         Kind::Secret => proto::Kind::Secret,
         Kind::Service => proto::Kind::Service,
         Kind::EndpointSlice => proto::Kind::EndpointSlice,
+        Kind::NetworkPolicy => proto::Kind::NetworkPolicy,
+        Kind::Ingress => proto::Kind::Ingress,
     }
 }
 
@@ -49,6 +51,8 @@ fn kind_from_wire(kind: i32) -> Result<Kind, WireError> {
         Ok(proto::Kind::Secret) => Ok(Kind::Secret),
         Ok(proto::Kind::Service) => Ok(Kind::Service),
         Ok(proto::Kind::EndpointSlice) => Ok(Kind::EndpointSlice),
+        Ok(proto::Kind::NetworkPolicy) => Ok(Kind::NetworkPolicy),
+        Ok(proto::Kind::Ingress) => Ok(Kind::Ingress),
         Ok(proto::Kind::Unspecified) | Err(_) => Err(WireError::Invalid("kind", kind.to_string())),
     }
 }
@@ -63,9 +67,13 @@ fn set_from_wire(set: Option<proto::SetRef>) -> Result<SetRef, WireError> {
     match kind {
         Kind::Namespace if set.scope.is_empty() => {}
         Kind::Namespace => return Err(WireError::Invalid("scope", set.scope)),
-        Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {
-            name("scope", &set.scope)?
-        }
+        Kind::Pod
+        | Kind::ConfigMap
+        | Kind::Secret
+        | Kind::Service
+        | Kind::EndpointSlice
+        | Kind::NetworkPolicy
+        | Kind::Ingress => name("scope", &set.scope)?,
     }
     Ok(SetRef { kind, scope: Arc::from(set.scope) })
 }
@@ -84,9 +92,13 @@ pub fn key_from_wire(kind: Kind, key: Option<proto::Key>) -> Result<Key, WireErr
     match kind {
         Kind::Namespace if key.namespace.is_empty() => {}
         Kind::Namespace => return Err(WireError::Invalid("namespace", key.namespace)),
-        Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {
-            name("namespace", &key.namespace)?
-        }
+        Kind::Pod
+        | Kind::ConfigMap
+        | Kind::Secret
+        | Kind::Service
+        | Kind::EndpointSlice
+        | Kind::NetworkPolicy
+        | Kind::Ingress => name("namespace", &key.namespace)?,
     }
     Ok(Key { namespace: Arc::from(key.namespace), name: Arc::from(key.name) })
 }

@@ -1,9 +1,11 @@
 //! `liquid-kubelet`: virtual nodes, the consumer half of reflection, and their kubelet API.
 
+mod api_server;
 mod args;
 mod kubelet;
 mod metrics;
 mod mirror;
+mod neighbours;
 mod node;
 mod offloading;
 mod request;
@@ -11,6 +13,7 @@ mod status;
 mod supervisor;
 mod translate;
 
+use anyhow::Context as _;
 use args::Args;
 use clap::Parser as _;
 use kubelet::ClientCa;
@@ -35,6 +38,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let metrics = metrics::Metrics::register(&mut registry);
     admin::serve(&args.admin, health.clone(), registry, log, &drain).await?;
     let mut config = kube::Config::infer().await?;
+    let api_server = api_server::server_of(&config).context("the URL of the API server has no host")?;
     let client = kube::Client::try_from(config.clone())?;
     config.default_retry = false;
     let once = kube::Client::try_from(config)?;
@@ -55,6 +59,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         first_port: args.kubelet_port,
         client_ca,
         liveness: Liveness::within(Duration::from_secs(args.link_timeout)),
+        api_server,
     };
     let ended = tokio::select! {
         lost = leadership.keep() => Err(anyhow::Error::from(lost)),

@@ -96,6 +96,11 @@ pub(crate) fn digest(pod: &DynamicObject) -> Option<Hash> {
     pod_status(&status)
 }
 
+/// The addresses a pod at home is shown with.
+pub(crate) fn addresses(pod: &DynamicObject) -> Vec<IpAddr> {
+    pod.data.get("status").map(|status| pod_addresses(status).collect()).unwrap_or_default()
+}
+
 fn annotation(pod: &DynamicObject) -> Option<&str> {
     pod.metadata.annotations.as_ref()?.get(RESTARTS_BEFORE).map(String::as_str)
 }

@@ -1,9 +1,11 @@
 //! Brings it all together: one [`Mirror`] per provider, one task per virtual node, and namespaces to the providers that
 //! are selected for them.
 
+use crate::api_server::{self, Callers};
 use crate::kubelet::{Authenticator, ClientCa};
 use crate::metrics::Metrics;
-use crate::mirror::{Dialing, Mirror, Provider, RemoteState, WantedNamespace};
+use crate::mirror::{Common, Dialing, Mirror, Provider, RemoteState, WantedNamespace};
+use crate::neighbours::Neighbours;
 use crate::node::{NodeHandle, Ownership, Picture, Shared, WatchedNodes};
 use crate::offloading::{NodeView, remote_name, report, selects, wanted};
 use crate::request::within;
@@ -21,8 +23,8 @@ use liquid_crds::vocabulary::{
     OFFLOADING_NAME,
 };
 use liquid_crds::{
-    ConditionUpdate, GROUP, NamespaceOffloading, NamespaceOffloadingStatus, Offer, Peer, VERSION,
-    VirtualNode, condition, set_condition,
+    ConditionUpdate, GROUP, NamespaceOffloading, NamespaceOffloadingStatus, Offer, Peer, TokenReflection,
+    VERSION, VirtualNode, condition, set_condition,
 };
 use liquid_link::liveness::Liveness;
 use liquid_runtime::health::Part;
@@ -55,6 +57,8 @@ pub(crate) struct Settings {
     pub(crate) client_ca: ClientCa,
     /// How soon a link that is broken is noticed.
     pub(crate) liveness: Liveness,
+    /// Host and port of the API server.
+    pub(crate) api_server: (String, u16),
 }
 
 /// A virtual node as it is wanted, and what is offered for it.
@@ -104,12 +108,24 @@ pub(crate) async fn supervise(client: Client, settings: Settings, metrics: Metri
     let reporter =
         Reporter { controller: "liquid-kubelet".to_owned(), instance: Some(settings.pod_name.clone()) };
     let (nudge, mut nudged) = mpsc::channel(1);
-    let mut supervisor = Supervisor {
+    let sets_known = watch::channel(false).0;
+    let common = Common {
+        client: client.clone(),
+        dialing: Dialing { namespace: settings.namespace, liveness: settings.liveness },
         recorder: Recorder::new(client.clone(), reporter),
+        node_address: shared.node_address.subscribe(),
+        metrics: metrics.clone(),
+        sets_known: sets_known.subscribe(),
+        neighbours: Neighbours::start(client.clone()),
+        api_server: (settings.address, api_server::PORT).into(),
+        callers: Arc::new(Callers::default()),
+    };
+    let mut supervisor = Supervisor {
         client: client.clone(),
         own_name,
-        dialing: Dialing { namespace: settings.namespace, liveness: settings.liveness },
         shared,
+        common,
+        api_server: Some(settings.api_server),
         metrics,
         peers: BTreeMap::new(),
         virtual_nodes: BTreeMap::new(),
@@ -117,7 +133,7 @@ pub(crate) async fn supervise(client: Client, settings: Settings, metrics: Metri
         mirrors: BTreeMap::new(),
         nodes: BTreeMap::new(),
         unlisted: BTreeSet::from(["Peer", "VirtualNode", "NamespaceOffloading"]),
-        sets_known: watch::channel(false).0,
+        sets_known,
         nudge,
         unfinished: false,
     };
@@ -166,10 +182,12 @@ async fn own_name(client: &Client, namespace: &str) -> String {
 
 struct Supervisor {
     client: Client,
-    recorder: Recorder,
     own_name: String,
-    dialing: Dialing,
     shared: Arc<Shared>,
+    /// What the mirrors share.
+    common: Common,
+    /// The API server, until pods in providers are led to it.
+    api_server: Option<(String, u16)>,
     metrics: Metrics,
     peers: BTreeMap<String, Peer>,
     virtual_nodes: BTreeMap<String, Wanted>,
@@ -207,10 +225,24 @@ impl Supervisor {
 
     async fn reconcile(&mut self) {
         self.unfinished = false;
+        self.lead_to_api_server();
         self.keep_mirrors();
         self.keep_nodes().await;
         self.keep_namespaces().await;
         self.sets_known.send_if_modified(|known| !std::mem::replace(known, true));
+    }
+
+    /// Opens the way to the API server when it is first needed: nothing listens where no pod may come.
+    fn lead_to_api_server(&mut self) {
+        let bound = |offloading: &NamespaceOffloading| {
+            offloading.spec.reflection.service_account_tokens == TokenReflection::Bound
+        };
+        if self.offloadings.values().any(bound)
+            && let Some(server) = self.api_server.take()
+        {
+            let (callers, metrics) = (self.common.callers.clone(), self.metrics.clone());
+            tokio::spawn(api_server::serve(self.shared.address, server, callers, metrics));
+        }
     }
 
     fn keep_mirrors(&mut self) {
@@ -235,15 +267,7 @@ impl Supervisor {
             match self.mirrors.get(&name) {
                 Some(mirror) => mirror.update(provider),
                 None => {
-                    let mirror = Mirror::start(
-                        self.client.clone(),
-                        self.dialing.clone(),
-                        provider,
-                        self.recorder.clone(),
-                        self.shared.node_address.subscribe(),
-                        self.metrics.clone(),
-                        self.sets_known.subscribe(),
-                    );
+                    let mirror = Mirror::start(self.common.clone(), provider);
                     self.nudge_on_change(&mirror);
                     self.mirrors.insert(name, Arc::new(mirror));
                 }

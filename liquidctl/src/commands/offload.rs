@@ -12,8 +12,9 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use liquid_crds::vocabulary::OFFLOADING_NAME;
 use liquid_crds::{
-    ConfigurationReflection, NamespaceOffloading, NamespaceOffloadingSpec, PodPlacement, Reflection,
-    RemoteNamespaceSpec, RemoteNamespaceStrategy, ServiceReflection, condition,
+    ConfigurationReflection, IngressReflection, NamespaceOffloading, NamespaceOffloadingSpec, PodPlacement,
+    PolicyReflection, Reflection, RemoteNamespaceSpec, RemoteNamespaceStrategy, ServiceReflection,
+    TokenReflection, condition,
 };
 use std::time::Duration;
 
@@ -48,8 +49,18 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum, default_value_t = Configuration::Referenced)]
     secrets: Configuration,
     /// Which Services exist in the providers
-    #[arg(long, value_enum, default_value_t = Services::All)]
-    services: Services,
+    #[arg(long, value_enum, default_value_t = Whether::All)]
+    services: Whether,
+    /// Which NetworkPolicies hold in the providers
+    #[arg(long, value_enum, default_value_t = Whether::All)]
+    network_policies: Whether,
+    /// Which Ingresses exist in the providers, as far as these take them
+    #[arg(long, value_enum, default_value_t = Whether::None)]
+    ingresses: Whether,
+    /// Whether pods in the providers have tokens of their service accounts, and reach this cluster's API server: whoever runs
+    /// a provider can then act as these accounts
+    #[arg(long, value_enum, default_value_t = Tokens::None)]
+    service_account_tokens: Tokens,
     /// Longest wait until the providers have the namespace
     #[arg(long, default_value = "1m", value_parser = duration)]
     timeout: Duration,
@@ -94,11 +105,19 @@ impl From<Configuration> for ConfigurationReflection {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Services {
+enum Whether {
     /// All of the namespace
     All,
     /// None
     None,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Tokens {
+    /// None: pods that ask for one stay on physical nodes
+    None,
+    /// Those they ask for, each bound to its pod and renewed
+    Bound,
 }
 
 /// Reads a label selector in the notation of kubectl.
@@ -169,8 +188,20 @@ fn spec(arguments: &Arguments) -> NamespaceOffloadingSpec {
             config_maps: arguments.config_maps.into(),
             secrets: arguments.secrets.into(),
             services: match arguments.services {
-                Services::All => ServiceReflection::All,
-                Services::None => ServiceReflection::None,
+                Whether::All => ServiceReflection::All,
+                Whether::None => ServiceReflection::None,
+            },
+            network_policies: match arguments.network_policies {
+                Whether::All => PolicyReflection::All,
+                Whether::None => PolicyReflection::None,
+            },
+            ingresses: match arguments.ingresses {
+                Whether::All => IngressReflection::All,
+                Whether::None => IngressReflection::None,
+            },
+            service_account_tokens: match arguments.service_account_tokens {
+                Tokens::None => TokenReflection::None,
+                Tokens::Bound => TokenReflection::Bound,
             },
         },
     }

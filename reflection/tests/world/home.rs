@@ -68,9 +68,12 @@ impl World {
     pub(super) fn create_at_home(&mut self, at: (Kind, Key)) {
         let set = match at.0 {
             Kind::Namespace => SetRef::namespaces(),
-            Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {
-                SetRef::companions(at.0, &at.1.namespace)
-            }
+            Kind::ConfigMap
+            | Kind::Secret
+            | Kind::Service
+            | Kind::EndpointSlice
+            | Kind::NetworkPolicy
+            | Kind::Ingress => SetRef::companions(at.0, &at.1.namespace),
             Kind::Pod => SetRef::pods(NODES[self.index(NODES.len())]),
         };
         let uid = self.fresh_uid("home-");

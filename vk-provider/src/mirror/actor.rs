@@ -1,17 +1,20 @@
 //! The task that owns the state machine of one provider.
 
-use super::companions::{self, Companions, Effect};
+use super::companions::{self, Asked, Companions, Effect, Network};
 use super::home::{Finished, Home};
 use super::link::{Dialing, Link, LinkEvent, Provider, keep};
 use super::warnings::Warnings;
+use crate::api_server::Callers;
 use crate::metrics::Metrics;
+use crate::neighbours::Neighbours;
 use crate::request::within;
 use crate::status::{self, Seen};
-use crate::translate;
+use crate::translate::{self, Access};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{ApiResource, DynamicObject};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::runtime::events::Recorder;
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
@@ -21,14 +24,16 @@ use liquid_link::proto;
 use liquid_reflection::consumer::Action;
 use liquid_reflection::frame::{ConsumerFrame, Ref, Refusal, Wanted};
 use liquid_reflection::{Consumer, Key, Kind, SetRef, Uid};
+use liquid_runtime::backoff::{Backoff, entropy};
 use liquid_runtime::watch::{Change, changes_of};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 /// Commands that wait for the actor.
@@ -37,8 +42,11 @@ const COMMAND_QUEUE: usize = 64;
 const CHANGE_QUEUE: usize = 256;
 /// Pause after a pod could not be read. At most [`liquid_reflection::consumer::WINDOW`] of them wait for it.
 const READ_RETRY: Duration = Duration::from_millis(200);
+const READ_RETRY_CAP: Duration = Duration::from_secs(30);
 /// How often the numbers of objects are counted for the metrics.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+/// Longest time until the clock is looked at again: it may be set, and the timer does not know.
+const CLOCK_CHECK: Duration = Duration::from_secs(60);
 
 /// A namespace the provider shall have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +89,25 @@ enum Command {
 /// UIDs of the pods of a virtual node, by namespace and name.
 pub(crate) type HomePods = HashMap<Arc<str>, HashMap<Arc<str>, Uid>>;
 
+/// What all mirrors share.
+#[derive(Clone)]
+pub(crate) struct Common {
+    pub(crate) client: Client,
+    /// What links to providers are made with.
+    pub(crate) dialing: Dialing,
+    pub(crate) recorder: Recorder,
+    /// Address of the virtual nodes.
+    pub(crate) node_address: watch::Receiver<Option<String>>,
+    pub(crate) metrics: Metrics,
+    /// All virtual nodes and offloaded namespaces are known.
+    pub(crate) sets_known: watch::Receiver<bool>,
+    /// Who is where at home.
+    pub(crate) neighbours: Neighbours,
+    /// Where pods in providers reach this cluster's API server, and which may.
+    pub(crate) api_server: SocketAddr,
+    pub(crate) callers: Arc<Callers>,
+}
+
 /// The handle to the actor.
 pub(crate) struct Mirror {
     commands: mpsc::Sender<Command>,
@@ -93,17 +120,19 @@ pub(crate) struct Mirror {
 }
 
 impl Mirror {
-    /// Starts mirroring to `provider`. `sets_known` resolves when all virtual nodes and offloaded namespaces have been
-    /// passed on: before that an inventory would be incomplete.
-    pub(crate) fn start(
-        client: Client,
-        dialing: Dialing,
-        provider: Provider,
-        recorder: Recorder,
-        node_address: watch::Receiver<Option<String>>,
-        metrics: Metrics,
-        mut sets_known: watch::Receiver<bool>,
-    ) -> Self {
+    /// Starts mirroring to `provider`: with inventories when all sets are known, for before that they would be incomplete.
+    pub(crate) fn start(common: Common, provider: Provider) -> Self {
+        let Common {
+            client,
+            dialing,
+            recorder,
+            node_address,
+            metrics,
+            mut sets_known,
+            neighbours,
+            api_server,
+            callers,
+        } = common;
         let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
         let name = provider.name.clone();
         let (provider, watched) = watch::channel(provider);
@@ -111,7 +140,7 @@ impl Mirror {
         let (namespaces, known) = watch::channel(RemoteNamespaces::new());
         let (home, written) = Home::new(client.clone(), recorder, node_address, watched.clone());
         let (changes, changed) = mpsc::channel(CHANGE_QUEUE);
-        let (companions, learned) = Companions::new(client.clone());
+        let (companions, learned) = Companions::new(client.clone(), name.clone(), neighbours, api_server);
         let warnings = Warnings::new(client.clone(), name.clone());
         let mut consumer = Consumer::default();
         consumer.add_set(SetRef::namespaces());
@@ -122,6 +151,7 @@ impl Mirror {
             consumer,
             home,
             companions,
+            callers,
             warnings,
             frames: None,
             nodes: BTreeMap::new(),
@@ -134,6 +164,7 @@ impl Mirror {
             held: BTreeMap::new(),
             seen: BTreeMap::new(),
             unread: None,
+            ahead: BTreeSet::new(),
         };
         let keeper = async move {
             if sets_known.wait_for(|known| *known).await.is_ok() {
@@ -210,7 +241,20 @@ impl Drop for Mirror {
     }
 }
 
-type PodChange = (String, Change<DynamicObject>);
+/// Of the pods on a virtual node.
+struct PodChange {
+    node: String,
+    change: Change<DynamicObject>,
+    /// It was read because something else had changed: the watch knows whether there still is such a pod.
+    again: bool,
+}
+
+/// A body, should it be asked for at once.
+struct AtHand {
+    target: Ref,
+    hash: Hash,
+    body: Bytes,
+}
 
 struct Actor {
     name: String,
@@ -218,6 +262,7 @@ struct Actor {
     consumer: Consumer,
     home: Home,
     companions: Companions,
+    callers: Arc<Callers>,
     warnings: Warnings,
     frames: Option<mpsc::Sender<proto::ConsumerFrame>>,
     /// Virtual nodes, and whether all pods on them are known.
@@ -236,6 +281,8 @@ struct Actor {
     seen: BTreeMap<SetRef, BTreeMap<Key, Seen>>,
     /// Pods whose body could not be read, and when they take their turn again.
     unread: Option<(Instant, Vec<Ref>)>,
+    /// Pods that take their turn again when what they would wait for over there is on its way.
+    ahead: BTreeSet<Ref>,
 }
 
 impl Actor {
@@ -248,9 +295,11 @@ impl Actor {
         mut written: mpsc::UnboundedReceiver<Finished>,
     ) {
         let mut report = tokio::time::interval(REPORT_INTERVAL);
+        let mut census = self.companions.census();
         loop {
             let again = self.unread.as_ref().map(|(at, _)| *at);
-            let at_hand = tokio::select! {
+            let due = self.companions.poll_timeout().map(until);
+            let mut at_hand = tokio::select! {
                 biased;
                 command = queue.recv() => match command {
                     Some(command) => {
@@ -267,21 +316,20 @@ impl Actor {
                     self.link_event(event);
                     None
                 }
-                Some((node, change)) = changed.recv(), if self.wanted.is_some() => self.pod_change(&node, change),
-                Some(news) = learned.recv() => match self.companions.learn(news, &mut self.consumer) {
-                    None => None,
-                    Some(Effect::AtHand(target, body, owed)) => {
-                        if owed {
-                            let (target, hash, body) = (target.clone(), Hash::of(&body), body.clone());
-                            self.send(ConsumerFrame::Upsert { target, hash, body }).await;
-                        }
-                        Some((target, body))
-                    }
-                    Some(Effect::Refused(target, refusal)) => {
-                        self.home.refusal(target, Some(refusal));
-                        None
-                    }
-                },
+                Some(change) = changed.recv(), if self.wanted.is_some() => self.pod_change(change),
+                Some(news) = learned.recv() => {
+                    self.companions.learn(news, now(), &mut self.consumer);
+                    None
+                }
+                Ok(()) = census.changed() => {
+                    let census = census.borrow_and_update().clone();
+                    self.companions.learn_census(census, &mut self.consumer);
+                    None
+                }
+                () = sleep(due.unwrap_or_default()), if due.is_some() => {
+                    self.companions.handle_timeout(now(), &mut self.consumer);
+                    None
+                }
                 () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
                     for target in self.unread.take().into_iter().flat_map(|(_, targets)| targets) {
                         self.consumer.not_sent(&target);
@@ -298,12 +346,45 @@ impl Actor {
                     }
                     let prefixes = self.provider.borrow_and_update().prefixes.clone();
                     self.consumer.see_addresses(prefixes);
-                    self.keep_companions();
+                    let others = self.keep_companions();
+                    self.read_again(others);
                     self.finish_if_gone();
                     None
                 }
             };
+            for effect in self.companions.effects() {
+                at_hand = self.effect(effect).await.or(at_hand);
+            }
             self.drain(at_hand).await;
+        }
+    }
+
+    /// Does what follows for companions; returns a body, should it be asked for at once.
+    async fn effect(&mut self, effect: Effect) -> Option<AtHand> {
+        match effect {
+            Effect::AtHand { target, hash, body, owed } => {
+                if owed {
+                    self.send(ConsumerFrame::Upsert { target, hash, body }).await;
+                    return None;
+                }
+                return Some(AtHand { target, hash, body });
+            }
+            Effect::Told(target, what) => self.home.tell(target, what),
+            Effect::Served(pod) => self.let_go(&pod),
+            Effect::Closed(namespace) => {
+                let of_it = self.ahead.iter().filter(|pod| pod.key.namespace == namespace);
+                for pod in of_it.cloned().collect::<Vec<_>>() {
+                    self.let_go(&pod);
+                }
+            }
+        }
+        None
+    }
+
+    /// A pod that was ahead takes its turn again, unless it still is.
+    fn let_go(&mut self, pod: &Ref) {
+        if !self.companions.is_ahead(pod) && self.ahead.remove(pod) {
+            self.consumer.not_sent(pod);
         }
     }
 
@@ -354,6 +435,7 @@ impl Actor {
             held.retain(|(on, _)| on != node);
         }
         self.companions.retain_pods(node, |_| false, &mut self.consumer);
+        self.callers.retain(node, |_| false);
         self.seen.remove(&SetRef::pods(node));
     }
 
@@ -388,8 +470,9 @@ impl Actor {
         }
         let fresh: Vec<_> = wanted.keys().filter(|name| !self.offloaded(name)).cloned().collect();
         self.wanted = Some(wanted);
-        self.keep_companions();
+        let others = self.keep_companions();
         self.consumer.synced(&set);
+        self.read_again(others);
         // Pods that waited for their namespace are read again.
         for (node, name, namespace) in fresh
             .iter()
@@ -402,16 +485,31 @@ impl Actor {
             tokio::spawn(async move {
                 let pods: Api<DynamicObject> = Api::namespaced_with(client, &namespace, &pod_resource());
                 if let Ok(Some(pod)) = pods.get_opt(&name).await {
-                    drop(changes.send((node, Change::Applied(pod))).await);
+                    drop(changes.send(PodChange { node, change: Change::Applied(pod), again: true }).await);
                 }
             });
         }
     }
 
-    fn keep_companions(&mut self) {
-        if let Some(wanted) = &self.wanted {
-            let own_prefixes = self.provider.borrow().own_prefixes.clone();
-            self.companions.keep(wanted, own_prefixes, &mut self.consumer);
+    /// Returns the namespaces whose pods have another access to this cluster's API server than before.
+    fn keep_companions(&mut self) -> Vec<String> {
+        let Some(wanted) = &self.wanted else { return Vec::new() };
+        let network = {
+            let provider = self.provider.borrow();
+            Network { own: provider.own_prefixes.clone(), seen: provider.prefixes.clone() }
+        };
+        self.companions.keep(wanted, network, &mut self.consumer)
+    }
+
+    /// What pods of these namespaces are over there is another matter by now: they are read again.
+    fn read_again(&mut self, namespaces: Vec<String>) {
+        for namespace in namespaces {
+            // Those that could not go may go now, and are told if not.
+            self.held.remove(&namespace);
+            for node in self.watches.keys() {
+                let (client, changes) = (self.client.clone(), self.changes.clone());
+                tokio::spawn(read_pods(client, node.clone(), namespace.clone(), changes));
+            }
         }
     }
 
@@ -426,6 +524,7 @@ impl Actor {
         // With the stream goes what was under way in it.
         if !matches!(event, LinkEvent::Frame(_)) {
             self.unread = None;
+            self.ahead.clear();
             self.companions.disconnected();
         }
         match event {
@@ -442,11 +541,18 @@ impl Actor {
     }
 
     /// Passes a change on to the state machine; returns the body of the pod, should it be asked for at once.
-    fn pod_change(&mut self, node: &str, change: Change<DynamicObject>) -> Option<(Ref, Bytes)> {
+    fn pod_change(&mut self, PodChange { node, change, again }: PodChange) -> Option<AtHand> {
+        let node = node.as_str();
         if !self.watches.contains_key(node) {
             return None;
         }
         let set = SetRef::pods(node);
+        if let Change::Applied(pod) = &change
+            && again
+            && !self.seen.get(&set).is_some_and(|seen| seen.contains_key(&target(set.clone(), pod).key))
+        {
+            return None;
+        }
         match change {
             Change::Applied(pod) => self.pod_applied(node, set, pod),
             Change::Deleted(pod) => {
@@ -454,7 +560,9 @@ impl Actor {
                 if let Some(held) = self.held.get_mut(&*target.key.namespace) {
                     held.remove(&(node.to_owned(), target.key.name.to_string()));
                 }
-                self.companions.pod(node, &target.key, BTreeSet::new(), &mut self.consumer);
+                self.companions.pod(node, &target.key, BTreeSet::new(), None, now(), &mut self.consumer);
+                self.callers.set(node, &target.key, Vec::new());
+                self.ahead.remove(&target);
                 if let Some(seen) = self.seen.get_mut(&target.set) {
                     seen.remove(&target.key);
                 }
@@ -469,6 +577,7 @@ impl Actor {
                     known.retain(|key, _| seen.contains(key));
                 }
                 self.companions.retain_pods(node, |pod| seen.contains(pod), &mut self.consumer);
+                self.callers.retain(node, |pod| seen.contains(pod));
                 self.consumer.resynced(&set, &seen);
                 self.nodes.insert(node.to_owned(), true);
                 self.report_pods_known();
@@ -477,7 +586,7 @@ impl Actor {
         }
     }
 
-    fn pod_applied(&mut self, node: &str, set: SetRef, pod: DynamicObject) -> Option<(Ref, Bytes)> {
+    fn pod_applied(&mut self, node: &str, set: SetRef, pod: DynamicObject) -> Option<AtHand> {
         let target = target(set, &pod);
         let deleting = pod.metadata.deletion_timestamp.is_some();
         let grace = grace(&pod);
@@ -497,17 +606,25 @@ impl Actor {
             self.hold(node, &target, refusal("NamespaceNotOffloaded", message));
             return None;
         }
+        let access = self.companions.access(&namespace);
         let spec = pod.data.get("spec").unwrap_or(&Value::Null);
-        self.companions.pod(node, &target.key, translate::references(spec), &mut self.consumer);
-        let body = match body_of(pod) {
+        let references = translate::references(spec, access);
+        let runs = !has_ended(&pod);
+        let asked = (access != Access::None && runs).then(|| asked(&pod)).flatten();
+        self.companions.pod(node, &target.key, references, asked, now(), &mut self.consumer);
+        // Addresses of a pod that has ended are somebody else's soon.
+        let addresses = if access == Access::Server && runs { status::addresses(&pod) } else { Vec::new() };
+        self.callers.set(node, &target.key, addresses);
+        let body = match body_of(pod, access) {
             Ok(body) => body,
             Err(refusal) => {
                 self.hold(node, &target, refusal);
                 return None;
             }
         };
-        self.consumer.observe(target.clone(), Wanted::Present(Hash::of(&body)), status);
-        Some((target, body))
+        let hash = Hash::of(&body);
+        self.consumer.observe(target.clone(), Wanted::Present(hash), status);
+        Some(AtHand { target, hash, body })
     }
 
     /// Keeps a pod at home, and tells why.
@@ -527,7 +644,12 @@ impl Actor {
                     Kind::Pod => self.home.finish(target),
                     Kind::Namespace => self.namespace_gone(&target.key.name),
                     // Nothing at home waits for them.
-                    Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {}
+                    Kind::ConfigMap
+                    | Kind::Secret
+                    | Kind::Service
+                    | Kind::EndpointSlice
+                    | Kind::NetworkPolicy
+                    | Kind::Ingress => {}
                 }
             }
         }
@@ -540,19 +662,31 @@ impl Actor {
     }
 
     /// Carries out what the state machine asks for.
-    async fn drain(&mut self, at_hand: Option<(Ref, Bytes)>) {
+    async fn drain(&mut self, at_hand: Option<AtHand>) {
         while let Some(action) = self.consumer.poll_action() {
             match action {
                 Action::Send(frame) => self.send(frame).await,
+                // It counts as under way until what it needs is.
+                Action::SendBody { target, .. } if self.companions.is_ahead(&target) => {
+                    self.ahead.insert(target);
+                }
                 Action::SendBody { target, hash } => match &at_hand {
-                    Some((known, body)) if *known == target && Hash::of(body) == hash => {
-                        self.send(ConsumerFrame::Upsert { target, hash, body: body.clone() }).await;
+                    Some(known) if known.target == target && known.hash == hash => {
+                        let body = known.body.clone();
+                        self.send(ConsumerFrame::Upsert { target, hash, body }).await;
                     }
                     _ => match target.set.kind {
                         Kind::Namespace => self.send_namespace(target, hash).await,
                         Kind::Pod => self.send_pod(target, hash).await,
-                        Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {
-                            self.companions.owe(target, hash)
+                        Kind::ConfigMap
+                        | Kind::Secret
+                        | Kind::Service
+                        | Kind::EndpointSlice
+                        | Kind::NetworkPolicy
+                        | Kind::Ingress => {
+                            if let Some(body) = self.companions.owe(target.clone(), hash) {
+                                self.send(ConsumerFrame::Upsert { target, hash, body }).await;
+                            }
                         }
                     },
                 },
@@ -564,13 +698,28 @@ impl Actor {
                 Action::FinishDeletion(target) => match target.set.kind {
                     Kind::Pod => self.home.finish(target),
                     Kind::Namespace => self.namespace_gone(&target.key.name),
-                    Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {}
+                    Kind::ConfigMap
+                    | Kind::Secret
+                    | Kind::Service
+                    | Kind::EndpointSlice
+                    | Kind::NetworkPolicy
+                    | Kind::Ingress => {}
                 },
                 Action::Refused { target, refusal } => {
                     debug!(key = %target.key, reason = %refusal.reason, message = %refusal.message, "refused by the provider");
                     match target.set.kind {
-                        Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {
-                            self.home.refusal(target, Some(refusal));
+                        Kind::Pod => self.home.refusal(target, Some(refusal)),
+                        Kind::ConfigMap
+                        | Kind::Secret
+                        | Kind::Service
+                        | Kind::EndpointSlice
+                        | Kind::NetworkPolicy
+                        | Kind::Ingress => {
+                            self.companions.answered(&target);
+                            self.home.tell(self.companions.known_as(target), refusal);
+                            for effect in self.companions.effects() {
+                                self.effect(effect).await;
+                            }
                         }
                         Kind::Namespace => {
                             let state = RemoteState::Refused(refusal.message);
@@ -585,7 +734,13 @@ impl Actor {
                 Action::Settled(target) if target.set.kind == Kind::Namespace => {
                     self.namespace_ready(&target.key.name);
                 }
-                Action::Recovered(_) | Action::Settled(_) => {}
+                Action::Settled(target) => {
+                    self.companions.settled(&target);
+                    for effect in self.companions.effects() {
+                        self.effect(effect).await;
+                    }
+                }
+                Action::Recovered(_) => {}
                 Action::Warned { target, id, warning } => self.warnings.show(target, id, warning),
             }
         }
@@ -628,7 +783,7 @@ impl Actor {
                 let node = target.set.scope.to_string();
                 let read = self.pod_applied(&node, target.set.clone(), pod);
                 // If it has changed in between, it is asked for anew.
-                if let Some((target, body)) = read.filter(|(_, body)| Hash::of(body) == hash) {
+                if let Some(AtHand { target, body, .. }) = read.filter(|read| read.hash == hash) {
                     self.send(ConsumerFrame::Upsert { target, hash, body }).await;
                 }
             }
@@ -647,10 +802,57 @@ async fn watch_pods(client: Client, node: String, changes: mpsc::Sender<PodChang
     let of_node = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     let mut news = changes_of(pods, "Pod", of_node).boxed();
     while let Some(change) = news.next().await {
-        if changes.send((node.clone(), change)).await.is_err() {
+        let change = PodChange { node: node.clone(), change, again: false };
+        if changes.send(change).await.is_err() {
             return;
         }
     }
+}
+
+/// Reads the pods of a namespace on a virtual node, as if they had changed.
+async fn read_pods(client: Client, node: String, namespace: String, changes: mpsc::Sender<PodChange>) {
+    let pods: Api<DynamicObject> = Api::namespaced_with(client, &namespace, &pod_resource());
+    let of_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
+    let mut backoff = Backoff::new(READ_RETRY, READ_RETRY_CAP);
+    let found = loop {
+        match within(pods.list(&of_node)).await {
+            Ok(found) => break found,
+            Err(error) => warn!(%namespace, %node, %error, "pods not read; trying again"),
+        }
+        sleep(backoff.next(entropy())).await;
+    };
+    for pod in found {
+        let change = PodChange { node: node.clone(), change: Change::Applied(pod), again: true };
+        if changes.send(change).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn has_ended(pod: &DynamicObject) -> bool {
+    let phase = pod.data.pointer("/status/phase").and_then(Value::as_str);
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// The tokens a pod asks for.
+fn asked(pod: &DynamicObject) -> Option<Asked> {
+    let spec = pod.data.get("spec")?;
+    Some(Asked {
+        uid: Uid::from(pod.metadata.uid.as_deref()?),
+        account: spec.get("serviceAccountName").and_then(Value::as_str).unwrap_or("default").to_owned(),
+        created: pod.metadata.creation_timestamp.as_ref()?.0.as_second(),
+        sources: translate::tokens(spec),
+    })
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    Timestamp::now().as_second()
+}
+
+/// How long to wait until then.
+fn until(when: i64) -> Duration {
+    Duration::from_secs(u64::try_from(when - now()).unwrap_or(0)).min(CLOCK_CHECK)
 }
 
 fn pod_resource() -> ApiResource {
@@ -666,7 +868,7 @@ fn grace(pod: &DynamicObject) -> Option<u32> {
     pod.metadata.deletion_grace_period_seconds.and_then(|seconds| u32::try_from(seconds).ok())
 }
 
-fn body_of(pod: DynamicObject) -> Result<Bytes, Refusal> {
+fn body_of(pod: DynamicObject, access: Access) -> Result<Bytes, Refusal> {
     let DynamicObject { metadata, mut data, .. } = pod;
     let spec = data.get_mut("spec").map(Value::take).unwrap_or_default();
     let whole = json!({
@@ -676,7 +878,7 @@ fn body_of(pod: DynamicObject) -> Result<Bytes, Refusal> {
         },
         "spec": spec,
     });
-    Ok(Bytes::from(translate::pod(&whole)?.to_string()))
+    Ok(Bytes::from(translate::pod(&whole, access)?.to_string()))
 }
 
 fn namespace_body(namespace: &WantedNamespace) -> Bytes {

@@ -10,9 +10,9 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Api, Client};
+use liquid_reflection::Prefixes;
 use liquid_reflection::digest::pod_addresses;
 use liquid_reflection::frame::{Ref, Refusal};
-use liquid_reflection::{Kind, Prefixes};
 use liquid_runtime::backoff::{Backoff, entropy};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ const MAX_REQUESTS: usize = 32;
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_CAP: Duration = Duration::from_secs(30);
 
-/// What is to be written to one pod; to other objects only Events are.
+/// What is to be written to one pod.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Work {
     /// Status as it came from the provider, and what was known of the pod at home then.
@@ -109,6 +109,16 @@ impl Home {
     /// Tells why a pod does not run, or that it does again.
     pub(super) fn refusal(&mut self, target: Ref, refusal: Option<Refusal>) {
         self.add(target, |work| work.refusal = Some(refusal));
+    }
+
+    /// Tells something about an object that changes nothing of it: an Event.
+    pub(super) fn tell(&self, target: Ref, what: Refusal) {
+        let (recorder, requests) = (self.recorder.clone(), self.requests.clone());
+        tokio::spawn(async move {
+            let permit = requests.acquire_owned().await;
+            publish(&recorder, &target, &what).await;
+            drop(permit);
+        });
     }
 
     /// Deletes a pod for good.
@@ -210,12 +220,7 @@ impl Round {
             work.status = None;
         }
         if let Some(refusal) = &work.refusal {
-            let written = match self.target.set.kind {
-                Kind::Pod => self.write(&refusal_patch(self.target.uid.as_str(), refusal.as_ref())).await,
-                Kind::Namespace | Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {
-                    Ended::Done
-                }
-            };
+            let written = self.write(&refusal_patch(self.target.uid.as_str(), refusal.as_ref())).await;
             match written {
                 Ended::Done => {}
                 Ended::Moot => return Work::default(),
@@ -223,7 +228,7 @@ impl Round {
                 Ended::Failed(error) => return self.failed(work, &error),
             }
             if let Some(refusal) = refusal {
-                self.publish(refusal).await;
+                publish(&self.recorder, &self.target, refusal).await;
             }
             work.refusal = None;
         }
@@ -286,7 +291,8 @@ impl Round {
     async fn rejected(&self, message: &str) {
         warn!(pod = %self.target.key, %message, "status of the provider not accepted at home");
         let message = format!("a status of the provider is not accepted here: {message}");
-        self.publish(&Refusal { reason: "StatusRejected".to_owned(), message }).await;
+        let refusal = Refusal { reason: "StatusRejected".to_owned(), message };
+        publish(&self.recorder, &self.target, &refusal).await;
     }
 
     fn pods(&self) -> Api<Pod> {
@@ -311,26 +317,27 @@ impl Round {
         };
         ended(within(pods.delete(&self.target.key.name, &params)).await)
     }
+}
 
-    async fn publish(&self, refusal: &Refusal) {
-        let event = Event {
-            type_: EventType::Warning,
-            reason: refusal.reason.clone(),
-            note: Some(refusal.message.chars().take(1024).collect()),
-            action: "Offload".to_owned(),
-            secondary: None,
-        };
-        let about = ObjectReference {
-            api_version: Some(self.target.set.kind.api_version()),
-            kind: Some(self.target.set.kind.as_str().to_owned()),
-            namespace: Some(self.target.key.namespace.to_string()),
-            name: Some(self.target.key.name.to_string()),
-            uid: Some(self.target.uid.to_string()),
-            ..ObjectReference::default()
-        };
-        if let Err(error) = within(self.recorder.publish(&event, &about)).await {
-            debug!(pod = %self.target.key, %error, "event not written");
-        }
+/// Writes an Event about an object. Repeated ones become a series.
+async fn publish(recorder: &Recorder, target: &Ref, refusal: &Refusal) {
+    let event = Event {
+        type_: EventType::Warning,
+        reason: refusal.reason.clone(),
+        note: Some(refusal.message.chars().take(1024).collect()),
+        action: "Offload".to_owned(),
+        secondary: None,
+    };
+    let about = ObjectReference {
+        api_version: Some(target.set.kind.api_version()),
+        kind: Some(target.set.kind.as_str().to_owned()),
+        namespace: Some(target.key.namespace.to_string()),
+        name: Some(target.key.name.to_string()),
+        uid: Some(target.uid.to_string()),
+        ..ObjectReference::default()
+    };
+    if let Err(error) = within(recorder.publish(&event, &about)).await {
+        debug!(key = %target.key, %error, "event not written");
     }
 }
 

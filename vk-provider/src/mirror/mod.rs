@@ -10,5 +10,5 @@ mod home;
 mod link;
 mod warnings;
 
-pub(crate) use actor::{HomePods, Mirror, RemoteState, WantedNamespace};
+pub(crate) use actor::{Common, HomePods, Mirror, RemoteState, WantedNamespace};
 pub(crate) use link::{Dialing, Link, Provider};

@@ -1,4 +1,4 @@
-//! Warnings of the provider about pods, shown at home as Events of the pods there.
+//! Warnings of the provider about pods and policies, shown at home as Events of the objects there.
 //!
 //! They explain and decide nothing: each is written once, in order, and what cannot be written is passed over. Repeated by
 //! the provider, an Event is the same at home, with another count.
@@ -41,7 +41,7 @@ impl Warnings {
         Self(queue)
     }
 
-    /// Shows a warning about a pod at home.
+    /// Shows a warning about an object at home.
     pub(super) fn show(&self, target: Ref, id: Uid, warning: Box<Warning>) {
         if let Err(error) = self.0.try_send((target, id, warning)) {
             debug!(%error, "warning passed over");
@@ -62,8 +62,8 @@ fn event(provider: &str, target: &Ref, id: &Uid, warning: &Warning) -> (String, 
         "kind": "Event",
         "metadata": { "name": name, "namespace": target.key.namespace.as_ref() },
         "involvedObject": {
-            "apiVersion": "v1",
-            "kind": "Pod",
+            "apiVersion": target.set.kind.api_version(),
+            "kind": target.set.kind.as_str(),
             "namespace": target.key.namespace.as_ref(),
             "name": target.key.name.as_ref(),
             "uid": target.uid.as_str(),
@@ -101,7 +101,10 @@ mod tests {
         let (again, second) = made("web", "e1", 2);
         assert_eq!(name, again);
         assert_eq!((&first["count"], &second["count"]), (&json!(1), &json!(2)));
-        assert_eq!(first["involvedObject"]["uid"], "u1");
+        assert_eq!(
+            (&first["involvedObject"]["uid"], &first["involvedObject"]["kind"]),
+            (&json!("u1"), &json!("Pod"))
+        );
         assert_ne!(made("web", "e2", 1).0, name);
         assert_eq!(made(&"x".repeat(253), "e1", 1).0.len(), MAX_NAME);
     }

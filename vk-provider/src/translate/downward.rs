@@ -125,7 +125,7 @@ fn printable(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::pod;
+    use super::super::{Access, pod};
     use super::*;
 
     fn home(env: &Value, items: &Value) -> Value {
@@ -152,7 +152,9 @@ mod tests {
     /// What a container in the provider reads: the reference resolved against the shadow.
     fn reads(path: &str) -> String {
         let reference = json!({"fieldRef": {"fieldPath": path}});
-        let body = pod(&home(&json!([{"name": "V", "valueFrom": reference}]), &json!([reference]))).unwrap();
+        let body =
+            pod(&home(&json!([{"name": "V", "valueFrom": reference}]), &json!([reference])), Access::None)
+                .unwrap();
         let path = |pointer: &str| {
             body.pointer(&format!("/spec{pointer}/fieldRef/fieldPath")).unwrap().as_str().unwrap().to_owned()
         };
@@ -199,9 +201,9 @@ mod tests {
     fn a_label_changed_at_home_reaches_the_file() {
         let items = json!([{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]);
         let mut changed = home(&json!([]), &items);
-        let before = pod(&changed).unwrap();
+        let before = pod(&changed, Access::None).unwrap();
         changed["metadata"]["labels"]["app"] = json!("web2");
-        let after = pod(&changed).unwrap();
+        let after = pod(&changed, Access::None).unwrap();
         assert_eq!(before["spec"], after["spec"], "what cannot be changed in a running pod stays");
         let text = after["metadata"]["annotations"][format!("{HOME_VALUE}labels")].as_str().unwrap();
         assert!(text.contains("app=\"web2\""), "{text}");
@@ -209,7 +211,7 @@ mod tests {
 
     #[test]
     fn pods_that_do_not_ask_carry_nothing_more() {
-        let body = pod(&home(&json!([]), &json!([]))).unwrap();
+        let body = pod(&home(&json!([]), &json!([])), Access::None).unwrap();
         assert_eq!(body["metadata"]["annotations"], json!({"note": "say \"hi\"\n"}));
     }
 

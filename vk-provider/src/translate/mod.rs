@@ -3,6 +3,7 @@
 //! What becomes of each field, and why, is written in `docs/pods.md`; the tests in `table.rs` hold this code to it. What
 //! cannot work in another cluster is refused, and the user is told; nothing that matters is dropped silently.
 
+mod access;
 mod downward;
 #[cfg(test)]
 mod newest;
@@ -12,6 +13,7 @@ mod refuse;
 #[cfg(test)]
 mod table;
 
+pub(crate) use access::{Access, TokenSource, tokens};
 pub(crate) use references::{Reference, references};
 
 use liquid_crds::vocabulary::VIRTUAL_NODE_TAINT;
@@ -44,22 +46,31 @@ const TOKEN_VOLUME: &str = "kube-api-access-";
 /// Prefix of labels and annotations that Liquid sets, on each side its own.
 const OWN_PREFIX: &str = "liquid.mesh/";
 
-/// Makes the body of the shadow of `pod` (as the API server of home has it).
+/// Makes the body of the shadow of `pod` (as the API server of home has it), which has this access to home's API server.
 ///
 /// # Errors
 /// If the pod cannot work in another cluster; the refusal says why.
-pub(crate) fn pod(pod: &Value) -> Result<Value, Refusal> {
-    refuse::check(pod)?;
+pub(crate) fn pod(pod: &Value, access: Access) -> Result<Value, Refusal> {
+    refuse::check(pod, access)?;
     let mut spec = pod.get("spec").and_then(Value::as_object).cloned().unwrap_or_default();
     for field in LEFT_BEHIND {
         spec.remove(field);
     }
-    leave_token_volumes(&mut spec);
+    match access {
+        Access::None => leave_token_volumes(&mut spec),
+        Access::Tokens | Access::Server => {
+            let uid = pod.pointer("/metadata/uid").and_then(Value::as_str).unwrap_or_default();
+            access::grant(uid, &mut spec);
+        }
+    }
     leave_home_tolerations(&mut spec);
     let labels = pod.pointer("/metadata/labels");
     placement::keep_portable(&mut spec, labels);
     let mut annotations = annotations(pod.get("metadata"));
     downward::keep(pod, &mut spec, &mut annotations);
+    if access == Access::Server {
+        access::lead(&mut spec, &mut annotations);
+    }
     Ok(json!({
         "metadata": {
             "labels": labels.cloned().unwrap_or_else(|| json!({})),
@@ -76,7 +87,7 @@ fn annotations(meta: Option<&Value>) -> Map<String, Value> {
     all
 }
 
-/// The tokens in these volumes are for the API server of home, which the pod does not reach from there.
+/// Every pod has such a volume, and few need it: without it they run.
 fn leave_token_volumes(spec: &mut Map<String, Value>) {
     if let Some(volumes) = spec.get_mut("volumes").and_then(Value::as_array_mut) {
         volumes.retain(|volume| !name_of(volume).starts_with(TOKEN_VOLUME));
@@ -154,7 +165,7 @@ mod tests {
 
     #[test]
     fn what_belongs_to_home_stays_there_and_the_rest_goes() {
-        let body = pod(&home()).unwrap();
+        let body = pod(&home(), Access::None).unwrap();
         assert_eq!(
             body,
             json!({
@@ -171,11 +182,11 @@ mod tests {
 
     #[test]
     fn what_changes_only_at_home_does_not_change_the_body() {
-        let before = pod(&home()).unwrap();
+        let before = pod(&home(), Access::None).unwrap();
         let mut changed = home();
         changed["status"]["phase"] = json!("Running");
         changed["metadata"]["resourceVersion"] = json!("77");
         changed["metadata"]["finalizers"] = json!(["x"]);
-        assert_eq!(pod(&changed).unwrap(), before);
+        assert_eq!(pod(&changed, Access::None).unwrap(), before);
     }
 }

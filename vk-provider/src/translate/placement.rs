@@ -128,12 +128,12 @@ fn prune(affinity: &mut Value) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::pod;
+    use super::super::{Access, pod};
     use super::*;
 
     fn translated(spec: Value) -> Value {
         let home = json!({"metadata": {"labels": {"app": "web", "hash": "h1"}}, "spec": spec});
-        pod(&home).unwrap()["spec"].take()
+        pod(&home, Access::None).unwrap()["spec"].take()
     }
 
     #[test]

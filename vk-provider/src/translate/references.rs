@@ -1,21 +1,27 @@
 //! Which ConfigMaps and Secrets a pod refers to.
 
-use super::{TOKEN_VOLUME, items, name_of};
+use super::{Access, TOKEN_VOLUME, items, name_of};
 use liquid_reflection::Kind;
+use liquid_reflection::companion::{HOME_ROOT_CA, ROOT_CA};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// A ConfigMap or Secret, by kind and name.
 pub(crate) type Reference = (Kind, String);
 
-/// What the pod with this spec refers to.
-pub(crate) fn references(spec: &Value) -> BTreeSet<Reference> {
+/// What the pod with this spec refers to, as it has this access to home's API server.
+pub(crate) fn references(spec: &Value, access: Access) -> BTreeSet<Reference> {
     let mut found = BTreeSet::new();
     let mut note = |kind: Kind, holder: Option<&Value>, field: &str| {
         let name = holder.and_then(|holder| holder.get(field)).and_then(Value::as_str);
+        let name = name.map(|name| match kind {
+            Kind::ConfigMap if name == ROOT_CA && access != Access::None => HOME_ROOT_CA,
+            _ => name,
+        });
         found.extend(name.filter(|name| !name.is_empty()).map(|name| (kind, name.to_owned())));
     };
-    for volume in items(spec, "volumes").filter(|volume| !name_of(volume).starts_with(TOKEN_VOLUME)) {
+    let left = |volume: &&Value| access == Access::None && name_of(volume).starts_with(TOKEN_VOLUME);
+    for volume in items(spec, "volumes").filter(|volume| !left(volume)) {
         note(Kind::ConfigMap, volume.get("configMap"), "name");
         note(Kind::Secret, volume.get("secret"), "secretName");
         for source in volume.get("projected").into_iter().flat_map(|projected| items(projected, "sources")) {
@@ -67,8 +73,10 @@ mod tests {
             "initContainers": [{"envFrom": [{"configMapRef": {"name": "c5"}}]}],
             "imagePullSecrets": [{"name": "s5"}, {}],
         });
-        let names: Vec<String> = references(&spec).into_iter().map(|(_, name)| name).collect();
-        assert_eq!(names, ["c1", "c2", "c3", "c4", "c5", "s1", "s2", "s3", "s4", "s5"]);
-        assert!(references(&json!({})).is_empty());
+        let names =
+            |access| -> Vec<String> { references(&spec, access).into_iter().map(|(_, name)| name).collect() };
+        assert_eq!(names(Access::None), ["c1", "c2", "c3", "c4", "c5", "s1", "s2", "s3", "s4", "s5"]);
+        assert!(names(Access::Tokens).contains(&HOME_ROOT_CA.to_owned()));
+        assert!(references(&json!({}), Access::None).is_empty());
     }
 }

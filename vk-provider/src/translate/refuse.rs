@@ -1,6 +1,6 @@
 //! What cannot work in another cluster (yet), and is refused with a reason instead of failing there obscurely.
 
-use super::{TOKEN_VOLUME, items, name_of};
+use super::{Access, TOKEN_VOLUME, items, name_of};
 use liquid_reflection::frame::Refusal;
 use serde_json::Value;
 
@@ -38,10 +38,10 @@ const DRIVER_VOLUMES: [&str; 21] = [
 const DEVICES: &str = "resourceClaims: devices are claimed from nodes of this cluster";
 
 /// Refuses a pod that cannot work in the provider.
-pub(super) fn check(pod: &Value) -> Result<(), Refusal> {
+pub(super) fn check(pod: &Value, access: Access) -> Result<(), Refusal> {
     let spec = &pod["spec"];
     for volume in items(spec, "volumes").filter(|volume| !name_of(volume).starts_with(TOKEN_VOLUME)) {
-        check_volume(volume)?;
+        check_volume(volume, access)?;
     }
     for list in ["containers", "initContainers", "ephemeralContainers"] {
         for container in items(spec, list) {
@@ -64,7 +64,7 @@ pub(super) fn check(pod: &Value) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_volume(volume: &Value) -> Result<(), Refusal> {
+fn check_volume(volume: &Value, access: Access) -> Result<(), Refusal> {
     let name = name_of(volume);
     for (source, reason) in HOME_VOLUMES {
         if volume.get(source).is_some() {
@@ -77,11 +77,14 @@ fn check_volume(volume: &Value) -> Result<(), Refusal> {
     }
     for source in volume.pointer("/projected/sources").and_then(Value::as_array).into_iter().flatten() {
         for (kind, reason) in [
-            ("serviceAccountToken", "tokens of this cluster are of no use there"),
+            (
+                "serviceAccountToken",
+                "its namespace gives providers no tokens (spec.reflection.serviceAccountTokens of its NamespaceOffloading)",
+            ),
             ("clusterTrustBundle", "trust bundles of this cluster are not in the provider"),
             ("podCertificate", "signers of this cluster are not in the provider"),
         ] {
-            if source.get(kind).is_some() {
+            if source.get(kind).is_some() && (kind != "serviceAccountToken" || access == Access::None) {
                 return Err(refusal(&format!("volume {name}: {reason}")));
             }
         }
@@ -115,7 +118,7 @@ mod tests {
             (json!({"setHostnameAsFQDN": true}), "setHostnameAsFQDN"),
             (json!({"volumes": [{"name": "v", "csi": {"driver": "x"}}]}), "volume v: csi"),
         ] {
-            let refused = check(&json!({ "spec": spec })).unwrap_err();
+            let refused = check(&json!({ "spec": spec }), Access::None).unwrap_err();
             assert!(refused.message.contains(expected), "{refused:?}");
         }
     }
@@ -129,6 +132,6 @@ mod tests {
                 {"name": "A", "value": "b"}, {"name": "S", "valueFrom": {"secretKeyRef": {"name": "x", "key": "y"}}}, {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             ]}],
         });
-        assert_eq!(check(&json!({ "spec": spec })), Ok(()));
+        assert_eq!(check(&json!({ "spec": spec }), Access::None), Ok(()));
     }
 }

@@ -2,7 +2,7 @@
 //! Kubernetes API has, no other, and each field fares as its row says. A new API version cannot bring a field that nobody
 //! has thought about.
 
-use super::{newest, pod};
+use super::{Access, newest, pod, tokens};
 use crate::status;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::DynamicObject;
@@ -304,7 +304,7 @@ fn each_field_of_a_pod_fares_as_its_row_says() {
     let rows = rows();
     let mut shown = BTreeSet::new();
     for (paths, home, expected) in examples() {
-        let mut body = pod(&home).unwrap();
+        let mut body = pod(&home, Access::None).unwrap();
         if body["metadata"]["labels"] == json!({}) {
             body["metadata"].as_object_mut().unwrap().remove("labels");
         }
@@ -330,7 +330,7 @@ fn each_field_of_a_pod_fares_as_its_row_says() {
         }
         assert!(!below.is_empty(), "{path}");
         for (field, value) in &below {
-            let body = pod(&with(field, value));
+            let body = pod(&with(field, value), Access::None);
             match row.verdict {
                 Verdict::Copied => assert_eq!(at(&body.unwrap(), field), Some(value), "{field}"),
                 Verdict::Left | Verdict::Beside => assert_eq!(at(&body.unwrap(), field), None, "{field}"),
@@ -381,7 +381,9 @@ fn a_pod_that_is_not_as_the_schema_says_does_no_harm() {
         for value in &odd {
             let odd_pod = with(place, value);
             // Whether it is refused does not matter here.
-            drop(pod(&odd_pod));
+            drop(pod(&odd_pod, Access::None));
+            drop(pod(&odd_pod, Access::Server));
+            drop(tokens(odd_pod.get("spec").unwrap_or(&Value::Null)));
             let object = |status: &Value| -> DynamicObject {
                 let gates = json!({"readinessGates": [{"conditionType": "x"}]});
                 let restarts = json!({"annotations": {RESTARTS_BEFORE: r#"{"text": 1}"#}});

@@ -2,11 +2,12 @@
 
 use crate::manifests::{FOREVER, deployment, drop_namespace, offloaded, pod};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+use k8s_openapi::api::networking::v1::Ingress;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource, ResourceExt as _};
 use liquid_scenarios::{Cluster, Environment, Look};
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fmt::Debug;
 use std::time::Duration;
 
@@ -257,4 +258,69 @@ async fn pods_in_the_provider_find_each_other_by_service() -> anyhow::Result<()>
     let pods: Api<Pod> = Api::namespaced(provider.client.clone(), "services-home");
     assert_eq!(pods.list(&Default::default()).await?.items.len(), 3);
     drop_namespace(home, "services").await
+}
+
+const INGRESS: &str = r#"
+apiVersion: v1
+kind: Secret
+metadata: {name: certificate}
+data: {tls.crt: eA==, tls.key: eQ==}
+type: kubernetes.io/tls
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: web, annotations: {example.org/kept: a, example.org/snippet: b}}
+spec:
+  ingressClassName: of-home
+  tls: [{hosts: [web.shop.example.org], secretName: certificate}]
+  rules:
+    - host: web.shop.example.org
+      http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: web, port: {number: 80}}}}]}
+"#;
+
+/// Would catch: ways in from outside that a provider has not opened, or not closed again; hosts, classes and annotations it has
+/// not agreed to; hosts that are somebody else's there; and certificates that do not go along.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs two clusters"]
+async fn ingresses_exist_where_both_sides_say_so() -> anyhow::Result<()> {
+    let environment = Environment::open().await?.peered().await?;
+    let (home, provider) = (&environment.home, &environment.provider);
+    offloaded(home, "doors").await?;
+    home.apply("doors", INGRESS).await?;
+    let ingresses: Api<Ingress> = Api::namespaced(provider.client.clone(), "doors-home");
+    let secrets: Api<Secret> = Api::namespaced(provider.client.clone(), "doors-home");
+    let lend = |ingress: Value| async move {
+        let patch = json!({"spec": {"lend": {"ingress": ingress}}}).to_string();
+        provider.kubectl.run(["patch", "peer", "home", "--type=merge", "-p", &patch]).await?.ok()
+    };
+    let told = |what: &'static str| async move {
+        home.wait(&format!("an event {what}"), SOON, || async {
+            let events = home.events("doors").await?;
+            Ok(if events.contains(what) { Look::Done(()) } else { Look::NotYet(events) })
+        })
+        .await
+    };
+    home.liquidctl.run(["offload", "namespace", "doors", "--ingresses", "all"]).await?.ok()?;
+    told("IngressNotLent: the provider takes no Ingresses").await?;
+    assert!(ingresses.get_opt("web").await?.is_none());
+
+    // Somebody there has that host already.
+    provider.create_namespace("doors-taken").await?;
+    provider.apply("doors-taken", &INGRESS.replace("of-home", "public")).await?;
+    let terms =
+        json!({"className": "public", "hosts": ["*.shop.example.org"], "annotations": ["example.org/kept"]});
+    lend(terms).await?;
+    told("IngressHostConflict").await?;
+    provider.delete_namespace("doors-taken").await?;
+    let made = there(provider, &ingresses, "web").await?;
+    assert_eq!(made.spec.as_ref().and_then(|spec| spec.ingress_class_name.as_deref()), Some("public"));
+    assert_eq!(made.annotations().get("example.org/kept").map(String::as_str), Some("a"));
+    assert!(!made.annotations().contains_key("example.org/snippet"));
+    there(provider, &secrets, "certificate").await?;
+
+    lend(Value::Null).await?;
+    gone(provider, &ingresses, "web").await?;
+    home.liquidctl.run(["offload", "namespace", "doors"]).await?.ok()?;
+    gone(provider, &secrets, "certificate").await?;
+    drop_namespace(home, "doors").await
 }

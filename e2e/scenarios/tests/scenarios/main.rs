@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says what it measured")]
 
+mod access;
 mod adjusting;
 mod companions;
 mod figures;
@@ -17,6 +18,7 @@ mod nodes;
 mod per_node;
 mod pod_features;
 mod pods;
+mod policies;
 mod quota;
 mod resilience;
 mod services;

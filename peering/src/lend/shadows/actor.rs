@@ -1,10 +1,12 @@
 //! The one task that owns the state machines of all consumers.
 
+use super::companions::terms as terms_of;
 use super::events::Warned;
-use super::objects::{NamespaceNames, body_demand, interim_status};
+use super::objects::{NamespaceNames, Owned, body_demand, interim_status};
 use super::outbox::Outbox;
 use super::roster::{Placed, Roster};
 use super::steps::{Job, Policy, UNAVAILABLE, read_status};
+use super::walls::{Walled, Walls};
 use super::watches::{News, Source, watch};
 use crate::lend::book::{Book, Slices};
 use crate::lend::consumers::{Consumer, Consumers};
@@ -12,15 +14,18 @@ use crate::lend::quota::{Ledger, Limits};
 use crate::metrics::Metrics;
 use bytes::Bytes;
 use futures::StreamExt as _;
+use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use liquid_crds::{ClusterId, Placement, SliceState};
 use liquid_link::digest::Hash;
 use liquid_reflection::digest::{pod_addresses, set_pod_addresses};
 use liquid_reflection::frame::{ProviderFrame, Ref, Refusal};
 use liquid_reflection::provider::{Action, Deleted, Instance, Outcome, Record, StatusFound, Step};
+use liquid_reflection::warning::Warning;
 use liquid_reflection::{ConsumerFrame, Key, Kind, Prefixes, Provider, SetRef, Uid};
 use liquid_runtime::backoff::entropy;
 use liquid_runtime::health::Part;
+use liquid_runtime::watch::Change;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -106,6 +111,7 @@ impl Shadows {
             book,
             metrics,
             lent: BTreeMap::new(),
+            walls: Walls::default(),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             answers,
             unlisted: Source::all(),
@@ -182,8 +188,12 @@ struct Lent {
     reading: BTreeSet<Ref>,
     /// Nodes that pods are bound to, by their UIDs here.
     hosts: BTreeMap<Uid, Arc<str>>,
-    /// How the addresses of its pods are seen here.
-    prefixes: Prefixes,
+    /// Digests of what this cluster puts into objects of a kind, once they are known.
+    terms: BTreeMap<Kind, Hash>,
+    /// And of what it has put into those there are.
+    made_on: BTreeMap<(SetRef, Key), Hash>,
+    /// Where policies of this cluster's own decide, by the names of namespaces at home.
+    walled: BTreeMap<Arc<str>, Walled>,
     /// What its pods ask for, and what it may have.
     ledger: Ledger,
     limits: Limits,
@@ -236,21 +246,91 @@ impl Lent {
         self.ledger.keep(&at, record, instance);
     }
 
-    /// The addresses of its pods are seen like this from now on: what holds such addresses is made anew.
-    fn renumber(&mut self, prefixes: Prefixes) {
-        if std::mem::replace(&mut self.prefixes, prefixes) == self.prefixes {
+    /// This is put into objects of a kind from now on: those that hold something else are made anew.
+    fn renew(&mut self, terms: BTreeMap<Kind, Hash>) {
+        if self.terms == terms {
             return;
         }
-        let slices: Vec<_> = self
+        let earlier = std::mem::replace(&mut self.terms, terms);
+        let terms = self.terms.clone();
+        self.remake(|set| earlier.get(&set.kind) != terms.get(&set.kind));
+    }
+
+    /// Something else is put into objects of these sets by now.
+    fn remake(&mut self, which: impl Fn(&SetRef) -> bool) {
+        let outdated: Vec<_> = self
             .provider
             .objects()
-            .filter(|(set, ..)| set.kind == Kind::EndpointSlice)
+            .filter(|(set, key, ..)| which(set) && self.is_outdated(set, key))
             .filter_map(|(set, key, record, _)| Some((set.clone(), key.clone(), record?.clone())))
             .collect();
-        for (set, key, mut record) in slices {
+        for (set, key, mut record) in outdated {
             outdate(&mut record);
             self.provider.record_changed(&set, &key, Ok(record));
         }
+        // What was refused before may be taken now.
+        self.provider.wake(|set, _| which(set));
+    }
+
+    /// Whether something else was put into an object than would be by now.
+    fn is_outdated(&self, set: &SetRef, key: &Key) -> bool {
+        let Some(terms) = self.terms.get(&set.kind) else { return false };
+        let terms = self.walled(set).mixed(*terms);
+        self.made_on.get(&(set.clone(), key.clone())) != Some(&terms)
+    }
+
+    /// Where policies of this cluster's own go before those of this set.
+    fn walled(&self, set: &SetRef) -> Walled {
+        match set.kind {
+            Kind::NetworkPolicy => self.walled.get(&set.scope).copied().unwrap_or_default(),
+            _ => Walled::default(),
+        }
+    }
+
+    /// In this namespace (by its name at home) policies of this cluster's own decide so.
+    fn wall(&mut self, namespace: Arc<str>, walled: Walled) {
+        if self.walled.insert(namespace.clone(), walled).unwrap_or_default() != walled {
+            self.remake(|set| set.kind == Kind::NetworkPolicy && set.scope == namespace);
+        }
+    }
+
+    /// A companion is there, or not any more; `made_on` is the digest of what was put into it.
+    fn companion(&mut self, mut owned: Owned<Result<Record, Deleted>>, made_on: Option<Hash>) {
+        let at = (owned.set.clone(), owned.key.clone());
+        match made_on.filter(|_| owned.what.is_ok()) {
+            Some(made_on) => drop(self.made_on.insert(at, made_on)),
+            None => drop(self.made_on.remove(&at)),
+        }
+        if let Ok(record) = &mut owned.what
+            && self.is_outdated(&owned.set, &owned.key)
+        {
+            outdate(record);
+        }
+        self.provider.record_changed(&owned.set, &owned.key, owned.what);
+    }
+
+    /// Tells the consumer of a policy that opens less here than it says.
+    fn tell_of_walls(&self, target: &Ref, outcome: &Outcome) {
+        let walled = self.walled(&target.set);
+        let (Outcome::Stored(record), Some((_, outbox))) = (outcome, &self.stream) else { return };
+        if !walled.any() {
+            return;
+        }
+        let now = Timestamp::now().to_string();
+        let warning = Warning {
+            reason: "PolicyOverruled".to_owned(),
+            message: format!(
+                "the provider has NetworkPolicies of its own for the namespace: for {} these alone say who may talk, and this one only closes",
+                walled.directions()
+            ),
+            count: 1,
+            first: now.clone(),
+            last: now,
+            field_path: None,
+            component: "liquid-controller".to_owned(),
+        };
+        let id = Uid::from(walled.mixed(Hash::of(record.object.as_str().as_bytes())).to_string().as_str());
+        outbox.push(ProviderFrame::Warning { target: target.clone(), id, warning: Box::new(warning) }.into());
     }
 
     /// A step of a pod is over.
@@ -306,6 +386,8 @@ struct Actor {
     book: Book,
     metrics: Metrics,
     lent: BTreeMap<ClusterId, Lent>,
+    /// NetworkPolicies of this cluster's own.
+    walls: Walls,
     requests: Arc<Semaphore>,
     answers: mpsc::UnboundedSender<Answer>,
     /// Lists that have not been read yet; until then the state machines only listen.
@@ -381,9 +463,11 @@ impl Actor {
             self.with(&cluster, |lent| {
                 lent.slices = slices;
                 lent.bound(limits);
-                lent.renumber(
-                    consumer.as_ref().map(|consumer| consumer.prefixes.clone()).unwrap_or_default(),
-                );
+                // Of a consumer whose `Peer` is gone or not read yet, nothing is made anew.
+                if let Some(consumer) = &consumer {
+                    let terms = Kind::COMPANIONS.into_iter();
+                    lent.renew(terms.filter_map(|kind| Some((kind, terms_of(kind, consumer)?))).collect());
+                }
                 let current = consumer.is_some_and(|c| !c.ending && c.peering == lent.peering);
                 if !current && let Some((_, outbox)) = lent.stream.take() {
                     outbox.close(Status::permission_denied("the provider has ended the peering"));
@@ -427,14 +511,17 @@ impl Actor {
         match news {
             News::Namespace(owned, name) => {
                 let home = owned.key.name.clone();
+                let walled = self.walls.of(&name);
                 let usable = owned.what.as_ref().is_ok_and(|record| !record.terminating);
                 self.with(&owned.cluster, |lent| {
                     match &owned.what {
                         Ok(_) => {
                             lent.namespaces.insert(home.clone(), name);
+                            lent.wall(home.clone(), walled);
                         }
                         Err(_) => {
                             lent.namespaces.remove(&home);
+                            lent.walled.remove(&home);
                         }
                     }
                     lent.provider.record_changed(&owned.set, &owned.key, owned.what);
@@ -443,15 +530,9 @@ impl Actor {
                     }
                 });
             }
-            News::Companion(mut owned, translated_by) => {
-                self.with(&owned.cluster, |lent| {
-                    if let (Ok(record), Some(by)) = (&mut owned.what, translated_by)
-                        && by != lent.prefixes.digest()
-                    {
-                        outdate(record);
-                    }
-                    lent.provider.record_changed(&owned.set, &owned.key, owned.what);
-                });
+            News::Companion(owned, made_on) => {
+                let cluster = owned.cluster.clone();
+                self.with(&cluster, |lent| lent.companion(owned, made_on));
             }
             News::Shadow(owned, demand) => {
                 self.with(&owned.cluster, |lent| {
@@ -479,6 +560,15 @@ impl Actor {
                 self.drain(&owned.cluster, fresh);
             }
             News::Warned(warned) => self.warn(warned),
+            News::Wall(change) => {
+                let listed = matches!(change, Change::Listed(_));
+                for namespace in self.walls.learn(change) {
+                    self.wall(&namespace);
+                }
+                if listed && self.unlisted.remove(&Source::Walls) && self.unlisted.is_empty() {
+                    self.loaded();
+                }
+            }
             News::Listed(source, seen) if self.unlisted.is_empty() => self.relisted(source, &seen),
             News::Listed(source, _) => {
                 self.unlisted.remove(&source);
@@ -486,6 +576,19 @@ impl Actor {
                     self.loaded();
                 }
             }
+        }
+    }
+
+    /// This cluster's own policies in a namespace (by its name here) have changed.
+    fn wall(&mut self, namespace: &str) {
+        let walled = self.walls.of(namespace);
+        for cluster in self.clusters() {
+            self.with(&cluster, |lent| {
+                let home = lent.namespaces.iter().find(|(_, here)| ***here == *namespace);
+                if let Some(home) = home.map(|(home, _)| home.clone()) {
+                    lent.wall(home, walled);
+                }
+            });
         }
     }
 
@@ -522,7 +625,13 @@ impl Actor {
             let listed = |set: &SetRef, key: &Key| {
                 let here = match set.kind {
                     Kind::Namespace => names.get(&key.name).map(|name| (String::new(), name.to_string())),
-                    Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {
+                    Kind::Pod
+                    | Kind::ConfigMap
+                    | Kind::Secret
+                    | Kind::Service
+                    | Kind::EndpointSlice
+                    | Kind::NetworkPolicy
+                    | Kind::Ingress => {
                         names.get(&key.namespace).map(|ns| (ns.to_string(), key.name.to_string()))
                     }
                 };
@@ -537,6 +646,7 @@ impl Actor {
                         Source::Shadows => set.kind == Kind::Pod && record.is_some(),
                         Source::Pods => instance.is_some(),
                         Source::Companions(kind) => set.kind == kind && record.is_some(),
+                        Source::Walls => false,
                     };
                     known && !listed(set, key)
                 })
@@ -616,6 +726,7 @@ impl Actor {
                 let entropy = entropy();
                 self.with(&cluster, |lent| {
                     lent.held = lent.held.saturating_sub(held);
+                    lent.tell_of_walls(&target, &outcome);
                     if target.set.kind == Kind::Pod {
                         lent.account(&target, &outcome);
                     }
@@ -709,6 +820,7 @@ impl Actor {
                         placement: lent.placement(&target.set),
                         consumer,
                         namespace: lent.namespaces.get(&target.key.namespace).cloned(),
+                        walled: lent.walled(&target.set),
                         target: target.clone(),
                         step,
                     };
@@ -733,7 +845,7 @@ impl Actor {
 
 /// What is stored is not what would be stored by now: the body is asked for, and stored anew.
 fn outdate(record: &mut Record) {
-    record.hash = Hash::of(b"translated by other prefixes");
+    record.hash = Hash::of(b"made on other terms");
 }
 
 fn summary(lent: &Lent) -> Summary {
@@ -743,9 +855,12 @@ fn summary(lent: &Lent) -> Summary {
         match set.kind {
             Kind::Namespace => summary.namespaces += exists,
             Kind::Pod => summary.pods += exists,
-            Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {
-                summary.companions += exists
-            }
+            Kind::ConfigMap
+            | Kind::Secret
+            | Kind::Service
+            | Kind::EndpointSlice
+            | Kind::NetworkPolicy
+            | Kind::Ingress => summary.companions += exists,
         }
     }
     summary

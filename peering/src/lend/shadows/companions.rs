@@ -1,15 +1,19 @@
-//! Companions of pods: ConfigMaps, Secrets, Services and EndpointSlices in shadow namespaces.
+//! Companions of pods: what they need beside them in shadow namespaces.
 
+use super::ingress::{admit, classified, taken};
 use super::objects::{Owned, annotation, label, origin, read_record, strings};
 use super::steps::{Job, RequestError, call, delete, only, refusal, request, typed};
+use super::walls::Walled;
 use crate::lend::consumers::Consumer;
+use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
-use kube::api::{ApiResource, DynamicObject, GroupVersionKind, PostParams};
-use liquid_crds::vocabulary::{ADDRESSES, HASH, ORIGIN_CLUSTER, ORIGIN_NAMESPACE, ORIGIN_UID};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, PostParams};
+use liquid_crds::vocabulary::{HASH, ORIGIN_CLUSTER, ORIGIN_NAMESPACE, ORIGIN_UID, TERMS};
 use liquid_link::digest::Hash;
 use liquid_reflection::companion::{ENDPOINTS_MANAGED_BY, is_reflected, portable, translate_endpoints};
 use liquid_reflection::frame::{Ref, Refusal};
+use liquid_reflection::policy::{Marks, translate};
 use liquid_reflection::provider::{Outcome, Record, Step};
 use liquid_reflection::{Key, Kind, SetRef, Uid};
 use serde_json::{Value, json};
@@ -33,31 +37,65 @@ pub(super) fn read(kind: Kind, meta: &ObjectMeta) -> Option<Owned<Record>> {
     })
 }
 
-/// Digest of the prefixes by which the addresses in an object were translated, if there are any in it.
-pub(super) fn translated_by(meta: &ObjectMeta) -> Option<Hash> {
-    annotation(meta, ADDRESSES).and_then(Hash::from_hex)
+/// Digest of what this cluster has put into an object of its own, if it has.
+pub(super) fn made_on(meta: &ObjectMeta) -> Option<Hash> {
+    annotation(meta, TERMS).and_then(Hash::from_hex)
+}
+
+/// Digest of what this cluster puts into objects of this kind, if anything, whatever their namespace.
+pub(super) fn terms(kind: Kind, consumer: &Consumer) -> Option<Hash> {
+    match kind {
+        Kind::EndpointSlice | Kind::NetworkPolicy => Some(consumer.prefixes.digest()),
+        Kind::Ingress => Some(Hash::of(json!(consumer.lend.ingress).to_string().as_bytes())),
+        Kind::Namespace | Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service => None,
+    }
 }
 
 /// The object a consumer wants, from what it sent. Only what means something here counts: whatever else there is was
 /// not asked for.
-fn object(consumer: &Consumer, target: &Ref, hash: Hash, wanted: &Value) -> Result<Value, String> {
+fn object(
+    consumer: &Consumer,
+    walled: Walled,
+    target: &Ref,
+    hash: Hash,
+    wanted: &Value,
+) -> Result<Value, Refusal> {
     let (kind, name) = (target.set.kind, target.key.name.as_ref());
+    let forbidden = |why: String| refusal("Forbidden", why);
     if !is_reflected(kind, &target.key.namespace, name) {
-        return Err(format!("every cluster has a {} {name} of its own", kind.as_str()));
+        return Err(forbidden(format!("every cluster has a {} {name} of its own", kind.as_str())));
     }
-    let mut object = portable(kind, wanted)?;
+    let mut object = portable(kind, wanted).map_err(forbidden)?;
     let mut labels = strings(object.pointer("/metadata/labels"));
     labels.insert(ORIGIN_CLUSTER.to_owned(), consumer.id.to_string());
     labels.insert(ORIGIN_NAMESPACE.to_owned(), target.key.namespace.to_string());
     let mut annotations = strings(object.pointer("/metadata/annotations"));
+    match kind {
+        Kind::EndpointSlice => {
+            // Addresses beyond the consumer's pods would draw traffic to somebody else.
+            translate_endpoints(&mut object, |address| consumer.prefixes.seen(address));
+            labels.insert(ENDPOINTS_MANAGED_BY.to_owned(), MANAGER.to_owned());
+        }
+        Kind::NetworkPolicy => {
+            let policy = serde_json::from_value(object["spec"].take())
+                .map_err(|error| forbidden(format!("the policy cannot be read: {error}")))?;
+            let marks =
+                Marks { cluster: ORIGIN_CLUSTER, namespace: ORIGIN_NAMESPACE, id: consumer.id.as_str() };
+            object["spec"] = translate(&policy, &consumer.prefixes, marks);
+            walled.close(&mut object["spec"]);
+        }
+        Kind::Ingress => {
+            let lent = consumer.lend.ingress.as_ref();
+            let lent = admit(&object["spec"], lent).map_err(|why| refusal("IngressNotLent", why))?;
+            classified(&mut object["spec"], &mut annotations, lent);
+        }
+        Kind::Namespace | Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service => {}
+    }
+    if let Some(terms) = terms(kind, consumer) {
+        annotations.insert(TERMS.to_owned(), walled.mixed(terms).to_string());
+    }
     annotations.insert(HASH.to_owned(), hash.to_string());
     annotations.insert(ORIGIN_UID.to_owned(), target.uid.to_string());
-    if kind == Kind::EndpointSlice {
-        // Addresses beyond the consumer's pods would draw traffic to somebody else.
-        translate_endpoints(&mut object, |address| consumer.prefixes.seen(address));
-        labels.insert(ENDPOINTS_MANAGED_BY.to_owned(), MANAGER.to_owned());
-        annotations.insert(ADDRESSES.to_owned(), consumer.prefixes.digest().to_string());
-    }
     object["apiVersion"] = json!(kind.api_version());
     object["kind"] = json!(kind.as_str());
     object["metadata"] = json!({ "name": name, "labels": labels, "annotations": annotations });
@@ -73,8 +111,19 @@ impl Job {
             Step::Store { body, hash, replaces } => {
                 let wanted: Value = serde_json::from_slice(body)
                     .map_err(|error| refusal("InvalidObject", format!("it cannot be read: {error}")))?;
-                let wanted = object(&self.consumer, &self.target, *hash, &wanted)
-                    .map_err(|why| refusal("Forbidden", why))?;
+                let wanted = match object(&self.consumer, self.walled, &self.target, *hash, &wanted) {
+                    Ok(wanted) => wanted,
+                    Err(refusal) => {
+                        // What is not lent any more does not stay open as it was.
+                        if let (Kind::Ingress, Some(object)) = (kind, replaces) {
+                            delete(api.delete(name, &only(object, None))).await?;
+                        }
+                        return Err(refusal);
+                    }
+                };
+                if kind == Kind::Ingress {
+                    self.hosts_are_free(namespace, &wanted).await?;
+                }
                 let stored = self.store_companion(&api, wanted, replaces.as_ref()).await?;
                 let record = read(kind, &stored.metadata).and_then(|owned| self.ours(owned));
                 let lost = || refusal("Conflict", format!("{} {name} lost its labels", kind.as_str()));
@@ -90,6 +139,20 @@ impl Job {
                 Ok(Outcome::Found { record: owned.and_then(|owned| self.ours(owned)), instance: None })
             }
             Step::Start | Step::Adjust(_) | Step::Stop { .. } | Step::Finish => Ok(Outcome::Done),
+        }
+    }
+
+    /// Refuses an Ingress for hosts that another namespace has one for: whose requests these are is up to chance then.
+    async fn hosts_are_free(&self, namespace: &str, wanted: &Value) -> Result<(), Refusal> {
+        let all: Api<Ingress> = Api::all(self.client.clone());
+        let all = call(all.list(&ListParams::default())).await?;
+        let others = all.iter().filter(|other| other.metadata.namespace.as_deref() != Some(namespace));
+        match taken(wanted, others) {
+            None => Ok(()),
+            Some(host) => {
+                let message = format!("the provider has an Ingress for {host} in another namespace already");
+                Err(refusal("IngressHostConflict", message))
+            }
         }
     }
 
@@ -119,6 +182,7 @@ impl Job {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use liquid_crds::LendIngress;
     use liquid_reflection::Prefixes;
 
     fn target(kind: Kind, name: &str) -> Ref {
@@ -131,10 +195,17 @@ mod tests {
         let wanted = json!({
             "metadata": {"labels": {"app": "db", ORIGIN_NAMESPACE: "other"}, "ownerReferences": [{"uid": "x"}]},
             "data": {"a": "YQ=="}, "type": "Opaque", "addressType": "IPv4",
+            "spec": {"podSelector": {}, "policyTypes": []},
+        });
+        let mut consumer = Consumer::for_tests();
+        consumer.lend.ingress = Some(LendIngress {
+            class_name: "c".to_owned(),
+            hosts: vec!["*".to_owned()],
+            annotations: vec![],
         });
         for kind in Kind::COMPANIONS {
             let target = target(kind, "db");
-            let mut object = object(&Consumer::for_tests(), &target, Hash::of(b"x"), &wanted).unwrap();
+            let mut object = object(&consumer, Walled::default(), &target, Hash::of(b"x"), &wanted).unwrap();
             assert_eq!(object["kind"], kind.as_str());
             assert_eq!(object["metadata"]["labels"]["app"], "db");
             assert!(object["metadata"].get("ownerReferences").is_none());
@@ -152,7 +223,9 @@ mod tests {
     #[test]
     fn a_consumer_passes_no_credentials_and_takes_no_place_of_the_cluster() {
         let token = json!({"type": "kubernetes.io/service-account-token"});
-        let made = |kind, name| object(&Consumer::for_tests(), &target(kind, name), Hash::of(b"x"), &token);
+        let made = |kind, name| {
+            object(&Consumer::for_tests(), Walled::default(), &target(kind, name), Hash::of(b"x"), &token)
+        };
         assert!(made(Kind::Secret, "db").is_err());
         assert!(made(Kind::ConfigMap, "kube-root-ca.crt").is_err());
     }
@@ -167,13 +240,64 @@ mod tests {
             "addressType": "IPv4",
             "endpoints": [{"addresses": ["10.244.1.7"]}, {"addresses": ["192.0.2.1"]}],
         });
-        let slice =
-            object(&consumer, &target(Kind::EndpointSlice, "web-x"), Hash::of(b"x"), &wanted).unwrap();
+        let slice = object(
+            &consumer,
+            Walled::default(),
+            &target(Kind::EndpointSlice, "web-x"),
+            Hash::of(b"x"),
+            &wanted,
+        )
+        .unwrap();
         assert_eq!(slice["apiVersion"], "discovery.k8s.io/v1");
         assert_eq!(slice["endpoints"], json!([{"addresses": ["100.64.1.7"]}]));
         assert_eq!(slice["metadata"]["labels"]["kubernetes.io/service-name"], "web");
         assert_eq!(slice["metadata"]["labels"][ENDPOINTS_MANAGED_BY], MANAGER);
         let meta: ObjectMeta = serde_json::from_value(slice["metadata"].clone()).unwrap();
-        assert_eq!(translated_by(&meta), Some(consumer.prefixes.digest()));
+        assert_eq!(made_on(&meta), Some(consumer.prefixes.digest()));
+        assert_eq!(made_on(&meta), terms(Kind::EndpointSlice, &consumer));
+    }
+
+    #[test]
+    fn a_policy_is_about_the_pods_of_the_consumer_and_no_others() {
+        let consumer = Consumer::for_tests();
+        let wanted = json!({"spec": {"podSelector": {}, "policyTypes": ["Ingress"]}});
+        let made = object(
+            &consumer,
+            Walled::default(),
+            &target(Kind::NetworkPolicy, "closed"),
+            Hash::of(b"x"),
+            &wanted,
+        )
+        .unwrap();
+        assert_eq!(made["spec"]["podSelector"]["matchLabels"], json!({ORIGIN_CLUSTER: consumer.id.as_str()}));
+        let raw = json!({"spec": {"podSelector": {}, "policyTypes": [], "ingress": [{"from": []}]}});
+        assert!(
+            object(&consumer, Walled::default(), &target(Kind::NetworkPolicy, "x"), Hash::of(b"x"), &raw)
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn an_ingress_gets_the_class_that_is_lent() {
+        let mut consumer = Consumer::for_tests();
+        let wanted = json!({
+            "metadata": {"annotations": {"a/kept": "x", "a/snippet": "y"}},
+            "spec": {"ingressClassName": "home", "rules": [{"host": "web.shop.example.org"}]},
+        });
+        let made = |consumer: &Consumer| {
+            object(consumer, Walled::default(), &target(Kind::Ingress, "web"), Hash::of(b"x"), &wanted)
+        };
+        assert_eq!(made(&consumer).unwrap_err().reason, "IngressNotLent");
+        consumer.lend.ingress = Some(LendIngress {
+            class_name: "public".to_owned(),
+            hosts: vec!["*.shop.example.org".to_owned()],
+            annotations: vec!["a/kept".to_owned()],
+        });
+        let ingress = made(&consumer).unwrap();
+        assert_eq!(ingress["spec"]["ingressClassName"], "public");
+        assert_eq!(ingress["metadata"]["annotations"]["a/kept"], "x");
+        assert!(ingress["metadata"]["annotations"].get("a/snippet").is_none());
+        let meta: ObjectMeta = serde_json::from_value(ingress["metadata"].clone()).unwrap();
+        assert_eq!(made_on(&meta), terms(Kind::Ingress, &consumer));
     }
 }

@@ -7,8 +7,8 @@ use kube::api::{ApiResource, Object};
 use kube::{Resource as _, ResourceExt as _};
 use liquid_crds::quantity::Amounts;
 use liquid_crds::vocabulary::{
-    HASH, HOME_KEYS, MACHINE_KIND, MANAGED_BY, MANAGED_BY_LIQUID, ORIGIN_CLUSTER, ORIGIN_NAMESPACE,
-    ORIGIN_NODE, ORIGIN_UID, VIRTUAL_NODE_TAINT,
+    API_SERVER, API_SERVER_HOME, HASH, HOME_KEYS, MACHINE_KIND, MANAGED_BY, MANAGED_BY_LIQUID,
+    ORIGIN_CLUSTER, ORIGIN_NAMESPACE, ORIGIN_NODE, ORIGIN_UID, VIRTUAL_NODE_TAINT,
 };
 use liquid_crds::{ClusterId, HomePod, Placement, ShadowPod, ShadowPodSpec};
 use liquid_link::digest::Hash;
@@ -63,6 +63,10 @@ pub(crate) struct ShadowStatusView {
 
 /// A pod without most of its spec.
 pub(crate) type PodView = Object<SpecView, Value>;
+
+/// Names of an API server in its own cluster, which its certificate has. The domain of the cluster is the usual one.
+const API_SERVER_NAMES: [&str; 3] =
+    ["kubernetes.default.svc", "kubernetes.default", "kubernetes.default.svc.cluster.local"];
 
 /// Containers that `kubectl debug` adds to a pod.
 const EPHEMERAL: &str = "ephemeralContainers";
@@ -334,6 +338,21 @@ pub(crate) fn pod(shadow: &ShadowPod) -> Value {
         },
         "spec": spec,
     })
+}
+
+/// Whether the pod of this ShadowPod is to reach the API server of its home.
+pub(crate) fn reaches_home(shadow: &ShadowPod) -> bool {
+    let annotations = shadow.spec.pod.pointer("/metadata/annotations");
+    annotations.and_then(|all| all.get(API_SERVER)).and_then(Value::as_str) == Some(API_SERVER_HOME)
+}
+
+/// Lets a pod find home's API server at `address`, by the names in its certificate.
+pub(crate) fn lead_home(pod: &mut Value, address: &str) {
+    let alias = json!({ "ip": address, "hostnames": API_SERVER_NAMES });
+    match pod.pointer_mut("/spec/hostAliases").and_then(Value::as_array_mut) {
+        Some(aliases) => aliases.push(alias),
+        None => pod["spec"]["hostAliases"] = json!([alias]),
+    }
 }
 
 /// Which of its nodes a pod runs on is this cluster's matter; the kind of machine is the pod's.
@@ -729,6 +748,22 @@ mod tests {
         assert!(forbidden(&with(json!({"serviceAccountToken": {"path": "token"}}))).is_some());
         assert!(forbidden(&with(json!({"downwardAPI": {}}))).is_none());
         assert!(forbidden(&json!({})).is_none());
+    }
+
+    #[test]
+    fn a_pod_finds_homes_api_server_by_the_names_in_its_certificate() {
+        let (shadow, mut pod) = made(json!({
+            "metadata": {"annotations": {API_SERVER: API_SERVER_HOME}},
+            "spec": {"hostAliases": [{"ip": "192.0.2.1", "hostnames": ["db"]}]},
+        }));
+        assert!(reaches_home(&shadow) && pod["metadata"]["annotations"].get(API_SERVER).is_none());
+        lead_home(&mut pod, "10.96.0.7");
+        assert_eq!(pod["spec"]["hostAliases"][0]["hostnames"], json!(["db"]));
+        assert_eq!(pod["spec"]["hostAliases"][1], json!({"ip": "10.96.0.7", "hostnames": API_SERVER_NAMES}));
+        let (plain, mut pod) = made(json!({"spec": {}}));
+        assert!(!reaches_home(&plain));
+        lead_home(&mut pod, "10.96.0.7");
+        assert_eq!(pod["spec"]["hostAliases"][0]["ip"], "10.96.0.7");
     }
 
     #[test]

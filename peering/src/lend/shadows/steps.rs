@@ -1,19 +1,22 @@
 //! Carries out the steps the state machine asks for, one request of the API server after the other.
 
 use super::objects::{
-    Owned, PodView, ShadowView, adjustment, created, debugging, forbidden, namespace, namespace_body, pod,
-    read_namespace, read_pod, read_shadow, resizing, shadow, shadow_resource,
+    Owned, PodView, ShadowView, adjustment, created, debugging, forbidden, lead_home, namespace,
+    namespace_body, pod, reaches_home, read_namespace, read_pod, read_shadow, resizing, shadow,
+    shadow_resource,
 };
+use super::walls::Walled;
 use super::watches::pod_resource;
 use crate::lend::consumers::Consumer;
 use bytes::Bytes;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Status;
 use kube::{Api, Client};
 use liquid_crds::vocabulary::{ORIGIN_CLUSTER, ORIGIN_NAMESPACE};
 use liquid_crds::{LendState, Placement, ShadowPod};
 use liquid_link::digest::Hash;
+use liquid_reflection::companion::HOME_API_SERVER;
 use liquid_reflection::frame::{Ref, Refusal};
 use liquid_reflection::provider::{Instance, Outcome, Record, StatusFound, Step};
 use liquid_reflection::{Kind, Uid};
@@ -32,6 +35,11 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const READ_TRIES: usize = 6;
 const READ_FIRST: Duration = Duration::from_millis(250);
 const READ_CAP: Duration = Duration::from_secs(8);
+
+/// How often the Service that leads to home's API server is looked for, with which pause: about 1 s, within which it comes
+/// if it is on its way. After that the step is tried again as any other.
+const SERVICE_TRIES: usize = 10;
+const SERVICE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Reason of a refusal that says nothing of what has become of the request.
 pub(super) const UNAVAILABLE: &str = "ApiUnavailable";
@@ -57,6 +65,8 @@ pub(super) struct Job {
     pub(super) placement: Placement,
     /// Name here of the namespace of a pod, if the consumer has it.
     pub(super) namespace: Option<Arc<str>>,
+    /// Where policies of this cluster's own decide in that namespace; of interest for NetworkPolicies.
+    pub(super) walled: Walled,
     pub(super) target: Ref,
     pub(super) step: Step,
 }
@@ -67,9 +77,12 @@ impl Job {
         let result = match self.target.set.kind {
             Kind::Namespace => self.run_namespace().await,
             Kind::Pod => self.run_pod().await,
-            Kind::ConfigMap | Kind::Secret | Kind::Service | Kind::EndpointSlice => {
-                self.run_companion().await
-            }
+            Kind::ConfigMap
+            | Kind::Secret
+            | Kind::Service
+            | Kind::EndpointSlice
+            | Kind::NetworkPolicy
+            | Kind::Ingress => self.run_companion().await,
         };
         result.unwrap_or_else(Outcome::Failed)
     }
@@ -266,7 +279,11 @@ impl Job {
 
     async fn start(&self, shadow: &ShadowPod, namespace: &str) -> Result<Instance, Refusal> {
         let pods: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &pod_resource());
-        let wanted: DynamicObject = typed(created(pod(shadow)))?;
+        let mut wanted = created(pod(shadow));
+        if reaches_home(shadow) {
+            lead_home(&mut wanted, &self.home_api_server(namespace).await?);
+        }
+        let wanted: DynamicObject = typed(wanted)?;
         let name = self.target.key.name.as_ref();
         let started = match request(pods.create(&PostParams::default(), &wanted)).await {
             Err(RequestError::Api(status)) if status.is_already_exists() => call(pods.get(name)).await?,
@@ -282,6 +299,24 @@ impl Job {
             let message = format!("another pod {name} runs in namespace {namespace} of the provider");
             refusal("PodConflict", message)
         })
+    }
+
+    /// The address here that leads to home's API server. It comes beside the pod, and may come a moment later.
+    async fn home_api_server(&self, namespace: &str) -> Result<String, Refusal> {
+        let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
+        for _ in 0..SERVICE_TRIES {
+            let found = call(services.get_opt(HOME_API_SERVER)).await?;
+            let ours = found.filter(|service| {
+                super::objects::origin(&service.metadata).as_ref() == Some(&self.consumer.id)
+            });
+            if let Some(address) = ours.and_then(|service| service.spec?.cluster_ip) {
+                return Ok(address);
+            }
+            tokio::time::sleep(SERVICE_PAUSE).await;
+        }
+        let message =
+            format!("Service {HOME_API_SERVER}, by which the pod reaches home's API server, is not there");
+        Err(refusal("HomeApiServerUnknown", message))
     }
 
     async fn adjust(

@@ -5,6 +5,7 @@ use super::events::{self, Warned};
 use super::objects::{
     Owned, PodView, ShadowView, read_namespace, read_pod, read_shadow, shadow_resource, version,
 };
+use super::walls::{self, PolicyView};
 use crate::lend::demand::demand;
 use futures::Stream;
 use futures::stream::{StreamExt as _, select_all};
@@ -29,13 +30,14 @@ pub(super) enum Source {
     Shadows,
     Pods,
     Companions(Kind),
+    Walls,
 }
 
 impl Source {
     /// Every watch there is.
     pub(super) fn all() -> BTreeSet<Self> {
         let companions = Kind::COMPANIONS.map(Self::Companions);
-        [Self::Namespaces, Self::Shadows, Self::Pods].into_iter().chain(companions).collect()
+        [Self::Namespaces, Self::Shadows, Self::Pods, Self::Walls].into_iter().chain(companions).collect()
     }
 }
 
@@ -46,10 +48,12 @@ pub(super) enum News {
     Namespace(Owned<Result<Record, Deleted>>, Arc<str>),
     /// A ShadowPod, with what it asks for.
     Shadow(Owned<Result<Record, Deleted>>, Amounts),
-    /// A companion of pods, with the digest of the prefixes by which addresses in it were translated.
+    /// A companion of pods, with the digest of what this cluster has put into it.
     Companion(Owned<Result<Record, Deleted>>, Option<Hash>),
     /// A pod, with what else matters of it.
     Pod(Owned<Result<Instance, Deleted>>, Option<Seen>),
+    /// A NetworkPolicy of this cluster's own.
+    Wall(Change<PolicyView>),
     /// Somebody warns of a pod.
     Warned(Warned),
     /// A list was read to its end; these objects (by namespace and name here) exist.
@@ -118,7 +122,8 @@ pub(super) fn watch(client: &Client) -> impl Stream<Item = News> + Send + Unpin 
     });
     let companions = Kind::COMPANIONS.map(|kind| companions(client, kind, config()).boxed());
     let warnings = events::watch(client).map(News::Warned);
-    let streams = [namespaces.boxed(), shadows.boxed(), pods.boxed(), warnings.boxed()];
+    let walls = walls::watch(client).map(News::Wall);
+    let streams = [namespaces.boxed(), shadows.boxed(), pods.boxed(), warnings.boxed(), walls.boxed()];
     select_all(streams.into_iter().chain(companions))
 }
 
@@ -133,9 +138,8 @@ fn companions(
     changes_of(objects, kind.as_str(), config).filter_map(move |change| {
         std::future::ready(match change {
             Change::Applied(object) => {
-                let translated_by = companions::translated_by(&object.metadata);
-                companions::read(kind, &object.metadata)
-                    .map(|owned| News::Companion(owned.map(Ok), translated_by))
+                let made_on = companions::made_on(&object.metadata);
+                companions::read(kind, &object.metadata).map(|owned| News::Companion(owned.map(Ok), made_on))
             }
             Change::Deleted(object) => companions::read(kind, &object.metadata).map(|owned| {
                 let gone = Deleted { object: owned.what.object.clone(), version: owned.what.version };

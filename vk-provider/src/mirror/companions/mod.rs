@@ -1,71 +1,55 @@
-//! Companions of pods: which ConfigMaps, Secrets, Services and EndpointSlices the provider shall have, and what is in them.
+//! Companions of pods: what the provider shall have beside them, and what is in it.
 //!
 //! Of each kind and namespace the metadata is watched; what is wanted of it is read, at first and after each change.
-//! Nothing is kept but names, versions and UIDs, and no Secret is read that no pod refers to (unless all are wanted).
+//! Nothing is kept but names, versions and UIDs, and no Secret is read that nothing refers to (unless all are wanted).
+//! NetworkPolicies are kept, for what they mean depends on more than themselves. Tokens of pods, and the way to home's API
+//! server, are companions that do not exist at home: they are made when the provider asks for them.
 
+mod issue;
+mod policies;
 mod references;
+mod requests;
+mod rules;
+mod tokens;
 mod watched;
 
+pub(super) use tokens::Asked;
+
 use super::actor::WantedNamespace;
-use crate::request::within;
-use crate::translate::Reference;
+use crate::neighbours::{Neighbours, Want};
+use crate::translate::{Access, Reference};
 use bytes::Bytes;
-use futures::StreamExt as _;
 use ipnet::IpNet;
-use kube::api::{ApiResource, DynamicObject, GroupVersionKind, PartialObjectMeta};
-use kube::runtime::watcher;
-use kube::{Api, Client};
-use liquid_crds::{ConfigurationReflection, Reflection, ServiceReflection};
+use issue::Issued;
+use kube::Client;
+use kube::api::{DynamicObject, PartialObjectMeta};
 use liquid_link::digest::Hash;
-use liquid_reflection::companion::{is_reflected, portable, translate_endpoints};
+use liquid_reflection::companion::{
+    HOME_API_SERVER, HOME_ROOT_CA, ROOT_CA, certificates, is_made_for_pods, is_reflected, portable,
+    translate_endpoints,
+};
 use liquid_reflection::frame::{Ref, Refusal, Wanted};
-use liquid_reflection::{Consumer, Key, Kind, SetRef, Uid};
-use liquid_runtime::backoff::{Backoff, entropy};
-use liquid_runtime::watch::{Change, changes_of};
-use references::{Companion, References};
-use serde_json::Value;
+use liquid_reflection::policy::Census;
+use liquid_reflection::{Consumer, Key, Kind, Prefixes, SetRef, Uid};
+use liquid_runtime::watch::Change;
+use policies::{Picture, Policies};
+use references::{Companion, References, User};
+use rules::{Rule, access, rule};
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc};
+use tokens::{Tokens, is_tokens};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
-use tracing::{debug, warn};
 use watched::{Heard, Watched};
 
 /// Changes that wait for the actor; beyond that the watches wait.
 const NEWS_QUEUE: usize = 64;
-/// Objects being read at once.
+/// Objects being read, and tokens being asked for, at once.
 const MAX_READS: usize = 16;
-/// First and longest pause after an object could not be read.
-const RETRY_FIRST: Duration = Duration::from_millis(200);
-const RETRY_CAP: Duration = Duration::from_secs(30);
-
-/// Which companions of a kind are wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rule {
-    Referenced,
-    All,
-}
-
-/// The rule for a kind; `None` if it is not reflected.
-fn rule(kind: Kind, reflection: &Reflection, network: bool) -> Option<Rule> {
-    let services = reflection.services == ServiceReflection::All;
-    let configuration = |which| match which {
-        ConfigurationReflection::Referenced => Some(Rule::Referenced),
-        ConfigurationReflection::All => Some(Rule::All),
-        ConfigurationReflection::None => None,
-    };
-    match kind {
-        Kind::ConfigMap => configuration(reflection.config_maps),
-        Kind::Secret => configuration(reflection.secrets),
-        Kind::Service => services.then_some(Rule::All),
-        // Without a network between the clusters nobody there reaches what is in them.
-        Kind::EndpointSlice => (services && network).then_some(Rule::All),
-        Kind::Namespace | Kind::Pod => None,
-    }
-}
+/// The port of an API server in its own cluster.
+const API_SERVER_PORT: u16 = 443;
 
 /// What goes back to [`Companions::learn`].
 pub(super) enum News {
@@ -73,6 +57,10 @@ pub(super) enum News {
     Changed(SetRef, u64, Change<PartialObjectMeta<DynamicObject>>),
     /// What the API server has of it by now.
     Read(Companion, Option<DynamicObject>),
+    /// The tokens for this Secret.
+    Issued(Ref, Issued),
+    /// There are none for this pod so far, and why.
+    NotIssued(Ref, String),
 }
 
 /// A set of companions that is being followed.
@@ -93,13 +81,25 @@ impl Drop for Followed {
 pub(super) struct Companions {
     client: Client,
     news: mpsc::Sender<News>,
+    /// The provider's name, under which it is said what has to be known of home.
+    provider: String,
+    neighbours: Neighbours,
     /// By kind and namespace.
     followed: BTreeMap<SetRef, Followed>,
     /// Number of the last watch: what an earlier one of the same set has left behind is passed over.
     watches: u64,
     references: References,
-    /// Prefixes of the pods that are endpoints over there.
-    own_prefixes: Vec<IpNet>,
+    /// What pods of a namespace have of home's API server; nothing in those not named.
+    access: BTreeMap<String, Access>,
+    tokens: Tokens,
+    /// Tokens being asked for, by the names of their Secrets.
+    issuing: BTreeMap<Key, JoinHandle<()>>,
+    /// Where pods at home reach the API server on behalf of those in providers.
+    server: SocketAddr,
+    /// Namespaces with a way there, by the UIDs of what they are offloaded by.
+    led: BTreeMap<String, Uid>,
+    policies: Policies,
+    picture: Picture,
     /// All pods of all virtual nodes are known: what none of them refers to is not wanted.
     pods_known: bool,
     /// Objects being read, and whether that is to be done once more.
@@ -107,104 +107,233 @@ pub(super) struct Companions {
     /// Bodies the provider waits for.
     owed: BTreeMap<Ref, Hash>,
     reads: Arc<Semaphore>,
+    effects: Vec<Effect>,
 }
 
-/// What follows from news for the actor.
-#[derive(Debug)]
+impl Drop for Companions {
+    fn drop(&mut self) {
+        self.neighbours.want(&self.provider, Want::default());
+    }
+}
+
+/// What follows for the actor.
 pub(super) enum Effect {
-    /// The body of an object, should it be asked for now. It is owed if `true`.
-    AtHand(Ref, Bytes, bool),
-    /// It is not reflected, and why.
-    Refused(Ref, Refusal),
+    /// The body of an object, should it be asked for now. It is owed if `owed`.
+    AtHand { target: Ref, hash: Hash, body: Bytes, owed: bool },
+    /// There is something to know about it.
+    Told(Ref, Refusal),
+    /// Tokens of the pod are on their way.
+    Served(Ref),
+    /// The policies of the namespace are in the provider.
+    Closed(Arc<str>),
+}
+
+/// How pods of both clusters reach each other.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Network {
+    /// Prefixes of this cluster's pods, which the provider's may reach.
+    pub(super) own: Vec<IpNet>,
+    /// Prefixes of the provider's pods, and how they are seen here.
+    pub(super) seen: Prefixes,
 }
 
 impl Companions {
-    /// What comes out of the receiver is for [`Companions::learn`].
-    pub(super) fn new(client: Client) -> (Self, mpsc::Receiver<News>) {
+    /// The companions of the pods in `provider`; `server` leads to this cluster's API server. What comes out of the receiver
+    /// is for [`Companions::learn`].
+    pub(super) fn new(
+        client: Client,
+        provider: String,
+        neighbours: Neighbours,
+        server: SocketAddr,
+    ) -> (Self, mpsc::Receiver<News>) {
         let (news, learned) = mpsc::channel(NEWS_QUEUE);
         let companions = Self {
             client,
             news,
+            provider,
+            neighbours,
             followed: BTreeMap::new(),
             watches: 0,
             references: References::default(),
-            own_prefixes: Vec::new(),
+            access: BTreeMap::new(),
+            tokens: Tokens::default(),
+            issuing: BTreeMap::new(),
+            server,
+            led: BTreeMap::new(),
+            policies: Policies::default(),
+            picture: Picture::default(),
             pods_known: false,
             reading: BTreeMap::new(),
             owed: BTreeMap::new(),
             reads: Arc::new(Semaphore::new(MAX_READS)),
+            effects: Vec::new(),
         };
         (companions, learned)
     }
 
-    /// The provider has these namespaces; its pods reach pods of this cluster with these prefixes.
+    /// What has followed since it was last asked for.
+    pub(super) fn effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// What is known of home, for [`Companions::learn_census`].
+    pub(super) fn census(&self) -> watch::Receiver<Census> {
+        self.neighbours.census()
+    }
+
+    /// What pods of `namespace` have of this cluster's API server.
+    pub(super) fn access(&self, namespace: &str) -> Access {
+        self.access.get(namespace).copied().unwrap_or_default()
+    }
+
+    /// The provider has these namespaces. Returns those whose pods have another access than before.
     pub(super) fn keep(
         &mut self,
         namespaces: &BTreeMap<String, WantedNamespace>,
-        own_prefixes: Vec<IpNet>,
+        network: Network,
         consumer: &mut Consumer,
-    ) {
-        let network = !own_prefixes.is_empty();
-        let renumbered = std::mem::replace(&mut self.own_prefixes, own_prefixes) != self.own_prefixes;
-        let mut rules = BTreeMap::new();
-        for (name, namespace) in namespaces.iter().filter(|(_, namespace)| !namespace.leaving) {
+    ) -> Vec<String> {
+        let Network { own, seen } = network;
+        let renumbered = own != self.picture.own;
+        let way = own.iter().any(|prefix| prefix.contains(&self.server.ip()));
+        let kept = || namespaces.iter().filter(|(_, namespace)| !namespace.leaving);
+        let offloaded: BTreeSet<String> = kept().map(|(name, _)| name.clone()).collect();
+        let repictured = renumbered || seen != self.picture.seen || offloaded != self.picture.offloaded;
+        let (mut rules, mut accesses) = (BTreeMap::new(), BTreeMap::new());
+        for (name, namespace) in kept() {
+            let access = access(&namespace.reflection, way);
             for kind in Kind::COMPANIONS {
-                if let Some(rule) = rule(kind, &namespace.reflection, network) {
+                if let Some(rule) = rule(kind, &namespace.reflection, access, !own.is_empty()) {
                     rules.insert(SetRef::companions(kind, name), rule);
                 }
             }
+            if access != Access::None {
+                accesses.insert(name.clone(), access);
+            }
         }
+        (self.picture.own, self.picture.seen, self.picture.offloaded) = (own, seen, offloaded);
+        let earlier = std::mem::replace(&mut self.access, accesses);
+        self.give_up(&rules, consumer);
+        for (set, rule) in rules {
+            self.follow(set, rule, renumbered, consumer);
+        }
+        let names: BTreeSet<&String> = earlier.keys().chain(self.access.keys()).collect();
+        let names: Vec<String> = names.into_iter().cloned().collect();
+        for name in &names {
+            let changes = match self.access(name) {
+                Access::None => self.tokens.revoke(name),
+                Access::Tokens | Access::Server => self.tokens.wanted(name),
+            };
+            self.apply(changes, consumer);
+        }
+        self.lead(namespaces, consumer);
+        if repictured {
+            self.read_policies(consumer);
+        }
+        names.into_iter().filter(|name| earlier.get(name) != self.access.get(name)).collect()
+    }
+
+    fn give_up(&mut self, rules: &BTreeMap<SetRef, Rule>, consumer: &mut Consumer) {
         let given_up: Vec<_> =
             self.followed.keys().filter(|set| !rules.contains_key(*set)).cloned().collect();
         for set in given_up {
-            self.followed.remove(&set);
+            let Some(followed) = self.followed.remove(&set) else { continue };
             consumer.remove_set(&set);
-        }
-        for (set, rule) in rules {
-            match self.followed.get_mut(&set) {
-                None => {
-                    consumer.add_set(set.clone());
-                    self.watches += 1;
-                    let number = self.watches;
-                    let watch =
-                        tokio::spawn(follow(self.client.clone(), set.clone(), number, self.news.clone()));
-                    self.followed.insert(set, Followed { rule, watched: Watched::default(), number, watch });
+            match set.kind {
+                Kind::NetworkPolicy => {
+                    self.policies.remove_all(&set.scope);
+                    self.tell_closed(&set.scope);
                 }
-                Some(followed)
-                    if followed.rule != rule || (renumbered && set.kind == Kind::EndpointSlice) =>
-                {
-                    followed.rule = rule;
-                    let known: Vec<Companion> = followed
-                        .watched
-                        .names()
-                        .map(|name| (set.kind, Key { namespace: set.scope.clone(), name: name.clone() }))
-                        .collect();
-                    for companion in known {
-                        self.judge(&companion, consumer);
+                Kind::Ingress => {
+                    for name in followed.watched.names() {
+                        let ingress = Key { namespace: set.scope.clone(), name: name.clone() };
+                        self.refer(User::Ingress(ingress), BTreeSet::new(), consumer);
                     }
-                    self.announce(&set, consumer);
                 }
-                Some(_) => {}
+                _ => {}
+            }
+        }
+        self.want_census();
+    }
+
+    fn follow(&mut self, set: SetRef, rule: Rule, renumbered: bool, consumer: &mut Consumer) {
+        match self.followed.get_mut(&set) {
+            None => {
+                consumer.add_set(set.clone());
+                self.watches += 1;
+                let number = self.watches;
+                let following = requests::follow(self.client.clone(), set.clone(), number, self.news.clone());
+                let watch = tokio::spawn(following);
+                self.followed.insert(set, Followed { rule, watched: Watched::default(), number, watch });
+            }
+            Some(followed) if followed.rule != rule || (renumbered && set.kind == Kind::EndpointSlice) => {
+                followed.rule = rule;
+                let known: Vec<Companion> = followed
+                    .watched
+                    .names()
+                    .map(|name| (set.kind, Key { namespace: set.scope.clone(), name: name.clone() }))
+                    .collect();
+                for companion in known {
+                    self.judge(&companion, consumer);
+                }
+                self.announce(&set, consumer);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Lets the provider have the way to this cluster's API server where pods have access to it.
+    fn lead(&mut self, namespaces: &BTreeMap<String, WantedNamespace>, consumer: &mut Consumer) {
+        let mut led = BTreeMap::new();
+        for (name, _) in self.access.iter().filter(|(_, access)| **access == Access::Server) {
+            if let Some(namespace) = namespaces.get(name) {
+                led.insert(name.clone(), Uid::from(namespace.uid.as_str()));
+            }
+        }
+        let earlier = std::mem::replace(&mut self.led, led);
+        for kind in [Kind::Service, Kind::EndpointSlice] {
+            let target = |name: &str, uid: &Uid| Ref {
+                set: SetRef::companions(kind, name),
+                key: Key::new(name, HOME_API_SERVER),
+                uid: uid.clone(),
+            };
+            for (name, uid) in earlier.iter().filter(|(name, uid)| self.led.get(*name) != Some(uid)) {
+                let gone = target(name, uid);
+                consumer.removed(&gone.set, &gone.key, &gone.uid, None);
+            }
+            for (name, uid) in &self.led {
+                let hash = Hash::of(&way(kind, self.server));
+                consumer.observe(target(name, uid), Wanted::Present(hash), None);
             }
         }
     }
 
-    /// A pod on a virtual node refers to these.
+    /// A pod on a virtual node refers to these, and asks for these tokens.
     pub(super) fn pod(
         &mut self,
         node: &str,
         pod: &Key,
         references: BTreeSet<Reference>,
+        asked: Option<Asked>,
+        now: i64,
         consumer: &mut Consumer,
     ) {
-        for companion in self.references.set(node, pod, references) {
-            self.judge(&companion, consumer);
-        }
+        self.refer(User::pod(node, pod), references, consumer);
+        let changes = self.tokens.set(node, pod, asked, now);
+        self.apply(changes, consumer);
     }
 
     /// Of the pods on a virtual node, only these are left.
     pub(super) fn retain_pods(&mut self, node: &str, left: impl Fn(&Key) -> bool, consumer: &mut Consumer) {
-        for companion in self.references.retain(node, left) {
+        for companion in self.references.retain(node, &left) {
+            self.judge(&companion, consumer);
+        }
+        let changes = self.tokens.retain(node, left);
+        self.apply(changes, consumer);
+    }
+
+    fn refer(&mut self, user: User, references: BTreeSet<Reference>, consumer: &mut Consumer) {
+        for companion in self.references.set(user, references) {
             self.judge(&companion, consumer);
         }
     }
@@ -219,29 +348,150 @@ impl Companions {
         }
     }
 
-    /// The provider asks for the body of an object: it is read.
-    pub(super) fn owe(&mut self, target: Ref, hash: Hash) {
+    /// Whether this is a pod that must not be in the provider yet: it would wait there for tokens that are not on their way,
+    /// or be open to everybody until the policies of its namespace are there, too.
+    pub(super) fn is_ahead(&self, target: &Ref) -> bool {
+        target.set.kind == Kind::Pod && (self.tokens.waits(target) || !self.is_closed(&target.key.namespace))
+    }
+
+    /// Whether the provider has the policies of a namespace (or does not take them, which was told).
+    fn is_closed(&self, namespace: &Arc<str>) -> bool {
+        let followed = self.followed.get(&SetRef::companions(Kind::NetworkPolicy, namespace));
+        followed.is_none_or(|followed| followed.watched.is_read() && self.policies.are_answered(namespace))
+    }
+
+    /// The provider has this object as it shall be.
+    pub(super) fn settled(&mut self, target: &Ref) {
+        if is_tokens(&(target.set.kind, target.key.clone())) {
+            self.tokens.settled(target);
+            self.effects.extend(self.tokens.owner(target).map(Effect::Served));
+        }
+        self.answered(target);
+    }
+
+    /// The provider has said something of this object.
+    pub(super) fn answered(&mut self, target: &Ref) {
+        if target.set.kind == Kind::NetworkPolicy {
+            self.policies.answered(&target.key);
+            self.tell_closed(&target.set.scope);
+        }
+    }
+
+    fn tell_closed(&mut self, namespace: &Arc<str>) {
+        if self.is_closed(namespace) {
+            self.effects.push(Effect::Closed(namespace.clone()));
+        }
+    }
+
+    /// What users know an object by: of tokens, the pod they are for.
+    pub(super) fn known_as(&self, target: Ref) -> Ref {
+        self.tokens.owner(&target).unwrap_or(target)
+    }
+
+    /// When there is something to do, in seconds since 1970.
+    pub(super) fn poll_timeout(&self) -> Option<i64> {
+        self.tokens.poll_timeout()
+    }
+
+    /// Does what is due.
+    pub(super) fn handle_timeout(&mut self, now: i64, consumer: &mut Consumer) {
+        let changes = self.tokens.handle_timeout(now);
+        self.apply(changes, consumer);
+    }
+
+    fn apply(&mut self, changes: Vec<tokens::Change>, consumer: &mut Consumer) {
+        for change in changes {
+            match change {
+                tokens::Change::Wanted(target, hash) => {
+                    consumer.observe(target, Wanted::Present(hash), None);
+                }
+                tokens::Change::Unwanted(target) => {
+                    self.stop_issuing(&target.key);
+                    self.owed.remove(&target);
+                    consumer.removed(&target.set, &target.key, &target.uid, None);
+                }
+                tokens::Change::Overdue(pod) => {
+                    let message = "the provider cannot be given new tokens of the pod's service account; those the pod has expire".to_owned();
+                    let told = Refusal { reason: "TokenNotRenewed".to_owned(), message };
+                    self.effects.push(Effect::Told(pod, told));
+                }
+            }
+        }
+    }
+
+    fn stop_issuing(&mut self, secret: &Key) {
+        if let Some(task) = self.issuing.remove(secret) {
+            task.abort();
+        }
+    }
+
+    /// The provider asks for the body of an object: returns it, or gets it.
+    pub(super) fn owe(&mut self, target: Ref, hash: Hash) -> Option<Bytes> {
         let companion = (target.set.kind, target.key.clone());
-        self.owed.insert(target, hash);
-        self.read(&companion);
+        if *target.key.name == *HOME_API_SERVER {
+            return Some(way(target.set.kind, self.server)).filter(|body| Hash::of(body) == hash);
+        }
+        if target.set.kind == Kind::NetworkPolicy {
+            // If it means something else by now, it is asked for anew.
+            return self.policies.body(&target.key, hash, &self.picture);
+        }
+        if !is_tokens(&companion) {
+            self.owed.insert(target, hash);
+            self.read(&companion);
+            return None;
+        }
+        let order = self.tokens.order(&target)?;
+        self.owed.insert(target.clone(), hash);
+        let (client, slots, news) = (self.client.clone(), self.reads.clone(), self.news.clone());
+        // Those that are being asked for are as good as others.
+        self.issuing
+            .entry(target.key.clone())
+            .or_insert_with(|| tokio::spawn(requests::issue_for(client, target, order, slots, news)));
+        None
     }
 
     /// The stream is lost, and what was under way in it.
     pub(super) fn disconnected(&mut self) {
         self.owed.clear();
+        for task in std::mem::take(&mut self.issuing).into_values() {
+            task.abort();
+        }
     }
 
     /// Something has changed, or was read.
-    pub(super) fn learn(&mut self, news: News, consumer: &mut Consumer) -> Option<Effect> {
+    pub(super) fn learn(&mut self, news: News, now: i64, consumer: &mut Consumer) {
         match news {
             News::Changed(set, number, change) => {
                 if self.followed.get(&set).is_some_and(|followed| followed.number == number) {
                     self.changed(&set, change, consumer);
                 }
-                None
             }
             News::Read(companion, found) => self.was_read(&companion, found, consumer),
+            News::Issued(target, issued) => self.issued(target, issued, now, consumer),
+            News::NotIssued(pod, why) => {
+                let told = Refusal { reason: "FailedTokenRequest".to_owned(), message: why };
+                self.effects.push(Effect::Told(pod, told));
+            }
         }
+    }
+
+    /// Home has changed.
+    pub(super) fn learn_census(&mut self, census: Census, consumer: &mut Consumer) {
+        self.picture.census = census;
+        self.read_policies(consumer);
+    }
+
+    fn issued(&mut self, target: Ref, issued: Issued, now: i64, consumer: &mut Consumer) {
+        self.issuing.remove(&target.key);
+        for (asked, seconds) in issued.lives {
+            let changes = self.tokens.granted(asked, seconds, now);
+            self.apply(changes, consumer);
+        }
+        let Some(hash) = self.owed.remove(&target) else { return };
+        self.tokens.sent(&target);
+        let owner = self.tokens.owner(&target);
+        self.effects.push(Effect::AtHand { target, hash, body: issued.body, owed: true });
+        self.effects.extend(owner.map(Effect::Served));
     }
 
     fn changed(
@@ -255,10 +505,7 @@ impl Companions {
         match change {
             Change::Applied(object) => {
                 let meta = object.metadata;
-                let name: Arc<str> = Arc::from(meta.name.unwrap_or_default());
-                if !is_reflected(set.kind, &set.scope, &name) {
-                    return;
-                }
+                let Some(name) = name_there(set, meta.name.as_deref().unwrap_or_default()) else { return };
                 let (uid, version) =
                     (meta.uid.unwrap_or_default(), meta.resource_version.unwrap_or_default());
                 if followed.watched.applied(name.clone(), &uid, &version) == Heard::News {
@@ -266,27 +513,45 @@ impl Companions {
                 }
             }
             Change::Deleted(object) => {
-                let name: Arc<str> = Arc::from(object.metadata.name.unwrap_or_default());
+                let name = object.metadata.name.unwrap_or_default();
+                let name = name_there(set, &name).unwrap_or_else(|| Arc::from(name));
                 if let Some(uid) = followed.watched.deleted(&name) {
-                    consumer.removed(set, &companion(name).1, &Uid::from(&*uid), None);
+                    self.gone(&companion(name), &uid, consumer);
                 }
             }
             Change::Listed(seen) => {
-                for (name, uid) in
-                    followed.watched.listed(|name| seen.contains(&(set.scope.to_string(), name.to_owned())))
-                {
-                    consumer.removed(set, &companion(name).1, &Uid::from(&*uid), None);
+                let seen: BTreeSet<Arc<str>> =
+                    seen.iter().filter_map(|(_, name)| name_there(set, name)).collect();
+                for (name, uid) in followed.watched.listed(|name| seen.contains(name)) {
+                    self.gone(&companion(name), &uid, consumer);
                 }
             }
         }
         self.announce(set, consumer);
     }
 
+    /// An object is gone at home.
+    fn gone(&mut self, companion: &Companion, uid: &str, consumer: &mut Consumer) {
+        let set = SetRef::companions(companion.0, &companion.1.namespace);
+        consumer.removed(&set, &companion.1, &Uid::from(uid), None);
+        match companion.0 {
+            Kind::NetworkPolicy => {
+                self.policies.remove(&companion.1);
+                self.want_census();
+            }
+            Kind::Ingress => self.refer(User::Ingress(companion.1.clone()), BTreeSet::new(), consumer),
+            _ => {}
+        }
+    }
+
     fn is_wanted(&self, companion: &Companion) -> bool {
         let set = SetRef::companions(companion.0, &companion.1.namespace);
+        let referenced = || self.references.contains(companion);
         self.followed.get(&set).is_some_and(|followed| match followed.rule {
+            _ if is_made_for_pods(companion.0, &companion.1.name) => referenced(),
             Rule::All => true,
-            Rule::Referenced => self.references.contains(companion),
+            Rule::Referenced => referenced(),
+            Rule::Own => false,
         })
     }
 
@@ -311,80 +576,121 @@ impl Companions {
             return;
         }
         self.reading.insert(companion.clone(), false);
-        let (client, news, reads) = (self.client.clone(), self.news.clone(), self.reads.clone());
-        let companion = companion.clone();
-        tokio::spawn(async move {
-            let permit = reads.acquire_owned().await;
-            let found = get(client, &companion).await;
-            drop(permit);
-            // The actor is gone only when the process ends.
-            drop(news.send(News::Read(companion, found)).await);
-        });
+        let (client, slots, news) = (self.client.clone(), self.reads.clone(), self.news.clone());
+        tokio::spawn(requests::read(client, companion.clone(), slots, news));
     }
 
-    fn was_read(
-        &mut self,
-        companion: &Companion,
-        found: Option<DynamicObject>,
-        consumer: &mut Consumer,
-    ) -> Option<Effect> {
+    fn was_read(&mut self, companion: &Companion, found: Option<DynamicObject>, consumer: &mut Consumer) {
         if self.reading.remove(companion) == Some(true) {
             self.read(companion);
-            return None;
+            return;
         }
         let set = SetRef::companions(companion.0, &companion.1.namespace);
         let wanted = self.is_wanted(companion);
-        let followed = self.followed.get_mut(&set)?;
+        let Some(followed) = self.followed.get_mut(&set) else { return };
         followed.watched.was_read(&companion.1.name);
-        let effect = match found {
+        match found {
             // Its deletion comes over the watch, too; but who waits for it must not wait for that.
             None => {
                 self.owed.retain(|target, _| target.set != set || target.key != companion.1);
                 if let Some(uid) = followed.watched.uid(&companion.1.name) {
-                    consumer.removed(&set, &companion.1, &Uid::from(&*uid), None);
+                    self.gone(companion, &uid, consumer);
                 }
-                None
             }
-            Some(_) if !wanted => None,
+            Some(_) if !wanted => {}
             Some(object) => {
                 let uid = Uid::from(object.metadata.uid.as_deref().unwrap_or_default());
                 let target = Ref { set: set.clone(), key: companion.1.clone(), uid };
                 let whole = serde_json::to_value(&object).unwrap_or_default();
-                match body(companion.0, &whole, &self.own_prefixes) {
-                    Ok(Some(body)) => {
-                        let hash = Hash::of(&body);
-                        consumer.observe(target.clone(), Wanted::Present(hash), None);
-                        let owed = self.owed.remove(&target) == Some(hash);
-                        Some(Effect::AtHand(target, body, owed))
-                    }
-                    Ok(None) => {
-                        self.owed.remove(&target);
-                        consumer.removed(&set, &target.key, &target.uid, None);
-                        None
-                    }
-                    Err(why) => {
-                        consumer.removed(&set, &target.key, &target.uid, None);
-                        let refusal = Refusal { reason: "NotReflected".to_owned(), message: why };
-                        Some(Effect::Refused(target, refusal))
-                    }
-                }
+                self.found(target, &whole, consumer);
             }
-        };
+        }
         self.announce(&set, consumer);
-        effect
     }
 
-    /// The inventory of a set may be sent when everything that is wanted of it has been read.
-    fn announce(&self, set: &SetRef, consumer: &mut Consumer) {
+    /// An object that is wanted is there, like this.
+    fn found(&mut self, target: Ref, object: &Value, consumer: &mut Consumer) {
+        if target.set.kind == Kind::Ingress {
+            let secrets = certificates(object).map(|name| (Kind::Secret, name.to_owned())).collect();
+            self.refer(User::Ingress(target.key.clone()), secrets, consumer);
+        }
+        match body(target.set.kind, object, &self.picture.own) {
+            Ok(Some(body)) if target.set.kind == Kind::NetworkPolicy => {
+                self.policies.insert(target.key, target.uid, body);
+                self.want_census();
+                self.read_policies(consumer);
+            }
+            Ok(Some(body)) => {
+                let body = Bytes::from(body.to_string());
+                let hash = Hash::of(&body);
+                consumer.observe(target.clone(), Wanted::Present(hash), None);
+                let owed = self.owed.remove(&target) == Some(hash);
+                self.effects.push(Effect::AtHand { target, hash, body, owed });
+            }
+            Ok(None) => {
+                self.owed.remove(&target);
+                consumer.removed(&target.set, &target.key, &target.uid, None);
+            }
+            Err(why) => {
+                consumer.removed(&target.set, &target.key, &target.uid, None);
+                let refusal = Refusal { reason: "NotReflected".to_owned(), message: why };
+                self.effects.push(Effect::Told(target, refusal));
+            }
+        }
+    }
+
+    /// Says what has to be known of home to read the policies.
+    fn want_census(&self) {
+        self.neighbours.want(&self.provider, self.policies.want(&self.picture.census));
+    }
+
+    /// Reads the policies anew, and tells what has changed in them.
+    fn read_policies(&mut self, consumer: &mut Consumer) {
+        self.want_census();
+        for changed in self.policies.read(&self.picture) {
+            let set = SetRef::companions(Kind::NetworkPolicy, &changed.key.namespace);
+            let target = Ref { set, key: changed.key, uid: changed.uid };
+            consumer.observe(target.clone(), Wanted::Present(changed.hash), None);
+            if let Some(notes) = changed.notes.filter(|notes| !notes.is_empty()) {
+                let message = format!("in {}: {}", self.provider, notes.join("; "));
+                let told = Refusal { reason: "PolicyNarrowed".to_owned(), message };
+                self.effects.push(Effect::Told(target, told));
+            }
+        }
+        let sets: Vec<SetRef> =
+            self.followed.keys().filter(|set| set.kind == Kind::NetworkPolicy).cloned().collect();
+        for set in sets {
+            self.announce(&set, consumer);
+        }
+    }
+
+    /// The inventory of a set may be sent when everything that is wanted of it is known.
+    fn announce(&mut self, set: &SetRef, consumer: &mut Consumer) {
+        if set.kind == Kind::NetworkPolicy {
+            self.tell_closed(&set.scope);
+        }
         let Some(followed) = self.followed.get(set) else { return };
-        if followed.watched.is_read() && (self.pods_known || followed.rule == Rule::All) {
+        let by_pods = followed.rule != Rule::All
+            || (matches!(set.kind, Kind::ConfigMap | Kind::Secret)
+                && self.access(&set.scope) != Access::None);
+        let policies = set.kind != Kind::NetworkPolicy || self.policies.is_read(&set.scope);
+        if followed.watched.is_read() && (self.pods_known || !by_pods) && policies {
             consumer.synced(set);
         }
     }
 }
 
+/// The name in the provider of an object of this name at home, if it is reflected.
+fn name_there(set: &SetRef, name: &str) -> Option<Arc<str>> {
+    if set.kind == Kind::ConfigMap && name == ROOT_CA {
+        return Some(Arc::from(HOME_ROOT_CA));
+    }
+    let reflected = is_reflected(set.kind, &set.scope, name) && !is_made_for_pods(set.kind, name);
+    reflected.then(|| Arc::from(name))
+}
+
 /// The body of an object as the provider shall have it; `None` if there is nothing in it for it.
-fn body(kind: Kind, object: &Value, own_prefixes: &[IpNet]) -> Result<Option<Bytes>, String> {
+fn body(kind: Kind, object: &Value, own_prefixes: &[IpNet]) -> Result<Option<Value>, String> {
     let mut body = portable(kind, object)?;
     if kind == Kind::EndpointSlice {
         // Endpoints on virtual nodes are pods of providers: each finds its own by the selector.
@@ -394,45 +700,31 @@ fn body(kind: Kind, object: &Value, own_prefixes: &[IpNet]) -> Result<Option<Byt
             return Ok(None);
         }
     }
-    Ok(Some(Bytes::from(body.to_string())))
+    Ok(Some(body))
 }
 
-/// Follows the metadata of a kind in a namespace.
-async fn follow(client: Client, set: SetRef, number: u64, news: mpsc::Sender<News>) {
-    let objects: Api<PartialObjectMeta<DynamicObject>> =
-        Api::namespaced_with(client, &set.scope, &resource(set.kind));
-    let mut changes = changes_of(objects, set.kind.as_str(), watcher::Config::default()).boxed();
-    while let Some(change) = changes.next().await {
-        if news.send(News::Changed(set.clone(), number, change)).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Reads an object, for as long as it takes; `None` if there is none.
-async fn get(client: Client, (kind, key): &Companion) -> Option<DynamicObject> {
-    let api: Api<DynamicObject> = Api::namespaced_with(client, &key.namespace, &resource(*kind));
-    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
-    loop {
-        match within(api.get_opt(&key.name)).await {
-            Ok(found) => return found,
-            Err(kube::Error::Api(status)) if status.is_forbidden() => {
-                debug!(kind = kind.as_str(), %key, message = %status.message, "not read; trying again");
-            }
-            Err(error) => warn!(kind = kind.as_str(), %key, %error, "not read; trying again"),
-        }
-        sleep(backoff.next(entropy())).await;
-    }
-}
-
-fn resource(kind: Kind) -> ApiResource {
-    ApiResource::from_gvk(&GroupVersionKind::gvk(kind.group(), "v1", kind.as_str()))
+/// The Service that leads to this cluster's API server, and where it leads: to `server`, a pod here.
+fn way(kind: Kind, server: SocketAddr) -> Bytes {
+    let (name, family) = ("https", if server.is_ipv4() { "IPv4" } else { "IPv6" });
+    let object = match kind {
+        Kind::Service => json!({"spec": {
+            "type": "ClusterIP",
+            "ports": [{"name": name, "protocol": "TCP", "port": API_SERVER_PORT, "targetPort": server.port()}],
+        }}),
+        _ => json!({
+            "metadata": {"labels": {"kubernetes.io/service-name": HOME_API_SERVER}},
+            "addressType": family,
+            "ports": [{"name": name, "protocol": "TCP", "port": server.port()}],
+            "endpoints": [{"addresses": [server.ip()], "conditions": {"ready": true}}],
+        }),
+    };
+    // Nothing in it belongs to one cluster alone.
+    Bytes::from(portable(kind, &object).unwrap_or_default().to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn endpoints_go_where_they_are_reached() {
@@ -442,19 +734,28 @@ mod tests {
         };
         let own: Vec<IpNet> = vec!["10.244.0.0/16".parse().unwrap()];
         let kept = body(Kind::EndpointSlice, &slice(&["10.244.0.7", "100.64.0.7"]), &own).unwrap().unwrap();
-        let kept: Value = serde_json::from_slice(&kept).unwrap();
         assert_eq!(kept["endpoints"], json!([{"addresses": ["10.244.0.7"]}]));
         assert_eq!(body(Kind::EndpointSlice, &slice(&["100.64.0.7"]), &own), Ok(None), "pods of a provider");
         assert_eq!(body(Kind::EndpointSlice, &slice(&[]), &own), Ok(None));
     }
 
     #[test]
-    fn endpoints_are_of_no_use_without_a_network_or_their_services() {
-        let reflection = Reflection::default();
-        assert_eq!(rule(Kind::EndpointSlice, &reflection, true), Some(Rule::All));
-        assert_eq!(rule(Kind::EndpointSlice, &reflection, false), None);
-        assert_eq!(rule(Kind::Service, &reflection, false), Some(Rule::All));
-        let none = Reflection { services: ServiceReflection::None, ..reflection };
-        assert_eq!(rule(Kind::EndpointSlice, &none, true), None);
+    fn homes_authority_has_a_name_of_its_own_there() {
+        let there = |kind, name: &str| name_there(&SetRef::companions(kind, "shop"), name);
+        assert_eq!(there(Kind::ConfigMap, ROOT_CA).as_deref(), Some(HOME_ROOT_CA));
+        assert_eq!(there(Kind::ConfigMap, HOME_ROOT_CA), None, "nobody takes its place");
+        assert_eq!(there(Kind::Secret, "token-x.home.liquid.mesh"), None);
+        assert_eq!(there(Kind::Service, HOME_API_SERVER), None);
+        assert_eq!(there(Kind::Secret, "db").as_deref(), Some("db"));
+    }
+
+    #[test]
+    fn the_way_home_is_a_service_and_an_endpoint() {
+        let server = "10.244.0.9:6443".parse().unwrap();
+        let made = |kind| -> Value { serde_json::from_slice(&way(kind, server)).unwrap() };
+        assert_eq!(made(Kind::Service)["spec"]["ports"][0]["port"], 443);
+        assert!(made(Kind::Service)["spec"].get("selector").is_none());
+        assert_eq!(made(Kind::EndpointSlice)["endpoints"][0]["addresses"], json!(["10.244.0.9"]));
+        assert_eq!(made(Kind::EndpointSlice)["ports"][0]["port"], 6443);
     }
 }

@@ -1,4 +1,4 @@
-//! Who refers to what: counts pods per ConfigMap and Secret. Pure.
+//! Who refers to what: counts users per ConfigMap and Secret. Pure.
 
 use crate::translate::Reference;
 use liquid_reflection::{Key, Kind};
@@ -8,29 +8,45 @@ use std::sync::Arc;
 /// A companion by kind and names at home.
 pub(super) type Companion = (Kind, Key);
 
-/// The references of all pods on the virtual nodes of a provider.
+/// Who refers to companions.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum User {
+    /// A pod on a virtual node.
+    Pod(Arc<str>, Key),
+    /// An Ingress that the provider shall have.
+    Ingress(Key),
+}
+
+impl User {
+    /// A pod on this virtual node.
+    pub(super) fn pod(node: &str, pod: &Key) -> Self {
+        Self::Pod(Arc::from(node), pod.clone())
+    }
+
+    fn namespace(&self) -> &Arc<str> {
+        match self {
+            Self::Pod(_, key) | Self::Ingress(key) => &key.namespace,
+        }
+    }
+}
+
+/// The references of all pods on the virtual nodes of a provider, and of the Ingresses it shall have.
 #[derive(Debug, Default)]
 pub(super) struct References {
-    /// By virtual node and pod; pods without references are not kept.
-    pods: BTreeMap<(Arc<str>, Key), Box<[Companion]>>,
-    /// Pods per companion.
+    /// By user; those without references are not kept.
+    by_user: BTreeMap<User, Box<[Companion]>>,
+    /// Users per companion.
     users: BTreeMap<Companion, usize>,
 }
 
 impl References {
-    /// The pod refers to these, and to nothing else. Returns what has won its first user or lost its last one.
-    pub(super) fn set(
-        &mut self,
-        node: &str,
-        pod: &Key,
-        references: BTreeSet<Reference>,
-    ) -> BTreeSet<Companion> {
+    /// The user refers to these, and to nothing else. Returns what has won its first user or lost its last one.
+    pub(super) fn set(&mut self, user: User, references: BTreeSet<Reference>) -> BTreeSet<Companion> {
         let companions: Box<[Companion]> = references
             .into_iter()
-            .map(|(kind, name)| (kind, Key { namespace: pod.namespace.clone(), name: Arc::from(name) }))
+            .map(|(kind, name)| (kind, Key { namespace: user.namespace().clone(), name: Arc::from(name) }))
             .collect();
-        let at = (Arc::from(node), pod.clone());
-        if self.pods.get(&at).is_some_and(|known| *known == companions) {
+        if self.by_user.get(&user).is_some_and(|known| *known == companions) {
             return BTreeSet::new();
         }
         let mut changed = BTreeSet::new();
@@ -41,8 +57,11 @@ impl References {
                 changed.insert(companion.clone());
             }
         }
-        let earlier =
-            if companions.is_empty() { self.pods.remove(&at) } else { self.pods.insert(at, companions) };
+        let earlier = if companions.is_empty() {
+            self.by_user.remove(&user)
+        } else {
+            self.by_user.insert(user, companions)
+        };
         for companion in earlier.into_iter().flatten() {
             self.release(&companion, &mut changed);
         }
@@ -51,7 +70,9 @@ impl References {
 
     /// Of the pods on `node`, only these are left.
     pub(super) fn retain(&mut self, node: &str, left: impl Fn(&Key) -> bool) -> BTreeSet<Companion> {
-        let gone = self.pods.extract_if(.., |(on, pod), _| **on == *node && !left(pod));
+        let gone = self
+            .by_user
+            .extract_if(.., |user, _| matches!(user, User::Pod(on, pod) if **on == *node && !left(pod)));
         let gone: Vec<_> = gone.flat_map(|(_, companions)| companions).collect();
         let mut changed = BTreeSet::new();
         for companion in gone {
@@ -60,7 +81,7 @@ impl References {
         changed
     }
 
-    /// Whether a pod refers to it.
+    /// Whether somebody refers to it.
     pub(super) fn contains(&self, companion: &Companion) -> bool {
         self.users.contains_key(companion)
     }
@@ -93,14 +114,21 @@ mod tests {
         let mut references = References::default();
         let (a, b) = (Key::new("shop", "a"), Key::new("shop", "b"));
         let secret = companion(Kind::Secret, "s");
-        assert_eq!(references.set("n", &a, to(&["s"])), BTreeSet::from([secret.clone()]));
-        assert_eq!(references.set("n", &a, to(&["s"])), BTreeSet::new());
-        assert_eq!(references.set("n", &b, to(&["s", "t"])), BTreeSet::from([companion(Kind::Secret, "t")]));
-        assert_eq!(references.set("n", &a, to(&[])), BTreeSet::new());
+        assert_eq!(references.set(User::pod("n", &a), to(&["s"])), BTreeSet::from([secret.clone()]));
+        assert_eq!(references.set(User::pod("n", &a), to(&["s"])), BTreeSet::new());
+        assert_eq!(
+            references.set(User::pod("n", &b), to(&["s", "t"])),
+            BTreeSet::from([companion(Kind::Secret, "t")])
+        );
+        assert_eq!(references.set(User::pod("n", &a), to(&[])), BTreeSet::new());
         assert!(references.contains(&secret));
         assert_eq!(references.retain("m", |_| false), BTreeSet::new());
         assert_eq!(references.retain("n", |pod| *pod != b).len(), 2);
-        assert!(!references.contains(&secret) && references.pods.is_empty());
+        assert!(!references.contains(&secret) && references.by_user.is_empty());
+        let ingress = User::Ingress(Key::new("shop", "a"));
+        assert_eq!(references.set(ingress, to(&["s"])), BTreeSet::from([secret.clone()]));
+        assert_eq!(references.retain("n", |_| false), BTreeSet::new(), "an Ingress is on no node");
+        assert!(references.contains(&secret));
     }
 
     proptest! {
@@ -114,7 +142,7 @@ mod tests {
             for (node, pod, names) in course {
                 let (on, key) = (format!("n{node}"), Key::new("shop", &format!("p{pod}")));
                 let wanted = names.iter().map(|name| (Kind::Secret, format!("s{name}"))).collect();
-                for changed in references.set(&on, &key, wanted) {
+                for changed in references.set(User::pod(&on, &key), wanted) {
                     if !contained.remove(&changed) {
                         contained.insert(changed);
                     }
