@@ -2,7 +2,8 @@
 
 use crate::manifests::{FOREVER, drop_namespace, offloaded, pod};
 use anyhow::Context as _;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 use liquid_scenarios::{Environment, Look, TEST_IMAGE};
 use std::time::Duration;
@@ -94,17 +95,36 @@ async fn a_remote_pod_is_resized_in_place() -> anyhow::Result<()> {
             Some("70m")
         );
     }
-    // More than any node has: the provider's kubelet says so, and the user at home hears it.
-    resize("100000").await?;
-    let pods: Api<Pod> = Api::namespaced(home.client.clone(), "resize");
-    home.wait("the resize is not possible", SOON, || async {
-        let conditions =
-            pods.get("web").await?.status.and_then(|status| status.conditions).unwrap_or_default();
-        let pending = conditions.iter().find(|c| c.type_ == "PodResizePending");
-        Ok(match pending.and_then(|c| c.reason.as_deref()) {
-            Some("Infeasible") => Look::Done(()),
-            _ => Look::NotYet(format!("{conditions:?}")),
+    // More than any node has, and less than all of them: the provider's kubelet says so, and the user at home hears it.
+    let physical = Api::<Node>::all(provider.client.clone())
+        .list(&ListParams::default().labels("!liquid.mesh/type"))
+        .await?;
+    let cpu = physical.items.first().and_then(|node| node.status.as_ref()?.capacity.as_ref()?.get("cpu"));
+    let cores: u32 = cpu.context("no node with a capacity")?.0.parse()?;
+    if physical.items.len() > 1 {
+        resize(&format!("{}m", cores * 1500)).await?;
+        let pods: Api<Pod> = Api::namespaced(home.client.clone(), "resize");
+        home.wait("the resize is not possible", SOON, || async {
+            let conditions =
+                pods.get("web").await?.status.and_then(|status| status.conditions).unwrap_or_default();
+            let pending = conditions.iter().find(|c| c.type_ == "PodResizePending");
+            Ok(match pending.and_then(|c| c.reason.as_deref()) {
+                Some("Infeasible") => Look::Done(()),
+                _ => Look::NotYet(format!("{conditions:?}")),
+            })
         })
+        .await?;
+    }
+    // More than the virtual node is offered: the provider does not take it over, and says so.
+    resize("100000").await?;
+    let events: Api<Event> = Api::namespaced(home.client.clone(), "resize");
+    home.wait("the resize is refused", SOON, || async {
+        let events = events.list(&ListParams::default().fields("reason=QuotaExceeded")).await?.items;
+        let told = events
+            .iter()
+            .filter_map(|event| event.message.as_ref())
+            .any(|message| message.contains("cpu=100000"));
+        Ok(if told { Look::Done(()) } else { Look::NotYet(format!("{events:?}")) })
     })
     .await?;
     drop_namespace(home, "resize").await
