@@ -88,7 +88,7 @@ impl<'a> Cluster<'a> {
         })
     }
 
-    /// Puts [`KUBECTL`](crate::KUBECTL) into all nodes.
+    /// Puts an image with kubectl into all nodes.
     ///
     /// # Errors
     /// If a node does not take it.
