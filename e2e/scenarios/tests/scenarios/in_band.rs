@@ -206,8 +206,13 @@ async fn a_token_and_one_udp_port_of_the_provider_are_enough() -> anyhow::Result
             "all processes of the link restarted, in both clusters, in {:.1} s",
             restarted.as_secs_f64()
         );
-        let logs = home.kubectl.run(["logs", "-n", NAMESPACE, "there"]).await?.ok()?;
-        ensure!(logs.contains("Started HTTP server"), "{logs}");
+        // The Node leads to the liquid-kubelet of before until its successor has written it.
+        home.wait("logs come again", SOON, || async {
+            let logs = home.kubectl.run(["logs", "-n", NAMESPACE, "there"]).await?;
+            let come = logs.code == 0 && logs.out.contains("Started HTTP server");
+            Ok(if come { Look::Done(()) } else { Look::NotYet(logs.err) })
+        })
+        .await?;
 
         let status = home.liquidctl.run(["status"]).await?.ok()?;
         ensure!(status.contains("InBand"), "{status}");
