@@ -17,13 +17,14 @@ mod offer;
 mod peer;
 mod price;
 pub mod quantity;
+mod schema;
 mod shadow_pod;
 mod virtual_node;
 pub mod vocabulary;
 
 pub use conditions::{ConditionUpdate, condition, is_true, set_condition};
 pub use manifests::{Manifest, manifests};
-pub use names::{ClusterId, ClusterName, InvalidName, MAX_CLUSTER_NAME};
+pub use names::{ClusterId, ClusterName, InvalidName, MAX_CLUSTER_NAME, is_dns_label, is_dns_subdomain};
 pub use namespace_offloading::{
     ConfigurationReflection, IngressReflection, NamespaceOffloading, NamespaceOffloadingSpec,
     NamespaceOffloadingStatus, PodPlacement, PolicyReflection, Reflection, RemoteNamespace,

@@ -38,16 +38,35 @@ impl ClusterName {
     }
 }
 
+/// Whether a text is a DNS label (RFC 1123), as names of namespaces and Services are.
+#[must_use]
+pub fn is_dns_label(text: &str) -> bool {
+    is_dns(text, 63, b"-")
+}
+
+/// Whether a text is a DNS subdomain in Kubernetes' sense, as names of nodes and pods are.
+#[must_use]
+pub fn is_dns_subdomain(text: &str) -> bool {
+    is_dns(text, 253, b"-.")
+}
+
+fn is_dns(text: &str, longest: usize, between: &[u8]) -> bool {
+    let outer = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    (1..=longest).contains(&text.len())
+        && text.bytes().all(|b| outer(b) || between.contains(&b))
+        && text.bytes().next().is_some_and(outer)
+        && text.bytes().last().is_some_and(outer)
+}
+
 impl TryFrom<String> for ClusterName {
     type Error = InvalidName;
 
     fn try_from(name: String) -> Result<Self, InvalidName> {
-        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-        let valid = (1..=MAX_CLUSTER_NAME).contains(&name.len())
-            && name.chars().all(|c| inner(c) || c == '-')
-            && name.starts_with(inner)
-            && name.ends_with(inner);
-        if valid { Ok(Self(name)) } else { Err(InvalidName::ClusterName(name)) }
+        if is_dns_label(&name) && name.len() <= MAX_CLUSTER_NAME {
+            Ok(Self(name))
+        } else {
+            Err(InvalidName::ClusterName(name))
+        }
     }
 }
 

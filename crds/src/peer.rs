@@ -1,5 +1,6 @@
 //! `Peer`: one foreign cluster, what we borrow from it and what we lend to it.
 
+use crate::schema::label_value;
 use crate::vocabulary::{ENDED_BY_PROVIDER, FORGET};
 use crate::{NetworkStatus, Offer, Price, condition};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -136,12 +137,7 @@ pub struct ConsumeSpec {
     pub virtual_nodes: VirtualNodes,
     /// With virtualNodes PerNode: labels of the peer's nodes that get a virtual node; all nodes if empty.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend(
-        "maxProperties" = 16,
-        "additionalProperties" = {
-            "type": "string", "maxLength": 63, "pattern": r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$",
-        },
-    ))]
+    #[schemars(extend("maxProperties" = 16, "additionalProperties" = label_value()))]
     pub node_selector: BTreeMap<String, String>,
     /// Which offers of the peer are accepted. Only an accepted offer becomes a node.
     #[serde(default)]

@@ -70,6 +70,17 @@ fn parse_text(text: &str) -> Option<Milli> {
     Some(if negative { -rounded } else { rounded })
 }
 
+/// Reads all of them; what is no quantity is left out.
+pub fn amounts(quantities: &BTreeMap<String, Quantity>) -> Amounts {
+    let read = |(name, quantity): (&String, &Quantity)| Some((name.clone(), parse(quantity).ok()?));
+    quantities.iter().filter_map(read).collect()
+}
+
+/// Writes all of them.
+pub fn quantities(amounts: &Amounts) -> BTreeMap<String, Quantity> {
+    amounts.iter().map(|(name, amount)| (name.clone(), format(*amount))).collect()
+}
+
 /// Writes an amount as people and Kubernetes like to read it: bytes in the largest binary unit that is exact.
 pub fn format(amount: Milli) -> Quantity {
     if amount % 1000 != 0 {

@@ -1,6 +1,7 @@
 //! `VirtualNode`: a node at home that stands for a peer.
 
 use crate::Offer;
+use crate::schema::label_value;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
@@ -50,12 +51,7 @@ pub struct VirtualNodeSpec {
     /// Labels of the nodes in the peer on which pods of this VirtualNode run; the peer says which may be used. Pods that
     /// run stay where they are when it changes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend(
-        "maxProperties" = 16,
-        "additionalProperties" = {
-            "type": "string", "maxLength": 63, "pattern": r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$",
-        },
-    ))]
+    #[schemars(extend("maxProperties" = 16, "additionalProperties" = label_value()))]
     pub node_selector: BTreeMap<String, String>,
     /// The one node in the peer on which pods of this VirtualNode run, if the peer tells of its nodes. It cannot be changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,12 +64,7 @@ pub struct VirtualNodeSpec {
     pub accepted_offer: Option<String>,
     /// Labels for the Node, on top of those of the offer; they win over them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend(
-        "maxProperties" = 64,
-        "additionalProperties" = {
-            "type": "string", "maxLength": 63, "pattern": r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$",
-        },
-    ))]
+    #[schemars(extend("maxProperties" = 64, "additionalProperties" = label_value()))]
     pub labels: BTreeMap<String, String>,
     /// Taints for the Node, on top of liquid.mesh/virtual-node; each key once for every effect.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -129,6 +120,24 @@ pub enum TaintEffect {
     PreferNoSchedule,
     /// They are not scheduled there, and evicted if they run there.
     NoExecute,
+}
+
+impl TaintEffect {
+    /// As Kubernetes has it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoSchedule => "NoSchedule",
+            Self::PreferNoSchedule => "PreferNoSchedule",
+            Self::NoExecute => "NoExecute",
+        }
+    }
+
+    /// The effect of this name, if it keeps pods off.
+    #[must_use]
+    pub fn keeping_off(name: &str) -> Option<Self> {
+        [Self::NoSchedule, Self::NoExecute].into_iter().find(|effect| effect.as_str() == name)
+    }
 }
 
 /// What is known of the virtual node.

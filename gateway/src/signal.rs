@@ -97,9 +97,7 @@ impl Inner {
             _ => Self::Unknown,
         }
     }
-}
 
-impl Inner {
     fn lanes(bytes: &[u8]) -> Option<Vec<PublicKey>> {
         let count = usize::from(*bytes.get(1)?);
         if count >= MAX_LANES {

@@ -259,11 +259,9 @@ impl Tunnel {
         self.limit = limit;
         let mut retired = Retired::new();
         if config.own_key != self.config.own_key {
-            retired.extend(self.indices());
-            (self.current, self.previous, self.next, self.pending) = (None, None, None, None);
+            self.end_sessions(&mut retired);
             (self.cookie, self.last_initiation_sent, self.last_heard) = (None, None, None);
             self.timers = Timers::default();
-            self.liveness.session_ends();
             self.shown = Way::Down;
             self.own = own(&config);
         }
@@ -337,6 +335,13 @@ impl Tunnel {
         self.path_mtu.map_or(self.limit, |path| path.min(self.limit))
     }
 
+    /// Forgets everything that is secret.
+    fn end_sessions(&mut self, retired: &mut Retired) {
+        retired.extend(self.indices());
+        (self.current, self.previous, self.next, self.pending) = (None, None, None, None);
+        self.liveness.session_ends();
+    }
+
     /// Every index in use.
     pub(crate) fn indices(&self) -> impl Iterator<Item = u32> {
         let sessions = [&self.current, &self.previous, &self.next];
@@ -379,11 +384,7 @@ impl Tunnel {
     }
 
     fn send_keepalive(&mut self, transmits: &mut Transmits, now: Instant) {
-        if self.can_send(now) {
-            self.send(0, transmits, |_| ());
-            self.traffic.sent_packets -= 1;
-            self.sent_anything(now);
-        }
+        self.send_signal(&[], transmits, now);
     }
 
     /// Sends a message to the other gateway, which does not count as traffic.
@@ -693,10 +694,8 @@ impl Tunnel {
             handshake |= self.liveness.is_silent() || self.wants_handshake_on_sending(now);
         }
         if due(&mut self.timers.forget) {
-            retired.extend(self.indices());
-            (self.current, self.previous, self.next, self.pending) = (None, None, None, None);
+            self.end_sessions(&mut retired);
             self.timers.retransmit = None;
-            self.liveness.session_ends();
         }
         (handshake, retired)
     }

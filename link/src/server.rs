@@ -7,11 +7,11 @@ use crate::limits::{
 };
 use crate::liveness::Liveness;
 use futures::Stream;
-use std::collections::HashMap;
+use liquid_runtime::shares::{Share, Shares};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -64,7 +64,7 @@ async fn accept_loop(listener: TcpListener, tls: TlsAcceptor, sender: mpsc::Send
         handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
         peers: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         guests: Arc::new(Semaphore::new(MAX_GUESTS)),
-        per_peer: Arc::default(),
+        per_peer: Shares::default(),
     };
     loop {
         let accepted = tokio::select! {
@@ -101,37 +101,7 @@ struct Slots {
     handshakes: Arc<Semaphore>,
     peers: Arc<Semaphore>,
     guests: Arc<Semaphore>,
-    per_peer: Arc<Mutex<HashMap<PeerIdentity, usize>>>,
-}
-
-/// One of the connections a peer may have.
-struct Share {
-    peer: PeerIdentity,
-    counts: Arc<Mutex<HashMap<PeerIdentity, usize>>>,
-}
-
-impl Share {
-    fn take(peer: &PeerIdentity, counts: &Arc<Mutex<HashMap<PeerIdentity, usize>>>) -> Result<Self, String> {
-        let mut known = counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = known.entry(peer.clone()).or_default();
-        if *count >= MAX_CONNECTIONS_PER_PEER {
-            return Err(format!("{MAX_CONNECTIONS_PER_PEER} connections of this peer are open already"));
-        }
-        *count += 1;
-        Ok(Self { peer: peer.clone(), counts: counts.clone() })
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        let mut known = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = known.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                known.remove(&self.peer);
-            }
-        }
-    }
+    per_peer: Shares<PeerIdentity>,
 }
 
 async fn authenticate(
@@ -150,7 +120,11 @@ async fn authenticate(
         None => None,
         Some(leaf) => Some(PeerIdentity::from_certificate(leaf).map_err(|error| error.to_string())?),
     };
-    let share = peer.as_ref().map(|peer| Share::take(peer, &slots.per_peer)).transpose()?;
+    let too_many = || format!("{MAX_CONNECTIONS_PER_PEER} connections of this peer are open already");
+    let share = match &peer {
+        None => None,
+        Some(peer) => Some(slots.per_peer.take(peer, MAX_CONNECTIONS_PER_PEER).ok_or_else(too_many)?),
+    };
     let (slots, lifetime) = match peer {
         Some(_) => (&slots.peers, None),
         None => (&slots.guests, Some(Box::pin(sleep(GUEST_LIFETIME)))),
@@ -165,7 +139,7 @@ pub struct Connection {
     caller: Caller,
     lifetime: Option<Pin<Box<Sleep>>>,
     _slot: OwnedSemaphorePermit,
-    _share: Option<Share>,
+    _share: Option<Share<PeerIdentity>>,
 }
 
 impl Connected for Connection {

@@ -24,6 +24,17 @@ pub enum Kind {
     Pod,
 }
 
+/// What reflected objects are there for: most of what is done with them depends on that alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// To hold others.
+    Namespace,
+    /// Pods need them beside them: one of [`Kind::COMPANIONS`].
+    Companion,
+    /// To run.
+    Pod,
+}
+
 impl Kind {
     /// Kinds of objects that are reflected because pods need them beside them.
     pub const COMPANIONS: [Self; 6] = [
@@ -35,18 +46,23 @@ impl Kind {
         Self::Ingress,
     ];
 
-    /// Whether an object of this kind is only a record of something that runs beside it.
-    pub fn has_instance(self) -> bool {
+    /// What objects of this kind are there for.
+    pub fn role(self) -> Role {
         match self {
-            Kind::Pod => true,
-            Kind::Namespace
-            | Kind::ConfigMap
+            Kind::Namespace => Role::Namespace,
+            Kind::ConfigMap
             | Kind::Secret
             | Kind::Service
             | Kind::EndpointSlice
             | Kind::NetworkPolicy
-            | Kind::Ingress => false,
+            | Kind::Ingress => Role::Companion,
+            Kind::Pod => Role::Pod,
         }
+    }
+
+    /// Whether an object of this kind is only a record of something that runs beside it.
+    pub fn has_instance(self) -> bool {
+        self.role() == Role::Pod
     }
 
     /// Name of the kind in Kubernetes.

@@ -25,5 +25,5 @@ pub mod wire;
 pub use addresses::Prefixes;
 pub use consumer::Consumer;
 pub use frame::{ConsumerFrame, ProviderFrame};
-pub use key::{Key, Kind, SetRef, Uid};
+pub use key::{Key, Kind, Role, SetRef, Uid};
 pub use provider::Provider;

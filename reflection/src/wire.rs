@@ -3,7 +3,7 @@
 
 use crate::addresses::Prefixes;
 use crate::frame::{ConsumerFrame, Entry, ProviderFrame, Ref, Refusal, Wanted};
-use crate::key::{Key, Kind, SetRef, Uid};
+use crate::key::{Key, Kind, Role, SetRef, Uid};
 use crate::warning::Warning;
 use ipnet::IpNet;
 use liquid_link::digest::Hash;
@@ -64,16 +64,10 @@ fn set_to_wire(set: &SetRef) -> proto::SetRef {
 fn set_from_wire(set: Option<proto::SetRef>) -> Result<SetRef, WireError> {
     let set = set.ok_or(WireError::Missing("set"))?;
     let kind = kind_from_wire(set.kind)?;
-    match kind {
-        Kind::Namespace if set.scope.is_empty() => {}
-        Kind::Namespace => return Err(WireError::Invalid("scope", set.scope)),
-        Kind::Pod
-        | Kind::ConfigMap
-        | Kind::Secret
-        | Kind::Service
-        | Kind::EndpointSlice
-        | Kind::NetworkPolicy
-        | Kind::Ingress => name("scope", &set.scope)?,
+    match kind.role() {
+        Role::Namespace if set.scope.is_empty() => {}
+        Role::Namespace => return Err(WireError::Invalid("scope", set.scope)),
+        Role::Pod | Role::Companion => name("scope", &set.scope)?,
     }
     Ok(SetRef { kind, scope: Arc::from(set.scope) })
 }
@@ -89,16 +83,10 @@ fn key_to_wire(key: &Key) -> proto::Key {
 pub fn key_from_wire(kind: Kind, key: Option<proto::Key>) -> Result<Key, WireError> {
     let key = key.ok_or(WireError::Missing("key"))?;
     name("name", &key.name)?;
-    match kind {
-        Kind::Namespace if key.namespace.is_empty() => {}
-        Kind::Namespace => return Err(WireError::Invalid("namespace", key.namespace)),
-        Kind::Pod
-        | Kind::ConfigMap
-        | Kind::Secret
-        | Kind::Service
-        | Kind::EndpointSlice
-        | Kind::NetworkPolicy
-        | Kind::Ingress => name("namespace", &key.namespace)?,
+    match kind.role() {
+        Role::Namespace if key.namespace.is_empty() => {}
+        Role::Namespace => return Err(WireError::Invalid("namespace", key.namespace)),
+        Role::Pod | Role::Companion => name("namespace", &key.namespace)?,
     }
     Ok(Key { namespace: Arc::from(key.namespace), name: Arc::from(key.name) })
 }

@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod backoff;
+pub mod clock;
 pub mod drain;
 pub mod exposition;
 pub mod health;
@@ -10,6 +11,7 @@ pub mod leader;
 pub mod metrics;
 pub mod process;
 pub mod relay;
+pub mod shares;
 pub mod telemetry;
 pub mod tls;
 pub mod watch;

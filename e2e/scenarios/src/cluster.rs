@@ -5,10 +5,12 @@ use crate::program::Program;
 use crate::wait::{Look, wait};
 use anyhow::{Context as _, bail};
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod};
-use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
+use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, ResourceExt as _};
+use liquid_crds::Peer;
 use liquid_crds::vocabulary::JOIN_TOKEN;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -163,6 +165,16 @@ impl Cluster {
             Ok(pods) => Ok(pods),
             Err(error) => bail!("{error:#}\n{}", self.events(namespace).await.unwrap_or_default()),
         }
+    }
+
+    /// Changes the Peer of another cluster: merges this into its spec.
+    ///
+    /// # Errors
+    /// If it is not taken.
+    pub async fn change_peer(&self, other: &str, spec: Value) -> anyhow::Result<()> {
+        let peers: Api<Peer> = Api::all(self.client.clone());
+        peers.patch(other, &PatchParams::default(), &Patch::Merge(&json!({ "spec": spec }))).await?;
+        Ok(())
     }
 
     /// Waits until a Node is Ready, or is not.

@@ -54,29 +54,28 @@ impl Hello {
     }
 }
 
+/// The first message for a server of this name.
+#[cfg(test)]
+pub(super) fn hello(name: &str) -> Vec<u8> {
+    use rustls::{ClientConfig, ClientConnection, RootCertStore};
+    let config = ClientConfig::builder_with_provider(liquid_runtime::tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let name = rustls_pki_types::ServerName::try_from(name.to_owned()).unwrap();
+    let mut client = ClientConnection::new(std::sync::Arc::new(config), name).unwrap();
+    let mut bytes = Vec::new();
+    client.write_tls(&mut bytes).unwrap();
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use rustls::{ClientConfig, ClientConnection, RootCertStore};
-    use rustls_pki_types::ServerName;
-    use std::sync::Arc;
 
     const ID: &str = "3f2c0a44-8c1e-4a8e-9d55-0123456789ab";
-
-    /// The first message for a server of this name.
-    fn hello(name: &str) -> Vec<u8> {
-        let config = ClientConfig::builder_with_provider(liquid_runtime::tls::provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(RootCertStore::empty())
-            .with_no_client_auth();
-        let name = ServerName::try_from(name.to_owned()).unwrap();
-        let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
-        let mut bytes = Vec::new();
-        client.write_tls(&mut bytes).unwrap();
-        bytes
-    }
 
     fn link() -> Vec<u8> {
         hello(&format!("{ID}.link.liquid.mesh"))

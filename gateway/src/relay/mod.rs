@@ -87,12 +87,10 @@ async fn connect(to: SocketAddr) -> Option<TcpStream> {
 mod tests {
     use super::directory::{Caller, Path};
     use super::*;
+    use liquid_crds::ClusterId;
     use liquid_gateway::liveness::Way;
     use liquid_runtime::relay::{ALERT_LENGTH, Refusal};
-    use rustls::{ClientConfig, ClientConnection, RootCertStore};
-    use rustls_pki_types::ServerName;
     use std::net::{IpAddr, Ipv4Addr};
-    use std::sync::Arc;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     const ID: &str = "3f2c0a44-8c1e-4a8e-9d55-0123456789ab";
@@ -100,16 +98,7 @@ mod tests {
 
     /// The first message for the link endpoint of a cluster.
     fn hello(cluster: &str) -> Vec<u8> {
-        let config = ClientConfig::builder_with_provider(liquid_runtime::tls::provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(RootCertStore::empty())
-            .with_no_client_auth();
-        let name = ServerName::try_from(format!("{cluster}.link.liquid.mesh")).unwrap();
-        let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
-        let mut bytes = Vec::new();
-        client.write_tls(&mut bytes).unwrap();
-        bytes
+        hello::hello(&cluster.parse::<ClusterId>().unwrap().link_name())
     }
 
     /// Serves `relay` on some port, and returns which.

@@ -4,9 +4,9 @@
 use super::pipe::{self, Farewells};
 use super::{Directory, Figures, Relay, connect};
 use liquid_runtime::relay::Refusal;
-use std::collections::BTreeMap;
+use liquid_runtime::shares::{Share, Shares};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::debug;
@@ -25,37 +25,7 @@ pub(super) struct Peers {
     figures: Figures,
     connections: Arc<Semaphore>,
     farewells: Farewells,
-    shares: Arc<Mutex<BTreeMap<String, usize>>>,
-}
-
-/// One of the connections a caller may have.
-struct Share {
-    name: String,
-    shares: Arc<Mutex<BTreeMap<String, usize>>>,
-}
-
-impl Share {
-    fn take(name: &str, most: usize, shares: &Arc<Mutex<BTreeMap<String, usize>>>) -> Option<Self> {
-        let mut known = shares.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = known.entry(name.to_owned()).or_default();
-        if *count >= most {
-            return None;
-        }
-        *count += 1;
-        Some(Self { name: name.to_owned(), shares: shares.clone() })
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        let mut known = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = known.get_mut(&self.name) {
-            *count -= 1;
-            if *count == 0 {
-                known.remove(&self.name);
-            }
-        }
-    }
+    shares: Shares<String>,
 }
 
 impl Peers {
@@ -65,18 +35,21 @@ impl Peers {
             figures,
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             farewells: Farewells::default(),
-            shares: Arc::default(),
+            shares: Shares::default(),
         }
     }
 
-    async fn connect(&self, from: SocketAddr) -> Result<(TcpStream, Share, OwnedSemaphorePermit), Refusal> {
+    async fn connect(
+        &self,
+        from: SocketAddr,
+    ) -> Result<(TcpStream, Share<String>, OwnedSemaphorePermit), Refusal> {
         let (caller, link) = {
             let directory = self.directory.borrow();
             (directory.caller(from.ip()).cloned(), directory.link)
         };
         let caller = caller.ok_or(Refusal::Stranger)?;
         let most = if caller.guest { MAX_OF_GUEST } else { MAX_OF_ONE };
-        let share = Share::take(&caller.name, most, &self.shares).ok_or(Refusal::TooMany)?;
+        let share = self.shares.take(&caller.name, most).ok_or(Refusal::TooMany)?;
         let slot = self.connections.clone().try_acquire_owned().map_err(|_| Refusal::TooMany)?;
         let link = connect(link.ok_or(Refusal::NoLink)?).await.ok_or(Refusal::NoLink)?;
         pipe::prepare(&link).map_err(|_| Refusal::NoLink)?;
@@ -96,24 +69,5 @@ impl Relay for Peers {
             }
             Ok((link, _share, _slot)) => pipe::join(stream, link, &self.figures).await,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_caller_has_its_share_and_no_more() {
-        let shares = Arc::default();
-        let one = Share::take("turin", 2, &shares);
-        let two = Share::take("turin", 2, &shares);
-        assert!(one.is_some() && two.is_some());
-        assert!(Share::take("turin", 2, &shares).is_none());
-        assert!(Share::take("milan", 2, &shares).is_some(), "another has its own");
-        drop(one);
-        assert!(Share::take("turin", 2, &shares).is_some());
-        drop(two);
-        assert!(shares.lock().unwrap().is_empty());
     }
 }

@@ -22,12 +22,13 @@ use liquid_gateway::io::workers::Workers;
 use liquid_gateway::liveness::Way;
 use liquid_gateway::peer::PeerStatus;
 use liquid_gateway::wireguard::key::PrivateKey;
+use liquid_runtime::clock::unix_seconds;
 use liquid_runtime::health::Part;
 use liquid_runtime::watch::{Change, changes};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -218,8 +219,8 @@ impl ClusterSource {
     fn has_expired(&mut self, now: Instant) -> bool {
         let before = self.gone.len();
         self.gone.retain(|_, (_, since)| now.saturating_duration_since(*since) < LINGER);
-        let seconds = seconds();
-        let expired = |guests: &Guests| guests.expires <= seconds;
+        let now = unix_seconds();
+        let expired = |guests: &Guests| guests.expires <= now;
         let guests = self.around.borrow();
         let guest = guests.guests.iter().filter(|(_, guests)| expired(guests));
         let planned = |token: &String| self.plan.peers.contains_key(&format!("{GUEST}{token}"));
@@ -232,7 +233,7 @@ impl ClusterSource {
             gateway: &self.arguments.pod_name,
             guest_keys: &self.guest_keys,
             guests: &around.guests,
-            now: seconds(),
+            now: unix_seconds(),
         };
         let gone = self.gone.iter().filter(|(name, _)| !self.peers.contains_key(*name));
         let plan = Plan::new(self.peers.iter().chain(gone.map(|(name, (peer, _))| (name, peer))), here);
@@ -351,11 +352,6 @@ fn learn(peers: &mut BTreeMap<String, Peer>, change: Change<Peer>) {
         Change::Deleted(peer) => drop(peers.remove(&peer.name_any())),
         Change::Listed(seen) => peers.retain(|name, _| seen.contains(&(String::new(), name.clone()))),
     }
-}
-
-/// Seconds since 1970.
-fn seconds() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// How the ways to a peer are.

@@ -11,9 +11,10 @@ use kube::{Api, Client};
 use liquid_link::introduction::Introduction;
 use liquid_link::token::{JoinToken, Reach};
 use liquid_link::token_secret::secret_for;
+use liquid_runtime::clock::unix_seconds;
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Arguments of `liquidctl invite`.
 #[derive(Debug, Args)]
@@ -106,7 +107,7 @@ pub(crate) async fn make(
         Way::Direct(advertise) => (direct(&info, advertise)?, None),
         Way::InBand(introduction) => (in_band(&info, introduction)?, introduction),
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = unix_seconds();
     let expires = now.saturating_add(ttl.as_secs());
     let token =
         JoinToken::generate(info.name, info.id, reach, info.ca_sha256, expires).map_err(Failure::failed)?;

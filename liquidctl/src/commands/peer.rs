@@ -14,11 +14,12 @@ use liquid_crds::vocabulary::{MANAGED_BY, MANAGED_BY_LIQUID, OFFER_ACCEPTED};
 use liquid_crds::{ConsumeSpec, Peer, PeerSpec, Transport, VirtualNode, VirtualNodes, condition, is_true};
 use liquid_link::introduction::Introduction;
 use liquid_link::token::JoinToken;
+use liquid_runtime::clock::unix_seconds;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// Life of a token that is made and used in one go.
 const SHORT_LIFE: Duration = Duration::from_secs(300);
@@ -178,7 +179,7 @@ fn given_token(arguments: &Arguments) -> Result<Option<JoinToken>, Failure> {
             .map_err(|error| Failure::input(format!("{} cannot be read: {error}", file.display())))?,
         (None, None) => return Ok(None),
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = unix_seconds();
     JoinToken::parse(&text, now).map(Some).map_err(Failure::input)
 }
 

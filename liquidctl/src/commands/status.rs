@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
-use liquid_crds::quantity::parse;
+use liquid_crds::quantity::amounts;
 use liquid_crds::vocabulary::OFFER_ACCEPTED;
 use liquid_crds::{
     NamespaceOffloading, NetworkStatus, Peer, PodCidr, Price, ShadowPod, Transport, VirtualNode, condition,
@@ -266,8 +266,7 @@ fn shown_price(price: Option<&Price>, offered: &Amounts) -> Option<String> {
     if !price.is_valid() {
         return Some("unreadable".to_owned());
     }
-    let offered = offered.iter().filter_map(|(name, amount)| Some((name.clone(), parse(amount).ok()?)));
-    Some(format!("{} {}/h", show_price(price.hourly(&offered.collect())), price.currency))
+    Some(format!("{} {}/h", show_price(price.hourly(&amounts(offered))), price.currency))
 }
 
 /// What is asked for, in a few words.

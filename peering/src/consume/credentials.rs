@@ -2,7 +2,7 @@
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, Resource as _, ResourceExt as _};
 use liquid_crds::vocabulary::{CREDENTIALS_CONSUME, MANAGED_BY, MANAGED_BY_LIQUID, credentials_secret};
@@ -80,18 +80,11 @@ pub(super) async fn store(
 ) -> Result<(), kube::Error> {
     let name = credentials_secret(&peer.name_any());
     let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
-    let owner = OwnerReference {
-        api_version: Peer::api_version(&()).into_owned(),
-        kind: Peer::kind(&()).into_owned(),
-        name: peer.name_any(),
-        uid: peer.metadata.uid.clone().unwrap_or_default(),
-        ..OwnerReference::default()
-    };
     let secret = Secret {
         metadata: ObjectMeta {
             name: Some(name.clone()),
             labels: Some(BTreeMap::from([(MANAGED_BY.to_owned(), MANAGED_BY_LIQUID.to_owned())])),
-            owner_references: Some(vec![owner]),
+            owner_references: peer.owner_ref(&()).map(|peer| vec![peer]),
             ..ObjectMeta::default()
         },
         type_: Some("kubernetes.io/tls".to_owned()),

@@ -12,8 +12,9 @@ use liquid_link::proto::JoinRequest;
 use liquid_link::proto::enrollment_client::EnrollmentClient;
 use liquid_link::tls::client_config;
 use liquid_link::token::JoinToken;
+use liquid_runtime::clock::unix_seconds;
 use rcgen::{CertificateParams, KeyPair};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use thiserror::Error;
 use tonic::{Code, Request};
 use tracing::{debug, warn};
@@ -155,7 +156,7 @@ fn token(
             cluster.namespace
         )));
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = unix_seconds();
     let token = JoinToken::parse(&text, now).map_err(|error| JoinError::Refused(error.to_string()))?;
     if token.cluster_id.as_str() != peer.spec.cluster_id {
         return Err(JoinError::Refused(format!(

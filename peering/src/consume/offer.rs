@@ -71,11 +71,7 @@ fn price(price: proto::Price) -> Price {
 }
 
 fn taint(taint: proto::Taint) -> Option<NodeTaint> {
-    let effect = match taint.effect.as_str() {
-        "NoSchedule" => TaintEffect::NoSchedule,
-        "NoExecute" => TaintEffect::NoExecute,
-        _ => return None,
-    };
+    let effect = TaintEffect::keeping_off(&taint.effect)?;
     let valid = is_key(&taint.key)
         && !is_reserved(&taint.key)
         && (taint.value.is_empty() || is_word(&taint.value, 63));

@@ -1,7 +1,7 @@
 //! The slices of all consumers as they stand: written by whoever negotiates, read by those who hold consumers to it.
 
 use super::slices::SliceRequest;
-use liquid_crds::quantity::{Amounts, format, parse};
+use liquid_crds::quantity::{Amounts, amounts, quantities};
 use liquid_crds::{ClusterId, LentSlice, Price, SliceState};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,9 +32,6 @@ impl Slice {
 
     /// As it is recorded.
     pub(crate) fn record(&self, name: &str) -> LentSlice {
-        let quantities = |amounts: &Amounts| {
-            amounts.iter().map(|(name, amount)| (name.clone(), format(*amount))).collect()
-        };
         LentSlice {
             name: name.to_owned(),
             requested: quantities(&self.request.resources),
@@ -48,10 +45,9 @@ impl Slice {
     }
 
     fn from_record(slice: &LentSlice) -> Self {
-        let offered = slice.offered.iter();
         Self {
             request: SliceRequest::from_record(slice),
-            offered: offered.filter_map(|(name, amount)| Some((name.clone(), parse(amount).ok()?))).collect(),
+            offered: amounts(&slice.offered),
             price: slice.price.clone(),
             state: slice.state,
             message: slice.message.clone(),

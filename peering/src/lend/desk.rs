@@ -3,8 +3,8 @@
 use super::book::{Slice, Slices};
 use super::slices::{Capacity, Declined, SliceRequest, selector_from_wire};
 use super::wire;
-use liquid_crds::quantity::parse;
-use liquid_crds::{LendSpec, Offer, SliceState};
+use liquid_crds::quantity::amounts;
+use liquid_crds::{LendSpec, Offer, SliceState, is_dns_label};
 use liquid_link::digest::Hash;
 use liquid_link::proto::ask::Ask as Asks;
 use liquid_link::proto::bid::Bid as Bids;
@@ -51,7 +51,7 @@ impl Desk {
             Asks::Request(request) => {
                 let name: Arc<str> = Arc::from(request.name.as_str());
                 let room = self.asked.len() < MAX_SLICES || self.asked.contains_key(&name);
-                if !is_label(&name) || !room {
+                if !is_dns_label(&name) || !room {
                     let message = if room {
                         format!("{:?} is no name of a virtual node", request.name)
                     } else {
@@ -144,12 +144,9 @@ fn slice(asked: &Asked, offer: Result<Offer, Declined>) -> Slice {
         }
         Ok(offer) => {
             let accepted = offer.terms == asked.accepted_terms;
-            let offered = offer.resources.iter();
             Slice {
                 request,
-                offered: offered
-                    .filter_map(|(name, amount)| Some((name.clone(), parse(amount).ok()?)))
-                    .collect(),
+                offered: amounts(&offer.resources),
                 price: offer.price,
                 state: if accepted { SliceState::Accepted } else { SliceState::Offered },
                 message: String::new(),
@@ -174,15 +171,6 @@ fn invalid(why: impl std::fmt::Display) -> Declined {
         reason: "InvalidRequest",
         message: format!("the provider does not understand the request: {why}"),
     }
-}
-
-/// Whether a text is a DNS label, as names of virtual nodes are.
-fn is_label(text: &str) -> bool {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    (1..=63).contains(&text.len())
-        && text.bytes().all(|b| inner(b) || b == b'-')
-        && text.bytes().next().is_some_and(inner)
-        && text.bytes().last().is_some_and(inner)
 }
 
 #[cfg(test)]

@@ -10,10 +10,11 @@ use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::vocabulary::{GATEWAY_GUESTS, JOIN_TOKEN, MANAGED_BY, MANAGED_BY_LIQUID};
 use liquid_crds::{Guests, Peer};
 use liquid_link::token_secret::{GUESTS, expires, guests, used_by};
+use liquid_runtime::clock::unix_seconds;
 use liquid_runtime::watch::{Change, changes};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -36,7 +37,7 @@ pub(crate) async fn publish(
     let mut listed = false;
     let mut written: Option<BTreeMap<String, String>> = None;
     loop {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = unix_seconds();
         let mut failed = false;
         let known = peers.borrow_and_update().clone().filter(|_| listed);
         for token in known.iter().flat_map(|known| settled(&tokens, known)) {

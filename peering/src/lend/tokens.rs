@@ -5,7 +5,8 @@ use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::vocabulary::JOIN_TOKEN;
 use liquid_link::token_secret::expires;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use liquid_runtime::clock::unix_seconds;
+use std::time::Duration;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -24,7 +25,7 @@ pub(crate) async fn purge(client: Client, namespace: String) {
 }
 
 async fn purge_once(secrets: &Api<Secret>) -> Result<(), kube::Error> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = unix_seconds();
     for kept in secrets.list(&ListParams::default().labels(JOIN_TOKEN)).await? {
         if expires(&kept).is_none_or(|end| end > now) {
             continue;

@@ -1,6 +1,6 @@
 //! Offers as they travel.
 
-use liquid_crds::{Offer, OfferedImage, OfferedNode, Price, TaintEffect};
+use liquid_crds::{Offer, OfferedImage, OfferedNode, Price};
 use liquid_link::proto;
 
 /// An offer as it is sent, with the addresses at which the link can be reached.
@@ -21,7 +21,7 @@ pub(crate) fn offer(offer: &Offer, endpoints: Vec<String>) -> proto::Offer {
             .map(|taint| proto::Taint {
                 key: taint.key.clone(),
                 value: taint.value.clone().unwrap_or_default(),
-                effect: effect(taint.effect).to_owned(),
+                effect: taint.effect.as_str().to_owned(),
             })
             .collect(),
         images: offer.images.iter().map(image).collect(),
@@ -36,14 +36,6 @@ fn price(price: &Price) -> proto::Price {
 
 fn image(image: &OfferedImage) -> proto::Image {
     proto::Image { names: image.names.clone(), size_bytes: image.size_bytes }
-}
-
-fn effect(effect: TaintEffect) -> &'static str {
-    match effect {
-        TaintEffect::NoSchedule => "NoSchedule",
-        TaintEffect::PreferNoSchedule => "PreferNoSchedule",
-        TaintEffect::NoExecute => "NoExecute",
-    }
 }
 
 fn node(node: &OfferedNode) -> proto::Node {

@@ -1,7 +1,7 @@
 //! What both ends of a link tell each other of their networks.
 
 use super::announcement::Announcement;
-use super::own::Own;
+use super::own::{self, Own};
 use super::{Heard, Network};
 use crate::lend::consumers::{Consumer, Consumers};
 use futures::{Stream, StreamExt as _};
@@ -90,14 +90,7 @@ impl Network {
 
 /// What there is to tell, as soon as it is known and at each change.
 fn announcements(own: watch::Receiver<Option<Own>>) -> impl Stream<Item = NetworkInfo> + Send + 'static {
-    let unfolded =
-        futures::stream::unfold((own, None), |(mut own, sent): (_, Option<Announcement>)| async move {
-            let differs =
-                |own: &Option<Own>| own.as_ref().is_some_and(|own| sent.as_ref() != Some(&own.announcement));
-            let next = own.wait_for(differs).await.ok()?.as_ref()?.announcement.clone();
-            Some((next.to_wire(), (own, Some(next))))
-        });
-    unfolded.boxed()
+    own::parts(own, |own| &own.announcement).map(|announcement| announcement.to_wire())
 }
 
 /// The stream, until the other half of the result is dropped. A call that is given up holds its connection for as long as

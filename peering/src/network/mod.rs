@@ -17,7 +17,7 @@ mod reconcile;
 
 use crate::args::NetworkArgs;
 use announcement::Announcement;
-use futures::{Stream, StreamExt as _};
+use futures::Stream;
 use invitation::Invited;
 use kube::{Client, ResourceExt as _};
 use liquid_crds::vocabulary::{FINALIZER_CONSUME, FINALIZER_LEND};
@@ -64,17 +64,7 @@ impl Network {
 
     /// This cluster's gateways, now and at each change; nothing without a network.
     pub(crate) fn own_gateways(&self) -> impl Stream<Item = Vec<PeerGateway>> + Send + 'static {
-        let unfolded = futures::stream::unfold(
-            (self.own.subscribe(), None),
-            |(mut own, known): (_, Option<Vec<PeerGateway>>)| async move {
-                let differs = |own: &Option<Own>| {
-                    own.as_ref().is_some_and(|own| known.as_ref() != Some(&own.announcement.gateways))
-                };
-                let gateways = own.wait_for(differs).await.ok()?.as_ref()?.announcement.gateways.clone();
-                Some((gateways.clone(), (own, Some(gateways))))
-            },
-        );
-        unfolded.boxed()
+        own::parts(self.own.subscribe(), |own| &own.announcement.gateways)
     }
 
     /// All `Peer`s, once they are known; nothing without a network.

@@ -40,6 +40,19 @@ pub(crate) struct Own {
     pub(crate) gateways: BTreeSet<String>,
 }
 
+/// A part of what is known of this cluster, as soon as it is known and whenever it has changed.
+pub(super) fn parts<T: Clone + PartialEq + Send + Sync + 'static>(
+    own: watch::Receiver<Option<Own>>,
+    part: fn(&Own) -> &T,
+) -> BoxStream<'static, T> {
+    let unfolded = futures::stream::unfold((own, None), move |(mut own, told): (_, Option<T>)| async move {
+        let differs = |own: &Option<Own>| own.as_ref().is_some_and(|own| told.as_ref() != Some(part(own)));
+        let next = part(own.wait_for(differs).await.ok()?.as_ref()?).clone();
+        Some((next.clone(), (own, Some(next))))
+    });
+    unfolded.boxed()
+}
+
 /// Keeps `own` up to date. It is `None` until everything was read once.
 pub(super) async fn observe(
     client: Client,

@@ -4,7 +4,7 @@ use super::{HomeEvent, HomeObject, NAMES, NODES, World};
 use liquid_reflection::Prefixes;
 use liquid_reflection::consumer::{self, Consumer};
 use liquid_reflection::frame::{Ref, Wanted};
-use liquid_reflection::key::{Key, Kind, SetRef};
+use liquid_reflection::key::{Key, Kind, Role, SetRef};
 use std::collections::BTreeSet;
 
 impl World {
@@ -66,15 +66,10 @@ impl World {
     }
 
     pub(super) fn create_at_home(&mut self, at: (Kind, Key)) {
-        let set = match at.0 {
-            Kind::Namespace => SetRef::namespaces(),
-            Kind::ConfigMap
-            | Kind::Secret
-            | Kind::Service
-            | Kind::EndpointSlice
-            | Kind::NetworkPolicy
-            | Kind::Ingress => SetRef::companions(at.0, &at.1.namespace),
-            Kind::Pod => SetRef::pods(NODES[self.index(NODES.len())]),
+        let set = match at.0.role() {
+            Role::Namespace => SetRef::namespaces(),
+            Role::Companion => SetRef::companions(at.0, &at.1.namespace),
+            Role::Pod => SetRef::pods(NODES[self.index(NODES.len())]),
         };
         let uid = self.fresh_uid("home-");
         let hash = self.fresh_hash();

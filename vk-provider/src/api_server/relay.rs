@@ -1,10 +1,10 @@
 //! Relays TCP connections, unread: whoever is let in is connected with one place, and with nothing else.
 
+use liquid_runtime::shares::Shares;
 use socket2::{SockRef, TcpKeepalive};
-use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -62,7 +62,7 @@ pub(super) async fn relay<G, M, C, F>(
     F: Future<Output = io::Result<TcpStream>> + Send,
 {
     let slots = Arc::new(Semaphore::new(limits.total));
-    let sources = Arc::new(Sources::default());
+    let sources = Shares::default();
     loop {
         let (stream, source) = match listener.accept().await {
             Ok((stream, address)) => (stream, address.ip().to_canonical()),
@@ -76,7 +76,7 @@ pub(super) async fn relay<G, M, C, F>(
             meter.refused("full");
             continue;
         };
-        let Some(counted) = sources.count(source, limits.per_source) else {
+        let Some(counted) = sources.take(&source, limits.per_source) else {
             meter.refused("one_source");
             continue;
         };
@@ -124,40 +124,6 @@ async fn pass(mut here: TcpStream, mut there: TcpStream) {
     }
     if let Err(error) = copy_bidirectional(&mut here, &mut there).await {
         debug!(%error, "relayed connection broke");
-    }
-}
-
-/// Connections per address.
-#[derive(Debug, Default)]
-struct Sources(Mutex<HashMap<IpAddr, usize>>);
-
-/// One connection of an address; counts until it is dropped.
-struct Counted {
-    sources: Arc<Sources>,
-    source: IpAddr,
-}
-
-impl Sources {
-    fn count(self: &Arc<Self>, source: IpAddr, most: usize) -> Option<Counted> {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(source).or_default();
-        if *count >= most {
-            return None;
-        }
-        *count += 1;
-        Some(Counted { sources: self.clone(), source })
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let mut open = self.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&self.source);
-            }
-        }
     }
 }
 

@@ -23,7 +23,7 @@ use liquid_link::digest::Hash;
 use liquid_link::proto;
 use liquid_reflection::consumer::Action;
 use liquid_reflection::frame::{ConsumerFrame, Ref, Refusal, Wanted};
-use liquid_reflection::{Consumer, Key, Kind, SetRef, Uid};
+use liquid_reflection::{Consumer, Key, Kind, Role, SetRef, Uid};
 use liquid_runtime::backoff::{Backoff, entropy};
 use liquid_runtime::watch::{Change, changes_of};
 use serde_json::{Value, json};
@@ -640,16 +640,11 @@ impl Actor {
     fn finish_if_gone(&mut self) {
         if self.provider.borrow().gone {
             for target in self.consumer.deleting() {
-                match target.set.kind {
-                    Kind::Pod => self.home.finish(target),
-                    Kind::Namespace => self.namespace_gone(&target.key.name),
+                match target.set.kind.role() {
+                    Role::Pod => self.home.finish(target),
+                    Role::Namespace => self.namespace_gone(&target.key.name),
                     // Nothing at home waits for them.
-                    Kind::ConfigMap
-                    | Kind::Secret
-                    | Kind::Service
-                    | Kind::EndpointSlice
-                    | Kind::NetworkPolicy
-                    | Kind::Ingress => {}
+                    Role::Companion => {}
                 }
             }
         }
@@ -675,15 +670,10 @@ impl Actor {
                         let body = known.body.clone();
                         self.send(ConsumerFrame::Upsert { target, hash, body }).await;
                     }
-                    _ => match target.set.kind {
-                        Kind::Namespace => self.send_namespace(target, hash).await,
-                        Kind::Pod => self.send_pod(target, hash).await,
-                        Kind::ConfigMap
-                        | Kind::Secret
-                        | Kind::Service
-                        | Kind::EndpointSlice
-                        | Kind::NetworkPolicy
-                        | Kind::Ingress => {
+                    _ => match target.set.kind.role() {
+                        Role::Namespace => self.send_namespace(target, hash).await,
+                        Role::Pod => self.send_pod(target, hash).await,
+                        Role::Companion => {
                             if let Some(body) = self.companions.owe(target.clone(), hash) {
                                 self.send(ConsumerFrame::Upsert { target, hash, body }).await;
                             }
@@ -695,33 +685,23 @@ impl Actor {
                     let seen = seen.cloned().unwrap_or_default();
                     self.home.status(target, body, seen);
                 }
-                Action::FinishDeletion(target) => match target.set.kind {
-                    Kind::Pod => self.home.finish(target),
-                    Kind::Namespace => self.namespace_gone(&target.key.name),
-                    Kind::ConfigMap
-                    | Kind::Secret
-                    | Kind::Service
-                    | Kind::EndpointSlice
-                    | Kind::NetworkPolicy
-                    | Kind::Ingress => {}
+                Action::FinishDeletion(target) => match target.set.kind.role() {
+                    Role::Pod => self.home.finish(target),
+                    Role::Namespace => self.namespace_gone(&target.key.name),
+                    Role::Companion => {}
                 },
                 Action::Refused { target, refusal } => {
                     debug!(key = %target.key, reason = %refusal.reason, message = %refusal.message, "refused by the provider");
-                    match target.set.kind {
-                        Kind::Pod => self.home.refusal(target, Some(refusal)),
-                        Kind::ConfigMap
-                        | Kind::Secret
-                        | Kind::Service
-                        | Kind::EndpointSlice
-                        | Kind::NetworkPolicy
-                        | Kind::Ingress => {
+                    match target.set.kind.role() {
+                        Role::Pod => self.home.refusal(target, Some(refusal)),
+                        Role::Companion => {
                             self.companions.answered(&target);
                             self.home.tell(self.companions.known_as(target), refusal);
                             for effect in self.companions.effects() {
                                 self.effect(effect).await;
                             }
                         }
-                        Kind::Namespace => {
+                        Role::Namespace => {
                             let state = RemoteState::Refused(refusal.message);
                             self.namespaces.send_modify(|known| {
                                 known.insert(target.key.name.to_string(), state);

@@ -8,7 +8,7 @@ use liquid_crds::vocabulary::{
     ARCHITECTURE_PREFIX, CLUSTER_ID, MANAGED_BY, MANAGED_BY_LIQUID, PEER, PROVIDER_NODE, TAINTS, TYPE,
     TYPE_VIRTUAL_NODE, VIRTUAL_NODE_TAINT,
 };
-use liquid_crds::{NodeTaint, Offer, OfferedNode, TaintEffect, VirtualNode};
+use liquid_crds::{NodeTaint, Offer, OfferedNode, VirtualNode};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -96,11 +96,7 @@ impl Picture {
         let offered: &[NodeTaint] =
             self.offer.as_ref().map(|offer| offer.taints.as_slice()).unwrap_or_default();
         for taint in self.node.spec.taints.iter().chain(offered) {
-            let effect = match taint.effect {
-                TaintEffect::NoSchedule => "NoSchedule",
-                TaintEffect::PreferNoSchedule => "PreferNoSchedule",
-                TaintEffect::NoExecute => "NoExecute",
-            };
+            let effect = taint.effect.as_str();
             if !taints.iter().any(|known| known.key == taint.key && known.effect == effect) {
                 let value = taint.value.clone();
                 let (key, effect) = (taint.key.clone(), effect.to_owned());
@@ -319,7 +315,7 @@ mod tests {
     use super::*;
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
     use k8s_openapi::jiff::Timestamp;
-    use liquid_crds::{OfferedImage, VirtualNodeSpec};
+    use liquid_crds::{OfferedImage, TaintEffect, VirtualNodeSpec};
 
     fn node(value: Value) -> Node {
         serde_json::from_value(value).unwrap()

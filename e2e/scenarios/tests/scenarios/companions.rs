@@ -290,8 +290,7 @@ async fn ingresses_exist_where_both_sides_say_so() -> anyhow::Result<()> {
     let ingresses: Api<Ingress> = Api::namespaced(provider.client.clone(), "doors-home");
     let secrets: Api<Secret> = Api::namespaced(provider.client.clone(), "doors-home");
     let lend = |ingress: Value| async move {
-        let patch = json!({"spec": {"lend": {"ingress": ingress}}}).to_string();
-        provider.kubectl.run(["patch", "peer", "home", "--type=merge", "-p", &patch]).await?.ok()
+        provider.change_peer("home", json!({"lend": {"ingress": ingress}})).await
     };
     let told = |what: &'static str| async move {
         home.wait(&format!("an event {what}"), SOON, || async {

@@ -1,6 +1,6 @@
 //! Gateways that fail, are replaced, and move, while traffic flows.
 
-use crate::network::connected;
+use crate::network::{connected, seen};
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _};
@@ -40,15 +40,9 @@ impl End {
         let pod = cluster.wait_for_pods(NAMESPACE, "app=end", 1, SOON).await?.remove(0);
         let inside = Inside::of(&pod)?;
         let prefixes = connected(other, &cluster.name).await?;
-        let seen = prefixes.iter().find_map(|prefix| {
-            let (real, seen) = prefix.prefixes()?;
-            let host = inside.address.to_bits() & u32::MAX.checked_shr(real.prefix_len().into()).unwrap_or(0);
-            let std::net::IpAddr::V4(network) = seen.network() else { return None };
-            real.contains(&std::net::IpAddr::V4(inside.address))
-                .then(|| Ipv4Addr::from_bits(network.to_bits() | host))
-        });
         Ok(Self {
-            seen: seen.with_context(|| format!("{} is in none of {prefixes:?}", inside.address))?,
+            seen: seen(&prefixes, inside.address)
+                .with_context(|| format!("{} is in none of {prefixes:?}", inside.address))?,
             inside,
         })
     }

@@ -52,6 +52,21 @@ spec:
     )
 }
 
+/// A pod that is bound to a node already, whatever that has left: a scheduler would not bind more.
+pub(crate) fn bound(name: &str, script: &str, node: &str, cpu: &str) -> String {
+    pod(name, script)
+        .replace(
+            "nodeSelector: {liquid.mesh/type: virtual-node}",
+            &format!(
+                "nodeName: {node}\n  tolerations: [{{key: liquid.mesh/virtual-node, operator: Exists}}]"
+            ),
+        )
+        .replace(
+            "      imagePullPolicy: IfNotPresent\n",
+            &format!("      imagePullPolicy: IfNotPresent\n      resources: {{requests: {{cpu: {cpu}}}}}\n"),
+        )
+}
+
 /// A script that runs until it is told to end, and then ends at once.
 pub(crate) const FOREVER: &str = "trap exit TERM; while :; do sleep 1 & wait; done";
 

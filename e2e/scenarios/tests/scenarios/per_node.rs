@@ -8,17 +8,11 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
 use liquid_crds::{Peer, VirtualNode, condition};
 use liquid_scenarios::{Cluster, Environment, Look};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(120);
 const GHOST: &str = "liquid-provider-ghost";
-
-async fn change_peer(cluster: &Cluster, other: &str, spec: Value) -> anyhow::Result<()> {
-    let peers: Api<Peer> = Api::all(cluster.client.clone());
-    peers.patch(other, &PatchParams::default(), &Patch::Merge(&json!({ "spec": spec }))).await?;
-    Ok(())
-}
 
 async fn wait_for_made(home: &Cluster, expected: &str) -> anyhow::Result<()> {
     let peers: Api<Peer> = Api::all(home.client.clone());
@@ -93,9 +87,9 @@ async fn each_node_of_the_provider_is_a_node_at_home() -> anyhow::Result<()> {
     offloaded(home, "per-node").await?;
     let course = course(home, provider).await;
     let ghost = Api::<Node>::all(provider.client.clone()).delete("ghost", &DeleteParams::default()).await;
-    change_peer(home, "provider", json!({ "consume": { "virtualNodes": "PerPeer" } })).await?;
+    home.change_peer("provider", json!({ "consume": { "virtualNodes": "PerPeer" } })).await?;
     wait_for_made(home, "PerPeer").await?;
-    change_peer(provider, "home", json!({ "lend": { "nodes": null } })).await?;
+    provider.change_peer("home", json!({ "lend": { "nodes": null } })).await?;
     course?;
     assert!(ghost.is_err(), "it was gone before");
     home.wait_for_node("liquid-provider", true, SOON).await?;
@@ -109,10 +103,10 @@ async fn each_node_of_the_provider_is_a_node_at_home() -> anyhow::Result<()> {
 }
 
 async fn course(home: &Cluster, provider: &Cluster) -> anyhow::Result<()> {
-    change_peer(home, "provider", json!({ "consume": { "virtualNodes": "PerNode" } })).await?;
+    home.change_peer("provider", json!({ "consume": { "virtualNodes": "PerNode" } })).await?;
     wait_for_made(home, "NodesNotExposed").await?;
     home.wait_for_node("liquid-provider", true, SOON).await?;
-    change_peer(provider, "home", json!({ "lend": { "nodes": { "exposed": true } } })).await?;
+    provider.change_peer("home", json!({ "lend": { "nodes": { "exposed": true } } })).await?;
     wait_for_made(home, "PerNode").await?;
 
     let real = Api::<Node>::all(provider.client.clone())

@@ -1,11 +1,11 @@
 //! What a consumer may have of a provider.
 
-use crate::manifests::{FOREVER, drop_namespace, offloaded, pod};
+use crate::manifests::{FOREVER, bound, drop_namespace, offloaded};
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::Api;
-use kube::api::{ListParams, Patch, PatchParams};
-use liquid_crds::{Peer, ShadowPod};
+use kube::api::ListParams;
+use liquid_crds::ShadowPod;
 use liquid_scenarios::{Cluster, Environment, Look};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -13,27 +13,12 @@ use std::time::Duration;
 const SOON: Duration = Duration::from_secs(60);
 /// A pod that waits for room is not left to its next try, which may be a minute away.
 const AT_ONCE: Duration = Duration::from_secs(15);
+const NODE: &str = "liquid-provider";
 /// Ends when it is told to.
 const UNTIL_TOLD: &str = "while [ ! -e /tmp/done ]; do sleep 0.1; done";
 
 async fn limit(provider: &Cluster, limits: Value) -> anyhow::Result<()> {
-    let patch = json!({ "spec": { "lend": { "limits": limits } } });
-    let peers: Api<Peer> = Api::all(provider.client.clone());
-    peers.patch("home", &PatchParams::default(), &Patch::Merge(&patch)).await?;
-    Ok(())
-}
-
-/// A pod that is bound already: a scheduler would not bind more than the node has.
-fn bound(name: &str, script: &str, cpu: &str) -> String {
-    pod(name, script)
-        .replace(
-            "nodeSelector: {liquid.mesh/type: virtual-node}",
-            "nodeName: liquid-provider\n  tolerations: [{key: liquid.mesh/virtual-node, operator: Exists}]",
-        )
-        .replace(
-            "      imagePullPolicy: IfNotPresent\n",
-            &format!("      imagePullPolicy: IfNotPresent\n      resources: {{requests: {{cpu: {cpu}}}}}\n"),
-        )
+    provider.change_peer("home", json!({ "lend": { "limits": limits } })).await
 }
 
 async fn status(home: &Cluster, name: &str) -> anyhow::Result<PodStatus> {
@@ -81,10 +66,13 @@ async fn a_consumer_gets_what_it_is_lent_and_no_more() -> anyhow::Result<()> {
 async fn course(home: &Cluster, provider: &Cluster) -> anyhow::Result<()> {
     limit(provider, json!({ "cpu": "100m" })).await?;
 
-    home.apply("quota", &bound("first", UNTIL_TOLD, "60m")).await?;
+    home.apply("quota", &bound("first", UNTIL_TOLD, NODE, "60m")).await?;
     wait_for(home, "first", "Running", SOON).await?;
-    home.apply("quota", &format!("{}---{}", bound("one", FOREVER, "40m"), bound("other", FOREVER, "40m")))
-        .await?;
+    home.apply(
+        "quota",
+        &format!("{}---{}", bound("one", FOREVER, NODE, "40m"), bound("other", FOREVER, NODE, "40m")),
+    )
+    .await?;
     let (runs, waits) = home
         .wait("one of two runs", SOON, || async {
             let [one, other] = [status(home, "one").await?, status(home, "other").await?];
@@ -120,7 +108,7 @@ async fn course(home: &Cluster, provider: &Cluster) -> anyhow::Result<()> {
         .await?
         .ok()?;
     home.wait_for_node("liquid-provider", true, SOON).await?;
-    home.apply("quota", &bound("late", FOREVER, "1m")).await?;
+    home.apply("quota", &bound("late", FOREVER, NODE, "1m")).await?;
     wait_for(home, "late", "QuotaExceeded", SOON).await?;
     let uids = |pods: &[Pod]| pods.iter().map(|pod| pod.metadata.uid.clone()).collect::<Vec<_>>();
     assert_eq!(uids(&before), uids(&provider.pods("quota-home", "").await?));
@@ -133,7 +121,7 @@ async fn course(home: &Cluster, provider: &Cluster) -> anyhow::Result<()> {
 
     // 81m run. A lower limit evicts nobody, and lets nobody in.
     limit(provider, json!({ "cpu": "50m" })).await?;
-    home.apply("quota", &bound("patient", FOREVER, "9m")).await?;
+    home.apply("quota", &bound("patient", FOREVER, NODE, "9m")).await?;
     wait_for(home, "patient", "QuotaExceeded", SOON).await?;
     for name in [runs, waits, "late"] {
         assert_eq!(status(home, name).await?.phase.as_deref(), Some("Running"), "{name}");

@@ -1,6 +1,6 @@
 //! Virtual nodes that ask for a part of what a provider lends.
 
-use crate::manifests::{FOREVER, drop_namespace, offloaded, pod};
+use crate::manifests::{FOREVER, bound, drop_namespace, offloaded, pod};
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -9,7 +9,7 @@ use kube::{Api, ResourceExt as _};
 use liquid_crds::quantity::{Milli, parse};
 use liquid_crds::{Peer, ShadowPod, SliceState, VirtualNode, VirtualNodeSpec, condition};
 use liquid_scenarios::{Cluster, Environment, Look};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -17,13 +17,6 @@ const SOON: Duration = Duration::from_secs(120);
 /// Offers follow what they depend on within a second or two; a try of its own may be a minute away.
 const AT_ONCE: Duration = Duration::from_secs(30);
 const WHOLE: &str = "liquid-provider";
-
-/// Changes the Peer of the other cluster.
-async fn change_peer(cluster: &Cluster, other: &str, spec: Value) -> anyhow::Result<()> {
-    let peers: Api<Peer> = Api::all(cluster.client.clone());
-    peers.patch(other, &PatchParams::default(), &Patch::Merge(&json!({ "spec": spec }))).await?;
-    Ok(())
-}
 
 fn virtual_nodes(home: &Cluster) -> Api<VirtualNode> {
     Api::all(home.client.clone())
@@ -77,21 +70,6 @@ async fn wait_for_offer(home: &Cluster, node: &str, expected: &str) -> anyhow::R
     .await
 }
 
-/// A pod that is bound to a virtual node already: a scheduler would not bind more than the node has.
-fn bound(name: &str, node: &str, cpu: &str) -> String {
-    pod(name, FOREVER)
-        .replace(
-            "nodeSelector: {liquid.mesh/type: virtual-node}",
-            &format!(
-                "nodeName: {node}\n  tolerations: [{{key: liquid.mesh/virtual-node, operator: Exists}}]"
-            ),
-        )
-        .replace(
-            "      imagePullPolicy: IfNotPresent\n",
-            &format!("      imagePullPolicy: IfNotPresent\n      resources: {{requests: {{cpu: {cpu}}}}}\n"),
-        )
-}
-
 /// Waits until a pod has this phase or reason; returns what is said about it.
 async fn wait_for_pod(home: &Cluster, name: &str, expected: &str) -> anyhow::Result<String> {
     let pods: Api<Pod> = Api::namespaced(home.client.clone(), "slices");
@@ -130,13 +108,10 @@ async fn virtual_nodes_get_what_they_ask_for_and_accept() -> anyhow::Result<()> 
             deleted => drop(deleted?),
         }
     }
-    change_peer(
-        provider,
-        "home",
-        json!({ "lend": { "price": null, "nodes": null, "overcommitPercent": null } }),
-    )
-    .await?;
-    change_peer(home, "provider", json!({ "consume": { "acceptance": null } })).await?;
+    provider
+        .change_peer("home", json!({ "lend": { "price": null, "nodes": null, "overcommitPercent": null } }))
+        .await?;
+    home.change_peer("provider", json!({ "consume": { "acceptance": null } })).await?;
     provider.kubectl.run(["label", "nodes", "--all", "example.org/pool-"]).await?.ok()?;
     course?;
     drop_namespace(home, "slices").await?;
@@ -169,9 +144,9 @@ async fn amounts(home: &Cluster, provider: &Cluster) -> anyhow::Result<()> {
     assert_eq!((small.state, small.requested["cpu"].0.as_str()), (SliceState::Accepted, "200m"));
 
     // The provider holds it to that, whatever the limits of the peer are.
-    home.apply("slices", &bound("first", "small", "150m")).await?;
+    home.apply("slices", &bound("first", FOREVER, "small", "150m")).await?;
     wait_for_pod(home, "first", "Running").await?;
-    home.apply("slices", &bound("second", "small", "100m")).await?;
+    home.apply("slices", &bound("second", FOREVER, "small", "100m")).await?;
     let message = wait_for_pod(home, "second", "QuotaExceeded").await?;
     for part in ["requested cpu=100m", "used cpu=150m", "offered cpu=200m"] {
         assert!(message.contains(part), "{part} is not in {message:?}");
@@ -182,18 +157,18 @@ async fn amounts(home: &Cluster, provider: &Cluster) -> anyhow::Result<()> {
     wait_for_cpu(home, "small", "as asked", |cpu| cpu == 250).await?;
 
     // The provider may promise the same twice if it says so.
-    change_peer(provider, "home", json!({ "lend": { "overcommitPercent": 200 } })).await?;
+    provider.change_peer("home", json!({ "lend": { "overcommitPercent": 200 } })).await?;
     wait_for_cpu(home, WHOLE, "whole again", |cpu| cpu > whole - 200).await?;
     Ok(())
 }
 
 async fn prices(home: &Cluster, provider: &Cluster) -> anyhow::Result<()> {
     let price = json!({ "currency": "EUR", "perHour": { "cpu": "0.4" } });
-    change_peer(provider, "home", json!({ "lend": { "price": price } })).await?;
+    provider.change_peer("home", json!({ "lend": { "price": price } })).await?;
     wait_for_offer(home, "small", "ApprovalNeeded").await?;
     unschedulable(home, "small", true).await?;
     wait_for_pod(home, "first", "Running").await?;
-    home.apply("slices", &bound("third", "small", "0")).await?;
+    home.apply("slices", &bound("third", FOREVER, "small", "0")).await?;
     wait_for_pod(home, "third", "OfferNotAccepted").await?;
     let shown = home.liquidctl.run(["status"]).await?.ok()?;
     assert!(shown.contains("0.10 EUR/h") && shown.contains("ApprovalNeeded"), "{shown}");
@@ -202,15 +177,15 @@ async fn prices(home: &Cluster, provider: &Cluster) -> anyhow::Result<()> {
     wait_for_pod(home, "third", "Running").await?;
     wait_for_offer(home, WHOLE, "ApprovalNeeded").await?;
     let most = |cpu: &str| json!({ "maximumPrice": { "currency": "EUR", "perHour": { "cpu": cpu } } });
-    change_peer(home, "provider", json!({ "consume": { "acceptance": most("0.3") } })).await?;
+    home.change_peer("provider", json!({ "consume": { "acceptance": most("0.3") } })).await?;
     wait_for_offer(home, WHOLE, "TooExpensive").await?;
-    change_peer(home, "provider", json!({ "consume": { "acceptance": most("0.4") } })).await?;
+    home.change_peer("provider", json!({ "consume": { "acceptance": most("0.4") } })).await?;
     wait_for_offer(home, WHOLE, "Accepted").await?;
 
     // By hand: no node without approval.
     let manual = json!({ "approval": "Manual", "maximumPrice": null });
-    change_peer(home, "provider", json!({ "consume": { "acceptance": manual } })).await?;
-    change_peer(provider, "home", json!({ "lend": { "price": null } })).await?;
+    home.change_peer("provider", json!({ "consume": { "acceptance": manual } })).await?;
+    provider.change_peer("home", json!({ "lend": { "price": null } })).await?;
     make(
         home,
         "asks",
@@ -235,7 +210,7 @@ async fn prices(home: &Cluster, provider: &Cluster) -> anyhow::Result<()> {
         Ok(if there { Look::Done(()) } else { Look::NotYet("it is not there".to_owned()) })
     })
     .await?;
-    change_peer(home, "provider", json!({ "consume": { "acceptance": null } })).await?;
+    home.change_peer("provider", json!({ "consume": { "acceptance": null } })).await?;
     wait_for_offer(home, WHOLE, "Accepted").await?;
     Ok(())
 }
@@ -245,7 +220,7 @@ async fn selectors(home: &Cluster, provider: &Cluster) -> anyhow::Result<()> {
     make(home, "pool", VirtualNodeSpec { node_selector, ..VirtualNodeSpec::default() }).await?;
     let refused = wait_for_offer(home, "pool", "LabelNotSelectable").await?;
     assert!(refused.status.and_then(|status| status.offer).is_none());
-    change_peer(provider, "home", json!({ "lend": { "nodes": { "labels": ["example.org/pool"] } } })).await?;
+    provider.change_peer("home", json!({ "lend": { "nodes": { "labels": ["example.org/pool"] } } })).await?;
     wait_for_offer(home, "pool", "NoSuchNode").await?;
     assert!(Api::<Node>::all(home.client.clone()).get_opt("pool").await?.is_none());
     provider

@@ -13,10 +13,10 @@ pub(crate) use known::{KnownNode, KnownNodes, follow};
 use crate::status::{Report, report};
 use acceptance::Answer;
 use futures::StreamExt as _;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, OwnerReference, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Api, Client, ResourceExt as _};
+use kube::{Api, Client, Resource as _, ResourceExt as _};
 use liquid_crds::vocabulary::{MANAGED_BY, MANAGED_BY_LIQUID, OFFER_ACCEPTED};
 use liquid_crds::{
     ClusterName, ConditionUpdate, ConsumeSpec, GROUP, Offer, Peer, VERSION, VirtualNode, VirtualNodeSpec,
@@ -177,13 +177,7 @@ impl VirtualNodesOf<'_> {
         let mut virtual_node = VirtualNode::new(name, spec);
         virtual_node.metadata = ObjectMeta {
             labels: Some(BTreeMap::from([(MANAGED_BY.to_owned(), MANAGED_BY_LIQUID.to_owned())])),
-            owner_references: Some(vec![OwnerReference {
-                api_version: <Peer as kube::Resource>::api_version(&()).into_owned(),
-                kind: <Peer as kube::Resource>::kind(&()).into_owned(),
-                name: self.peer.name_any(),
-                uid: self.peer.metadata.uid.clone().unwrap_or_default(),
-                ..OwnerReference::default()
-            }]),
+            owner_references: self.peer.owner_ref(&()).map(|peer| vec![peer]),
             ..virtual_node.metadata
         };
         let nodes: Api<VirtualNode> = Api::all(self.client.clone());

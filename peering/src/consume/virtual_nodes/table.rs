@@ -4,7 +4,7 @@ use super::acceptance::{Answer, Verdict, judge};
 use super::known::KnownNode;
 use super::plan::Nodes;
 use crate::consume::offer::{from_wire, reason, text};
-use liquid_crds::{ConsumeSpec, VirtualNodes};
+use liquid_crds::{ConsumeSpec, VirtualNodes, is_dns_subdomain};
 use liquid_link::digest::Hash;
 use liquid_link::proto::ask::Ask as Asks;
 use liquid_link::proto::bid::Bid as Bids;
@@ -89,7 +89,7 @@ impl Table {
             Some(Bids::Nodes(proto::NodeList { names, reason: why, message })) => {
                 self.nodes = if why.is_empty() {
                     // Names that no node has would become names of objects.
-                    Nodes::Told(names.into_iter().filter(|name| is_node_name(name)).collect())
+                    Nodes::Told(names.into_iter().filter(|name| is_dns_subdomain(name)).collect())
                 } else {
                     Nodes::Withheld(reason(&why), text(&message, MAX_MESSAGE))
                 };
@@ -208,15 +208,6 @@ impl Table {
     pub(super) fn written(&mut self, outcome: &Outcome) {
         self.written.insert(outcome.name.clone(), (outcome.uid.clone(), outcome.digest));
     }
-}
-
-/// Whether a text is a DNS subdomain, as names of nodes are.
-fn is_node_name(text: &str) -> bool {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    (1..=253).contains(&text.len())
-        && text.bytes().all(|b| inner(b) || matches!(b, b'-' | b'.'))
-        && text.bytes().next().is_some_and(inner)
-        && text.bytes().last().is_some_and(inner)
 }
 
 #[cfg(test)]

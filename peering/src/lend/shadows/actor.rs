@@ -22,7 +22,7 @@ use liquid_reflection::digest::{pod_addresses, set_pod_addresses};
 use liquid_reflection::frame::{ProviderFrame, Ref, Refusal};
 use liquid_reflection::provider::{Action, Deleted, Instance, Outcome, Record, StatusFound, Step};
 use liquid_reflection::warning::Warning;
-use liquid_reflection::{ConsumerFrame, Key, Kind, Prefixes, Provider, SetRef, Uid};
+use liquid_reflection::{ConsumerFrame, Key, Kind, Prefixes, Provider, Role, SetRef, Uid};
 use liquid_runtime::backoff::entropy;
 use liquid_runtime::health::Part;
 use liquid_runtime::watch::Change;
@@ -623,15 +623,9 @@ impl Actor {
             let lent = self.lent(&cluster);
             let names = lent.namespaces.clone();
             let listed = |set: &SetRef, key: &Key| {
-                let here = match set.kind {
-                    Kind::Namespace => names.get(&key.name).map(|name| (String::new(), name.to_string())),
-                    Kind::Pod
-                    | Kind::ConfigMap
-                    | Kind::Secret
-                    | Kind::Service
-                    | Kind::EndpointSlice
-                    | Kind::NetworkPolicy
-                    | Kind::Ingress => {
+                let here = match set.kind.role() {
+                    Role::Namespace => names.get(&key.name).map(|name| (String::new(), name.to_string())),
+                    Role::Pod | Role::Companion => {
                         names.get(&key.namespace).map(|ns| (ns.to_string(), key.name.to_string()))
                     }
                 };
@@ -852,15 +846,10 @@ fn summary(lent: &Lent) -> Summary {
     let mut summary = Summary { empty: lent.provider.is_empty(), ..Summary::default() };
     for (set, _, record, instance) in lent.provider.objects() {
         let exists = usize::from(record.is_some() || instance.is_some());
-        match set.kind {
-            Kind::Namespace => summary.namespaces += exists,
-            Kind::Pod => summary.pods += exists,
-            Kind::ConfigMap
-            | Kind::Secret
-            | Kind::Service
-            | Kind::EndpointSlice
-            | Kind::NetworkPolicy
-            | Kind::Ingress => summary.companions += exists,
+        match set.kind.role() {
+            Role::Namespace => summary.namespaces += exists,
+            Role::Pod => summary.pods += exists,
+            Role::Companion => summary.companions += exists,
         }
     }
     summary

@@ -10,7 +10,7 @@ use liquid_crds::vocabulary::{
     API_SERVER, API_SERVER_HOME, HASH, HOME_KEYS, MACHINE_KIND, MANAGED_BY, MANAGED_BY_LIQUID,
     ORIGIN_CLUSTER, ORIGIN_NAMESPACE, ORIGIN_NODE, ORIGIN_UID, VIRTUAL_NODE_TAINT,
 };
-use liquid_crds::{ClusterId, HomePod, Placement, ShadowPod, ShadowPodSpec};
+use liquid_crds::{ClusterId, HomePod, Placement, ShadowPod, ShadowPodSpec, is_dns_label};
 use liquid_link::digest::Hash;
 use liquid_reflection::digest::StatusDigest;
 use liquid_reflection::frame::Ref;
@@ -527,12 +527,7 @@ pub(super) fn strings(value: Option<&Value>) -> BTreeMap<String, String> {
 /// Body of a namespace as the consumer sends it.
 pub(crate) fn namespace_body(body: &[u8]) -> Result<NamespaceBody, String> {
     let body: NamespaceBody = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let valid = (1..=63).contains(&body.name.len())
-        && body.name.bytes().all(|b| inner(b) || b == b'-')
-        && body.name.bytes().next().is_some_and(inner)
-        && body.name.bytes().last().is_some_and(inner);
-    if valid { Ok(body) } else { Err(format!("{:?} is no namespace name", body.name)) }
+    if is_dns_label(&body.name) { Ok(body) } else { Err(format!("{:?} is no namespace name", body.name)) }
 }
 
 /// Names of namespaces at home, by consumer, to those here.

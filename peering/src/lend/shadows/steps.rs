@@ -19,7 +19,7 @@ use liquid_link::digest::Hash;
 use liquid_reflection::companion::HOME_API_SERVER;
 use liquid_reflection::frame::{Ref, Refusal};
 use liquid_reflection::provider::{Instance, Outcome, Record, StatusFound, Step};
-use liquid_reflection::{Kind, Uid};
+use liquid_reflection::{Role, Uid};
 use liquid_runtime::backoff::{Backoff, entropy};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -74,15 +74,10 @@ pub(super) struct Job {
 impl Job {
     /// Carries out the step.
     pub(super) async fn run(self) -> Outcome {
-        let result = match self.target.set.kind {
-            Kind::Namespace => self.run_namespace().await,
-            Kind::Pod => self.run_pod().await,
-            Kind::ConfigMap
-            | Kind::Secret
-            | Kind::Service
-            | Kind::EndpointSlice
-            | Kind::NetworkPolicy
-            | Kind::Ingress => self.run_companion().await,
+        let result = match self.target.set.kind.role() {
+            Role::Namespace => self.run_namespace().await,
+            Role::Pod => self.run_pod().await,
+            Role::Companion => self.run_companion().await,
         };
         result.unwrap_or_else(Outcome::Failed)
     }

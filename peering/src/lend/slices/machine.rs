@@ -1,8 +1,9 @@
 //! A node of this cluster, as far as it matters to those who borrow. Pure.
 
 use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeCondition};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt as _;
-use liquid_crds::quantity::{Amounts, format, parse};
+use liquid_crds::quantity::{Amounts, amounts, quantities};
 use liquid_crds::{NodeTaint, OfferedImage, OfferedNode, TaintEffect};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -47,10 +48,7 @@ impl Machine {
         let spec = node.spec.clone().unwrap_or_default();
         let conditions = status.conditions.unwrap_or_default();
         let ready = conditions.iter().find(|condition| condition.type_ == "Ready");
-        let amounts = |quantities: Option<BTreeMap<_, _>>| -> Amounts {
-            let quantities = quantities.unwrap_or_default().into_iter();
-            quantities.filter_map(|(name, amount)| Some((name, parse(&amount).ok()?))).collect()
-        };
+        let of = |all: Option<BTreeMap<String, Quantity>>| amounts(&all.unwrap_or_default());
         let holds = |condition: &&NodeCondition| {
             condition.status == "True" && PRESSURES.contains(&condition.type_.as_str())
         };
@@ -62,10 +60,7 @@ impl Machine {
             ready: ready.is_some_and(|ready| ready.status == "True"),
             message: ready.and_then(|ready| ready.message.clone()).unwrap_or_default(),
             unschedulable: spec.unschedulable.unwrap_or(false),
-            capacity: amounts(status.capacity)
-                .into_iter()
-                .map(|(name, amount)| (name, format(amount)))
-                .collect(),
+            capacity: quantities(&of(status.capacity)),
             kubelet_version: info.kubelet_version,
             kernel_version: info.kernel_version,
             os_image: info.os_image,
@@ -75,16 +70,11 @@ impl Machine {
             labels: node.labels().clone(),
             taints: taints
                 .filter_map(|taint| {
-                    let effect = match taint.effect.as_str() {
-                        "NoSchedule" => TaintEffect::NoSchedule,
-                        "NoExecute" => TaintEffect::NoExecute,
-                        // It keeps nobody off.
-                        _ => return None,
-                    };
+                    let effect = TaintEffect::keeping_off(&taint.effect)?;
                     Some(NodeTaint { key: taint.key, value: taint.value, effect })
                 })
                 .collect(),
-            allocatable: amounts(status.allocatable),
+            allocatable: of(status.allocatable),
             architecture: info.architecture,
             operating_system: info.operating_system,
             pressures: conditions.iter().filter(holds).map(|condition| condition.type_.clone()).collect(),

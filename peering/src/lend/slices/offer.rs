@@ -3,7 +3,7 @@
 use super::machine::Machine;
 use super::request::{Declined, SliceRequest, check_selector, nodes_hidden};
 use super::share::{Bounds, Source, share};
-use liquid_crds::quantity::{Amounts, format, parse};
+use liquid_crds::quantity::{Amounts, parse, quantities};
 use liquid_crds::{LendSpec, LendState, NodeTaint, Offer, OfferedImage, OfferedNode, Placement};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -67,8 +67,7 @@ impl Capacity {
         offers
             .map(|((machines, request), share)| {
                 let offer = self.frame(request, &machines?, lend);
-                let resources = share.into_iter().map(|(name, amount)| (name, format(amount))).collect();
-                Ok(Offer { resources, ..offer })
+                Ok(Offer { resources: quantities(&share), ..offer })
             })
             .collect()
     }
@@ -145,7 +144,8 @@ impl Capacity {
             labels,
             kubernetes_version: self.kubernetes_version.clone(),
             cordoned: lend.state == LendState::Cordoned,
-            pressures: common_pressures(machines),
+            // Conditions that leave no node without them.
+            pressures: common(machines, |machine| &machine.pressures),
             terms: request.terms(price.as_ref()),
             price,
             taints: common_taints(machines),
@@ -176,23 +176,18 @@ fn wanted_system(selector: &BTreeMap<String, String>) -> &str {
     selector.get("kubernetes.io/os").map_or(LINUX, String::as_str)
 }
 
-fn common_taints(machines: &[(&str, &Machine)]) -> Vec<NodeTaint> {
-    let mut all = machines.iter();
-    let mut common = all.next().map(|(_, machine)| machine.taints.clone()).unwrap_or_default();
-    for (_, machine) in all {
-        common.retain(|taint| machine.taints.contains(taint));
+/// What all of them have.
+fn common<T: Clone + PartialEq>(machines: &[(&str, &Machine)], list: fn(&Machine) -> &Vec<T>) -> Vec<T> {
+    let mut all = machines.iter().map(|(_, machine)| list(machine));
+    let mut common = all.next().cloned().unwrap_or_default();
+    for has in all {
+        common.retain(|it| has.contains(it));
     }
     common
 }
 
-/// Conditions that leave no node without them.
-fn common_pressures(machines: &[(&str, &Machine)]) -> Vec<String> {
-    let mut all = machines.iter();
-    let mut common = all.next().map(|(_, machine)| machine.pressures.clone()).unwrap_or_default();
-    for (_, machine) in all {
-        common.retain(|pressure| machine.pressures.contains(pressure));
-    }
-    common
+fn common_taints(machines: &[(&str, &Machine)]) -> Vec<NodeTaint> {
+    common(machines, |machine| &machine.taints)
 }
 
 /// Labels that all of them have, of those the consumer may see.

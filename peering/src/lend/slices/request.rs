@@ -1,7 +1,7 @@
 //! What a virtual node of a consumer asks for, checked once. Pure.
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use liquid_crds::quantity::{Amounts, format, parse};
+use liquid_crds::quantity::{Amounts, amounts, format, parse};
 use liquid_crds::{LendSpec, LentSlice, Placement, Price};
 use liquid_link::digest::Hash;
 use liquid_link::proto;
@@ -44,24 +44,18 @@ impl SliceRequest {
     /// Reads a request as it came over the link.
     pub(crate) fn from_wire(wire: &proto::SliceRequest) -> Result<Self, InvalidRequest> {
         let invalid = |what: String| InvalidRequest(what);
-        if wire.resources.len() > MAX_ENTRIES || wire.node_selector.len() > MAX_ENTRIES {
-            return Err(invalid(format!("more than {MAX_ENTRIES} resources or labels are named")));
-        }
+        at_most(wire.resources.len())?;
         let resources = wire.resources.iter().map(|(name, text)| {
             let amount =
                 parse(&Quantity(text.clone())).ok().filter(|amount| *amount >= 0 && name.len() <= MAX_NAME);
             let amount = amount.ok_or_else(|| invalid(format!("{name}: {text:?} is no amount")))?;
             Ok((name.clone(), amount))
         });
-        let selects = |(key, value): (&String, &String)| {
-            let fits = (1..=MAX_NAME).contains(&key.len()) && value.len() <= MAX_VALUE;
-            fits.then(|| (key.clone(), value.clone())).ok_or_else(|| invalid(format!("{key:?} is no label")))
-        };
         let node = Some(wire.node.clone()).filter(|node| !node.is_empty());
         if node.as_ref().is_some_and(|node| node.len() > 253 || !node.bytes().all(is_of_name)) {
             return Err(invalid(format!("{:?} is no name of a node", wire.node)));
         }
-        let node_selector = wire.node_selector.iter().map(selects).collect::<Result<_, _>>()?;
+        let node_selector = selector_from_wire(&wire.node_selector)?;
         Ok(Self {
             resources: resources.collect::<Result<_, _>>()?,
             placement: Placement { node_selector, node },
@@ -70,10 +64,8 @@ impl SliceRequest {
 
     /// The request of a slice as it was recorded.
     pub(crate) fn from_record(slice: &LentSlice) -> Self {
-        let amounts =
-            slice.requested.iter().filter_map(|(name, amount)| Some((name.clone(), parse(amount).ok()?)));
         let placement = Placement { node_selector: slice.node_selector.clone(), node: slice.node.clone() };
-        Self { resources: amounts.collect(), placement }
+        Self { resources: amounts(&slice.requested), placement }
     }
 
     /// Whether the consumer may ask for that.
@@ -124,8 +116,18 @@ pub(crate) fn nodes_hidden() -> Declined {
 pub(crate) fn selector_from_wire(
     wire: &HashMap<String, String>,
 ) -> Result<BTreeMap<String, String>, InvalidRequest> {
-    let request = proto::SliceRequest { node_selector: wire.clone(), ..proto::SliceRequest::default() };
-    Ok(SliceRequest::from_wire(&request)?.placement.node_selector)
+    at_most(wire.len())?;
+    let selects = |(key, value): (&String, &String)| {
+        let fits = (1..=MAX_NAME).contains(&key.len()) && value.len() <= MAX_VALUE;
+        let label = fits.then(|| (key.clone(), value.clone()));
+        label.ok_or_else(|| InvalidRequest(format!("{key:?} is no label")))
+    };
+    wire.iter().map(selects).collect()
+}
+
+fn at_most(entries: usize) -> Result<(), InvalidRequest> {
+    let many = || InvalidRequest(format!("more than {MAX_ENTRIES} resources or labels are named"));
+    (entries <= MAX_ENTRIES).then_some(()).ok_or_else(many)
 }
 
 fn is_of_name(byte: u8) -> bool {
