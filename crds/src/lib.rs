@@ -34,8 +34,8 @@ pub use network::{GuestStatus, Guests, NetworkStatus, PeerGateway, PodCidr, Tunn
 pub use offer::{Offer, OfferedImage, OfferedNode};
 pub use peer::{
     Acceptance, Approval, ConsumeSpec, ConsumeStatus, LendIngress, LendSpec, LendState, LendStatus,
-    LentSlice, NoTunnel, NodeExposure, Peer, PeerSpec, PeerStatus, SELECTABLE_LABELS, SliceState, Transport,
-    VirtualNodes,
+    LendStorage, LentClass, LentSlice, NoTunnel, NodeExposure, Peer, PeerSpec, PeerStatus, SELECTABLE_LABELS,
+    SliceState, Transport, VirtualNodes,
 };
 pub use price::{Micro, Price, TooExpensive, show as show_price};
 pub use shadow_pod::{HomePod, Placement, ShadowPod, ShadowPodSpec, ShadowPodStatus};

@@ -48,6 +48,9 @@ pub struct Offer {
     /// The one node of the provider behind the offer, if one was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<OfferedNode>,
+    /// Storage classes of the provider, as claims may ask for them; the first one is for claims that ask for none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub storage_classes: Vec<String>,
 }
 
 /// An image on nodes of the provider.

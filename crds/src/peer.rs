@@ -196,7 +196,8 @@ pub struct LendSpec {
     #[serde(default)]
     pub state: LendState,
     /// What its pods may request together, by resource name (cpu, memory, pods, extended resources); also the upper bound
-    /// of the offer. Pods that run go on when a limit is lowered. A resource not named here is not limited.
+    /// of the offer. Its claims count as requests.storage and persistentvolumeclaims, those kept for it too. Pods that run
+    /// go on when a limit is lowered. A resource not named here is not limited.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub limits: BTreeMap<String, Quantity>,
     /// How much of what there is may be promised to its virtual nodes together, in percent: 100 by default, which promises
@@ -213,6 +214,9 @@ pub struct LendSpec {
     /// Which Ingresses of its namespaces exist here; none if this is not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress: Option<LendIngress>,
+    /// Storage classes its claims may have. Without it they have the default class of this cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<LendStorage>,
 }
 
 /// Labels by which every consumer may choose nodes, and which it sees: they tell the kind of a machine and where it is,
@@ -270,6 +274,29 @@ pub struct LendIngress {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 317)))]
     pub annotations: Vec<String>,
+}
+
+/// Which storage classes are lent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LendStorage {
+    /// The classes; the first one is for claims that ask for none. None at all: claims are refused.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub classes: Vec<LentClass>,
+}
+
+/// A storage class that is lent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LentClass {
+    /// What the peer calls it.
+    #[schemars(regex(pattern = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"))]
+    pub name: String,
+    /// The class of this cluster; the one of that name if unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub storage_class_name: Option<String>,
 }
 
 /// Whether new pods of the peer are taken.

@@ -15,6 +15,9 @@ pub const ORIGIN_NODE: &str = "liquid.mesh/origin-node";
 /// On a shadow pod and (as an annotation) a shadow namespace: the UID of what it stands for at home.
 pub const ORIGIN_UID: &str = "liquid.mesh/origin-uid";
 
+/// Annotation on a claim in a provider: its name at home.
+pub const ORIGIN_NAME: &str = "liquid.mesh/origin-name";
+
 /// Annotation on shadows: digest of what they were made from.
 pub const HASH: &str = "liquid.mesh/hash";
 
@@ -73,6 +76,36 @@ pub const TERMS: &str = "liquid.mesh/terms";
 pub const API_SERVER: &str = "liquid.mesh/api-server";
 /// Value of [`API_SERVER`].
 pub const API_SERVER_HOME: &str = "home";
+
+/// Provisioner of the storage classes whose volumes Liquid provides, and driver of those that are in another cluster.
+pub const STORAGE_DRIVER: &str = "storage.liquid.mesh";
+/// Parameter of such a class: the class of volumes for pods on physical nodes; the cluster's default one if unset.
+pub const PARAMETER_LOCAL_CLASS: &str = "localClass";
+/// Parameter of such a class: the class of volumes for pods on virtual nodes, as providers call it; their default one if unset.
+pub const PARAMETER_REMOTE_CLASS: &str = "remoteClass";
+/// Attributes of a volume that is in another cluster: where to find it there.
+pub const VOLUME_PEER: &str = "peer";
+/// Namespace of the claim there.
+pub const VOLUME_NAMESPACE: &str = "namespace";
+/// Name of the claim there.
+pub const VOLUME_CLAIM: &str = "claim";
+/// UID of the claim here for which it was made.
+pub const VOLUME_UID: &str = "uid";
+/// Keeps a PersistentVolume at home until the provider has said what has become of its volume.
+pub const FINALIZER_VOLUME: &str = "liquid.mesh/volume";
+/// Annotation on a PersistentVolume at home: its volume is to be deleted with it whatever its reclaim policy. Its value is
+/// the UID of the PersistentVolume, so that it cannot be set by copying a manifest.
+pub const DELETE_VOLUME: &str = "liquid.mesh/delete-volume";
+/// Annotation on a PersistentVolume of a local class on its way to the claim it was made for: the reclaim policy it gets.
+pub const RECLAIM_POLICY: &str = "liquid.mesh/reclaim-policy";
+
+/// On a namespace in a provider that its consumer has given up and that is kept for the claims in it.
+pub const KEPT: &str = "liquid.mesh/kept";
+/// Annotation beside [`KEPT`]: a sentence for people.
+pub const KEPT_BECAUSE: &str = "liquid.mesh/kept-because";
+/// Annotation on a namespace in a provider: the claim that was made in it last. It changes with each, so that what was decided
+/// about the namespace before is void.
+pub const LAST_CLAIM: &str = "liquid.mesh/last-claim";
 
 /// Reason of the condition `LinkUp` of a `Peer` whose provider has ended the peering on purpose.
 pub const ENDED_BY_PROVIDER: &str = "EndedByProvider";

@@ -6,6 +6,7 @@ mod failure;
 mod helm;
 mod output;
 mod rollout;
+mod volumes;
 mod wait;
 
 use clap::{CommandFactory as _, Parser, Subcommand};

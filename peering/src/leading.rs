@@ -17,6 +17,7 @@ use crate::lend::reconcile::{Lending, report_connections};
 use crate::lend::shadows::{Policy, Shadows};
 use crate::lend::sync_service::SyncService;
 use crate::lend::tokens;
+use crate::local_volumes;
 use crate::metrics::Metrics;
 use crate::network::Network;
 use crate::peers;
@@ -35,6 +36,7 @@ use liquid_link::proto::reflection_server::ReflectionServer;
 use liquid_link::{server, tls};
 use liquid_runtime::drain::Drain;
 use liquid_runtime::health::Health;
+use liquid_runtime::storage_classes;
 use liquid_runtime::tls::{ReloadableCert, certified_key};
 use serde_json::json;
 use std::sync::Arc;
@@ -70,11 +72,13 @@ pub(crate) async fn lead(
     let connections = Connections::default();
     let book = Book::default();
     let policy = Policy { pod_security: args.pod_security.clone(), own_namespace: args.namespace.clone() };
+    let (classes_sender, classes) = watch::channel(None);
     let (shadows, shadows_actor) = Shadows::start(
         client.clone(),
         policy,
         consumers.clone(),
         book.clone(),
+        classes.clone(),
         metrics.clone(),
         shadows_known.clone(),
     );
@@ -104,13 +108,17 @@ pub(crate) async fn lead(
     let labels = args.cluster_labels.iter().cloned().collect();
     run(drain, capacity::observe(client.clone(), labels, version.git_version, capacity_sender));
     run(drain, report_connections(client.clone(), consumers.clone(), connections.clone(), book.clone()));
+    run(drain, storage_classes::observe(client.clone(), classes_sender));
+    let (namespace, pod) = (args.namespace.clone(), args.pod_name.clone());
+    run(drain, local_volumes::provide(client.clone(), namespace, pod, classes.clone()));
     run(drain, tokens::purge(client.clone(), args.namespace.clone()));
     run(drain, kubelet_certificates::approve(client.clone(), args.namespace.clone()));
     run(drain, offloadings.clone().follow(client.clone()));
     run(drain, readers::bind(client.clone(), args.namespace.clone()));
-    run(drain, webhook::tolerate(client.clone(), offloadings.clone()));
+    let claims = webhook::Claims::new(client.clone(), classes.clone());
+    run(drain, webhook::tolerate(client.clone(), offloadings.clone(), claims.clone()));
     run(drain, webhook::keep_authority(client.clone(), cluster.clone()));
-    webhook::serve(cluster.clone(), args.webhook_listen, offloadings, drain.clone())
+    webhook::serve(cluster.clone(), args.webhook_listen, offloadings, claims, drain.clone())
         .await
         .with_context(|| format!("cannot serve the pod webhook on {}", args.webhook_listen))?;
 
@@ -145,6 +153,7 @@ pub(crate) async fn lead(
         capacity,
         book,
         negotiations: AtomicU64::new(0),
+        classes,
         endpoints,
         connections,
         network,

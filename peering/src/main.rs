@@ -8,6 +8,7 @@ mod info;
 mod kubelet_certificates;
 mod leading;
 mod lend;
+mod local_volumes;
 mod metrics;
 mod network;
 mod peers;

@@ -61,6 +61,7 @@ impl Metrics {
         set("pod", summary.pods);
         set("namespace", summary.namespaces);
         set("companion", summary.companions);
+        set("claim", summary.claims);
     }
 
     pub(crate) fn steps_failed(&self, reason: &str) {
@@ -73,7 +74,7 @@ impl Metrics {
 
     pub(crate) fn forget_peer(&self, peer: &str) {
         self.link_up.remove(&PeerLabel { peer: peer.to_owned() });
-        for kind in ["pod", "namespace", "companion"] {
+        for kind in ["pod", "namespace", "companion", "claim"] {
             self.shadow_objects.remove(&Shadow { peer: peer.to_owned(), kind });
         }
     }

@@ -30,7 +30,9 @@ pub fn is_made_for_pods(kind: Kind, name: &str) -> bool {
     match kind {
         Kind::ConfigMap | Kind::Secret => name.ends_with(HOME_SUFFIX),
         Kind::Service | Kind::EndpointSlice => name == HOME_API_SERVER,
-        Kind::Namespace | Kind::NetworkPolicy | Kind::Ingress | Kind::Pod => false,
+        Kind::Namespace | Kind::NetworkPolicy | Kind::Ingress | Kind::PersistentVolumeClaim | Kind::Pod => {
+            false
+        }
     }
 }
 
@@ -70,7 +72,12 @@ pub fn is_reflected(kind: Kind, namespace: &str, name: &str) -> bool {
     match kind {
         Kind::ConfigMap => name != ROOT_CA,
         Kind::Service | Kind::EndpointSlice => (namespace, name) != ("default", "kubernetes"),
-        Kind::Secret | Kind::NetworkPolicy | Kind::Ingress | Kind::Namespace | Kind::Pod => true,
+        Kind::Secret
+        | Kind::NetworkPolicy
+        | Kind::Ingress
+        | Kind::Namespace
+        | Kind::PersistentVolumeClaim
+        | Kind::Pod => true,
     }
 }
 
@@ -87,7 +94,9 @@ pub fn portable(kind: Kind, object: &Value) -> Result<Value, String> {
         // Each side takes a step of its own: see `policy`.
         Kind::NetworkPolicy => fields(object, &["spec"]),
         Kind::Ingress => json!({ "spec": ingress(object)? }),
-        Kind::Namespace | Kind::Pod => return Err(format!("a {} is no companion of pods", kind.as_str())),
+        Kind::Namespace | Kind::PersistentVolumeClaim | Kind::Pod => {
+            return Err(format!("a {} is no companion of pods", kind.as_str()));
+        }
     };
     let meta = object.get("metadata");
     let mut labels = strings(meta.and_then(|meta| meta.get("labels")));

@@ -334,6 +334,11 @@ impl Consumer {
         self.tell(set, key);
     }
 
+    /// Nothing more is said about the object. Of a claim that is no statement about its data: the provider keeps it.
+    pub fn released(&mut self, set: &SetRef, key: &Key) {
+        self.drop_member(set, key);
+    }
+
     /// A stream to the provider is open.
     pub fn connected(&mut self) {
         self.disconnected();

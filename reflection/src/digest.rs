@@ -13,7 +13,7 @@ pub fn json(value: &Value) -> Hash {
 
 /// Fields of a pod's status that the provider's kubelet decides and the consumer shows as they are. What a side
 /// has of its own (node names, conditions of other controllers) does not count.
-const STATUS_FIELDS: [&str; 11] = [
+const STATUS_FIELDS: [&str; 10] = [
     "phase",
     "reason",
     "message",
@@ -22,7 +22,6 @@ const STATUS_FIELDS: [&str; 11] = [
     "containerStatuses",
     "initContainerStatuses",
     "ephemeralContainerStatuses",
-    "nominatedNodeName",
     "resize",
     "resourceClaimStatuses",
 ];

@@ -20,6 +20,8 @@ pub enum Kind {
     NetworkPolicy,
     /// A way in from outside, to a Service.
     Ingress,
+    /// A PersistentVolumeClaim whose volume is in the provider.
+    PersistentVolumeClaim,
     /// A pod: a stored ShadowPod and the Pod it keeps running.
     Pod,
 }
@@ -31,6 +33,8 @@ pub enum Role {
     Namespace,
     /// Pods need them beside them: one of [`Kind::COMPANIONS`].
     Companion,
+    /// To hold data, which outlives what uses it.
+    Claim,
     /// To run.
     Pod,
 }
@@ -56,6 +60,7 @@ impl Kind {
             | Kind::EndpointSlice
             | Kind::NetworkPolicy
             | Kind::Ingress => Role::Companion,
+            Kind::PersistentVolumeClaim => Role::Claim,
             Kind::Pod => Role::Pod,
         }
     }
@@ -76,13 +81,19 @@ impl Kind {
             Kind::EndpointSlice => "EndpointSlice",
             Kind::NetworkPolicy => "NetworkPolicy",
             Kind::Ingress => "Ingress",
+            Kind::PersistentVolumeClaim => "PersistentVolumeClaim",
         }
     }
 
     /// API group of the kind in Kubernetes; its version is v1.
     pub fn group(self) -> &'static str {
         match self {
-            Kind::Namespace | Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service => "",
+            Kind::Namespace
+            | Kind::Pod
+            | Kind::ConfigMap
+            | Kind::Secret
+            | Kind::Service
+            | Kind::PersistentVolumeClaim => "",
             Kind::EndpointSlice => "discovery.k8s.io",
             Kind::NetworkPolicy | Kind::Ingress => "networking.k8s.io",
         }
@@ -98,7 +109,7 @@ impl Kind {
 }
 
 /// A set of desired objects: those of one kind in one scope. Pods are scoped by their virtual node, companions of pods
-/// by their namespace; namespaces have one set per peer, with an empty scope.
+/// by their namespace; namespaces and claims have one set each per peer, with an empty scope.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SetRef {
     /// Kind of the members.
@@ -111,6 +122,11 @@ impl SetRef {
     /// The set of namespaces.
     pub fn namespaces() -> Self {
         Self { kind: Kind::Namespace, scope: Arc::from("") }
+    }
+
+    /// The set of claims: they outlive the offloading of their namespace.
+    pub fn claims() -> Self {
+        Self { kind: Kind::PersistentVolumeClaim, scope: Arc::from("") }
     }
 
     /// The set of companions of one kind in a namespace at home.

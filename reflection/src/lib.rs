@@ -12,6 +12,7 @@
 //! - when everything has calmed down, the provider holds exactly what the consumer wants.
 
 pub mod addresses;
+pub mod claim;
 pub mod companion;
 pub mod consumer;
 pub mod digest;

@@ -5,20 +5,23 @@
 //! a namespace) and what runs (the *instance*: a pod), and derives the one next [`Step`] from these. A step is
 //! carried out by the shell; its result and the watches of the API server update the picture.
 
+mod claims;
 mod decide;
 mod member;
 mod state;
 
-pub use state::{Action, Deleted, Instance, Outcome, Record, StatusFound, Step};
+pub use state::{Action, Deleted, Hold, Instance, Outcome, Record, StatusFound, Step};
 
 use crate::addresses::Prefixes;
 use crate::frame::{ConsumerFrame, ProviderFrame, Ref, Refusal, Wanted};
-use crate::key::{Key, SetRef};
+use crate::key::{Key, Kind, SetRef};
+use claims::Within;
 use decide::{Decision, decide};
 use liquid_link::digest::Hash;
 use liquid_runtime::backoff::Backoff;
 use member::{Answer, Generation, Member, Running, Wait, Wish};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// First and longest wait before a failed step is tried again. It never stops.
@@ -31,6 +34,15 @@ pub const MAX_OBJECTS: usize = 200_000;
 
 /// Sets of one consumer: its virtual nodes, and a few per offloaded namespace. At about 40 bytes each they fit a frame.
 pub const MAX_SETS: usize = 20_000;
+
+/// How the consumer has come not to want objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GivenUp {
+    /// It has named all there are in a set, and not these.
+    NotNamed,
+    /// The set, or the peering, has ended.
+    WithItsSet,
+}
 
 /// The provider half for one consumer.
 #[derive(Debug, Default)]
@@ -76,9 +88,14 @@ impl Provider {
         self.waits.first().map(|(at, _, _)| *at)
     }
 
-    /// Whether nothing is known of the consumer, so that nothing of it exists.
+    /// Whether nothing is known of the consumer, so that nothing of it exists, but for what is kept for its data.
     pub fn is_empty(&self) -> bool {
-        self.members.is_empty()
+        self.members.values().all(Member::is_kept)
+    }
+
+    /// Whether an object only stays for the data of the consumer's users.
+    pub fn is_kept(&self, set: &SetRef, key: &Key) -> bool {
+        self.members.get(&(set.clone(), key.clone())).is_some_and(Member::is_kept)
     }
 
     /// Whether an object is stored or runs.
@@ -147,7 +164,7 @@ impl Provider {
                 let named: BTreeSet<SetRef> = sets.into_iter().take(MAX_SETS).collect();
                 self.inventories.retain(|set, _| named.contains(set));
                 self.complete.retain(|set| named.contains(set));
-                self.give_up(|set, _| !named.contains(set));
+                self.give_up(|set, _| !named.contains(set), GivenUp::WithItsSet);
                 self.named = named;
             }
             ConsumerFrame::Addresses(prefixes) => {
@@ -171,15 +188,14 @@ impl Provider {
                     if self.full(&set, &entry.key) {
                         continue;
                     }
-                    let at = (set.clone(), entry.key.clone());
+                    let key = entry.key.clone();
+                    self.inventories.entry(set.clone()).or_default().insert(key.clone());
                     self.on_entry(&set, entry);
-                    if self.members.contains_key(&at) {
-                        self.inventories.entry(at.0).or_default().insert(at.1);
-                    }
+                    self.drop_heard(&set, &key);
                 }
                 if complete {
                     let named = self.inventories.remove(&set).unwrap_or_default();
-                    self.give_up(|other, key| *other == set && !named.contains(key));
+                    self.give_up(|other, key| *other == set && !named.contains(key), GivenUp::NotNamed);
                     self.complete.insert(set);
                 }
             }
@@ -209,9 +225,13 @@ impl Provider {
             }
             ConsumerFrame::Delete { target, grace } => {
                 let Ref { set, key, uid } = target;
+                if self.named.contains(&set) && !self.complete.contains(&set) {
+                    self.inventories.entry(set.clone()).or_default().insert(key.clone());
+                }
                 self.member(&set, &key).wish = Wish::Absent { uid, grace };
                 self.start_over(&set, &key);
                 self.advance(&set, &key);
+                self.drop_heard(&set, &key);
             }
         }
     }
@@ -226,7 +246,11 @@ impl Provider {
         match news {
             Ok(record) => {
                 if unwanted {
-                    member.wish = Wish::Absent { uid: record.home.clone(), grace: None };
+                    let uid = record.home.clone();
+                    member.wish = match set.kind {
+                        Kind::PersistentVolumeClaim => Wish::Omitted { uid },
+                        _ => Wish::Absent { uid, grace: None },
+                    };
                 }
                 member.learn_record(record);
             }
@@ -280,7 +304,7 @@ impl Provider {
             return;
         };
         let late = issued != self.generation;
-        let outdated = outcome == Outcome::Done;
+        let done = outcome == Outcome::Done;
         match outcome {
             Outcome::Failed(refusal) => {
                 if ran == Running::Make {
@@ -292,6 +316,10 @@ impl Provider {
             }
             Outcome::Stored(_) | Outcome::Running(_) | Outcome::Found { .. } if late => {
                 member.outdated = true;
+            }
+            Outcome::Outdated => {
+                self.wait(set, key, now, entropy, true);
+                return;
             }
             Outcome::Stored(record) => member.learn_record(record),
             Outcome::Running(instance) => member.learn_instance(instance),
@@ -322,17 +350,17 @@ impl Provider {
         match ran {
             Running::Stop(object, grace) => member.stopped = Some((object, grace)),
             // Until the watch says so itself: the record is on its way out, and erasing it twice is of no use.
-            Running::Erase(object) => {
+            Running::Erase(object) if done => {
                 if let Some(record) = member.record.as_mut().filter(|record| record.object == object) {
                     record.terminating = true;
                     member.outdated |= late;
                 }
             }
-            Running::Make if outdated => {
+            Running::Make if done => {
                 self.wait(set, key, now, entropy, true);
                 return;
             }
-            Running::Make | Running::Look { .. } => {}
+            Running::Make | Running::Erase(_) | Running::Look { .. } => {}
         }
         member.backoff = None;
         self.advance(set, key);
@@ -401,7 +429,7 @@ impl Provider {
 
     /// Ends everything of this consumer on purpose: the peering is over.
     pub fn end(&mut self) {
-        self.give_up(|_, _| true);
+        self.give_up(|_, _| true, GivenUp::WithItsSet);
     }
 
     /// Whether an object that is not known yet would be one too many.
@@ -444,15 +472,22 @@ impl Provider {
     }
 
     /// The consumer has stated that it does not want these objects.
-    fn give_up(&mut self, which: impl Fn(&SetRef, &Key) -> bool) {
+    fn give_up(&mut self, which: impl Fn(&SetRef, &Key) -> bool, how: GivenUp) {
         let given_up: Vec<_> = self.members.keys().filter(|(set, key)| which(set, key)).cloned().collect();
         for (set, key) in given_up {
             let member = self.member(&set, &key);
             let Some(uid) = member.home().cloned() else {
                 continue;
             };
-            if !matches!(member.wish, Wish::Absent { .. }) {
-                member.wish = Wish::Absent { uid, grace: None };
+            let wish = match (set.kind, how) {
+                // What it has said of a claim before holds.
+                _ if matches!(member.wish, Wish::Absent { .. }) => None,
+                (Kind::PersistentVolumeClaim, GivenUp::WithItsSet) => Some(Wish::Unspoken),
+                (Kind::PersistentVolumeClaim, GivenUp::NotNamed) => Some(Wish::Omitted { uid }),
+                _ => Some(Wish::Absent { uid, grace: None }),
+            };
+            if let Some(wish) = wish.filter(|wish| *wish != member.wish) {
+                member.wish = wish;
                 self.start_over(&set, &key);
             }
             self.advance(&set, &key);
@@ -494,6 +529,24 @@ impl Provider {
         if self.paused {
             return;
         }
+        self.advance_alone(set, key);
+        // A namespace waits for its claims, and new claims for their namespace.
+        match set.kind {
+            Kind::PersistentVolumeClaim => {
+                let namespace = Key { namespace: Arc::from(""), name: key.namespace.clone() };
+                self.advance_alone(&SetRef::namespaces(), &namespace);
+            }
+            Kind::Namespace => {
+                let claims: Vec<Key> = self.claims_in(&key.name).map(|(claim, _)| claim.clone()).collect();
+                for claim in claims {
+                    self.advance_alone(&SetRef::claims(), &claim);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn advance_alone(&mut self, set: &SetRef, key: &Key) {
         let member = self.members.get(&(set.clone(), key.clone()));
         if member.is_some_and(|member| member.wait.is_none()) {
             self.advance_now(set, key);
@@ -501,18 +554,72 @@ impl Provider {
         self.offer_status(set, key);
     }
 
+    /// The claims in a namespace of the consumer.
+    fn claims_in(&self, namespace: &str) -> impl Iterator<Item = (&Key, &Member)> {
+        let first = (SetRef::claims(), Key::new(namespace, ""));
+        let claims = self.members.range(first..).map(|((set, key), member)| (set, key, member));
+        let inside = move |(set, key, _): &(&SetRef, &Key, &Member)| {
+            set.kind == Kind::PersistentVolumeClaim && *key.namespace == *namespace
+        };
+        claims.take_while(inside).map(|(_, key, member)| (key, member))
+    }
+
+    /// Whether the consumer has said in this stream what it wants of an object. Before that, what an earlier stream or the end
+    /// of a peering has asked for is not to be answered: the object may be wanted again.
+    fn is_heard(&self, set: &SetRef, key: &Key) -> bool {
+        let unnamed = !self.named.is_empty() && !self.named.contains(set);
+        unnamed
+            || self.complete.contains(set)
+            || self.inventories.get(set).is_some_and(|keys| keys.contains(key))
+    }
+
+    /// What does not exist needs no place among what an inventory has named.
+    fn drop_heard(&mut self, set: &SetRef, key: &Key) {
+        if !self.members.contains_key(&(set.clone(), key.clone()))
+            && let Some(keys) = self.inventories.get_mut(set)
+        {
+            keys.remove(key);
+        }
+    }
+
+    /// Whether new claims may be made in a namespace: it is there and shall stay.
+    fn is_open(&self, namespace: &str) -> bool {
+        let member = self.members.get(&(SetRef::namespaces(), Key::new("", namespace)));
+        let Some((member, record)) = member.and_then(|member| Some((member, member.record.as_ref()?))) else {
+            return false;
+        };
+        let wanted = match &member.wish {
+            Wish::Present { uid, .. } => *uid == record.home,
+            Wish::Unspoken => true,
+            Wish::Absent { .. } | Wish::Omitted { .. } => false,
+        };
+        wanted && !record.terminating && record.hold != Hold::Retired
+    }
+
+    fn decide(&self, set: &SetRef, key: &Key, member: &Member) -> Decision {
+        match set.kind {
+            Kind::PersistentVolumeClaim => claims::decide(member, self.is_open(&key.namespace)),
+            Kind::Namespace => {
+                let claims = self.claims_in(&key.name).map(|(_, claim)| Within::of(claim));
+                claims::decide_namespace(member, claims.fold(Within::Nothing, Within::and))
+            }
+            _ => decide(member, set.kind.has_instance()),
+        }
+    }
+
     fn advance_now(&mut self, set: &SetRef, key: &Key) {
         let (connected, generation) = (self.connected, self.generation);
-        let Some(member) = self.members.get_mut(&(set.clone(), key.clone())) else {
+        let at = (set.clone(), key.clone());
+        let Some(member) = self.members.get(&at).filter(|member| member.running.is_none()) else {
             return;
         };
-        if member.running.is_some() {
-            return;
-        }
         let Some(uid) = member.home().cloned() else {
             self.forget(set, key);
             return;
         };
+        let decision = self.decide(set, key, member);
+        let heard = connected && self.is_heard(set, key);
+        let Some(member) = self.members.get_mut(&at) else { return };
         let target = Ref { set: set.clone(), key: key.clone(), uid };
         // Stored is durable: say so before what belongs to it is started.
         if connected
@@ -522,12 +629,14 @@ impl Provider {
             member.answered = Some(Answer::Stored(hash));
             self.actions.push_back(Action::Send(ProviderFrame::Ack { target: target.clone(), hash }));
         }
-        match decide(member, set.kind.has_instance()) {
+        match decision {
             Decision::Run(step) => {
                 let running = match &step {
                     Step::Stop { object, grace } => Running::Stop(object.clone(), *grace),
-                    Step::Erase(object) => Running::Erase(object.clone()),
-                    Step::Store { .. } | Step::Start | Step::Adjust(_) | Step::Finish => Running::Make,
+                    Step::Erase(object) | Step::Reclaim { object, .. } => Running::Erase(object.clone()),
+                    Step::Store { .. } | Step::Start | Step::Adjust(_) | Step::Finish | Step::Retire(_) => {
+                        Running::Make
+                    }
                     Step::Look => {
                         Running::Look { record_seen: member.record_seen, instance_seen: member.instance_seen }
                     }
@@ -548,10 +657,25 @@ impl Provider {
                 self.actions.push_back(Action::Send(ProviderFrame::Ack { target, hash }));
             }
             Decision::ReportGone => {
-                if connected {
+                if heard {
                     self.actions.push_back(Action::Send(ProviderFrame::Gone(target)));
                 }
                 self.forget(set, key);
+            }
+            Decision::ReportKept => {
+                member.wish = Wish::Unspoken;
+                if heard {
+                    self.actions.push_back(Action::Send(ProviderFrame::Gone(target)));
+                }
+                self.advance_now(set, key);
+            }
+            Decision::Refuse(reason, message) => {
+                let Wish::Present { hash, .. } = member.wish else { return };
+                if connected && member.answered != Some(Answer::Refused(hash)) {
+                    member.answered = Some(Answer::Refused(hash));
+                    let refusal = Refusal { reason: reason.to_owned(), message };
+                    self.actions.push_back(Action::Send(ProviderFrame::Nack { target, hash, refusal }));
+                }
             }
             Decision::Forget => self.forget(set, key),
             Decision::Nothing | Decision::AskForBody | Decision::Settled(_) => {}
@@ -586,7 +710,7 @@ impl Provider {
         // Before the consumer has spoken of the object in this stream it is not known what status it has.
         let spoken = match &member.wish {
             Wish::Present { uid, .. } | Wish::Absent { uid, .. } => uid == home,
-            Wish::Unspoken => false,
+            Wish::Unspoken | Wish::Omitted { .. } => false,
         };
         if !spoken || member.status == Some(hash) {
             return;

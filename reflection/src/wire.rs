@@ -40,6 +40,7 @@ fn kind_to_wire(kind: Kind) -> proto::Kind {
         Kind::EndpointSlice => proto::Kind::EndpointSlice,
         Kind::NetworkPolicy => proto::Kind::NetworkPolicy,
         Kind::Ingress => proto::Kind::Ingress,
+        Kind::PersistentVolumeClaim => proto::Kind::PersistentVolumeClaim,
     }
 }
 
@@ -53,6 +54,7 @@ fn kind_from_wire(kind: i32) -> Result<Kind, WireError> {
         Ok(proto::Kind::EndpointSlice) => Ok(Kind::EndpointSlice),
         Ok(proto::Kind::NetworkPolicy) => Ok(Kind::NetworkPolicy),
         Ok(proto::Kind::Ingress) => Ok(Kind::Ingress),
+        Ok(proto::Kind::PersistentVolumeClaim) => Ok(Kind::PersistentVolumeClaim),
         Ok(proto::Kind::Unspecified) | Err(_) => Err(WireError::Invalid("kind", kind.to_string())),
     }
 }
@@ -65,8 +67,8 @@ fn set_from_wire(set: Option<proto::SetRef>) -> Result<SetRef, WireError> {
     let set = set.ok_or(WireError::Missing("set"))?;
     let kind = kind_from_wire(set.kind)?;
     match kind.role() {
-        Role::Namespace if set.scope.is_empty() => {}
-        Role::Namespace => return Err(WireError::Invalid("scope", set.scope)),
+        Role::Namespace | Role::Claim if set.scope.is_empty() => {}
+        Role::Namespace | Role::Claim => return Err(WireError::Invalid("scope", set.scope)),
         Role::Pod | Role::Companion => name("scope", &set.scope)?,
     }
     Ok(SetRef { kind, scope: Arc::from(set.scope) })
@@ -86,7 +88,7 @@ pub fn key_from_wire(kind: Kind, key: Option<proto::Key>) -> Result<Key, WireErr
     match kind.role() {
         Role::Namespace if key.namespace.is_empty() => {}
         Role::Namespace => return Err(WireError::Invalid("namespace", key.namespace)),
-        Role::Pod | Role::Companion => name("namespace", &key.namespace)?,
+        Role::Pod | Role::Companion | Role::Claim => name("namespace", &key.namespace)?,
     }
     Ok(Key { namespace: Arc::from(key.namespace), name: Arc::from(key.name) })
 }

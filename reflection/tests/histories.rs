@@ -6,7 +6,7 @@ use bytes::Bytes;
 use liquid_link::digest::Hash;
 use liquid_reflection::consumer;
 use liquid_reflection::frame::{ConsumerFrame, Entry, ProviderFrame, Ref, Refusal, Wanted};
-use liquid_reflection::provider::{Action, Deleted, Instance, Outcome, Record, Step};
+use liquid_reflection::provider::{Action, Deleted, Hold, Instance, Outcome, Record, Step};
 use liquid_reflection::{Consumer, Key, Provider, SetRef, Uid};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,16 @@ fn hash() -> Hash {
 
 fn record(object: &str, version: u64, home: &str) -> Record {
     let (object, home) = (Uid::from(object), Uid::from(home));
-    Record { object, version, home, hash: hash(), terminating: false, finished: false, status: None }
+    Record {
+        object,
+        version,
+        home,
+        hash: hash(),
+        terminating: false,
+        finished: false,
+        status: None,
+        hold: Hold::Nothing,
+    }
 }
 
 fn instance(object: &str, version: u64, home: &str) -> Instance {

@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod process;
 pub mod relay;
 pub mod shares;
+pub mod storage_classes;
 pub mod telemetry;
 pub mod tls;
 pub mod watch;

@@ -12,6 +12,7 @@ mod request;
 mod status;
 mod supervisor;
 mod translate;
+mod volumes;
 
 use anyhow::Context as _;
 use args::Args;

@@ -9,6 +9,7 @@ use crate::neighbours::Neighbours;
 use crate::node::{NodeHandle, Ownership, Picture, Shared, WatchedNodes};
 use crate::offloading::{NodeView, remote_name, report, selects, wanted};
 use crate::request::within;
+use crate::volumes;
 use futures::StreamExt as _;
 use futures::stream::select_all;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
@@ -19,8 +20,8 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::vocabulary::{
-    CLUSTER_INFO, FINALIZER_OFFLOADING, OFFER_ACCEPTED, OFFLOADING, OFFLOADING_BINDING, OFFLOADING_ENABLED,
-    OFFLOADING_NAME,
+    CLUSTER_INFO, FINALIZER_CONSUME, FINALIZER_OFFLOADING, OFFER_ACCEPTED, OFFLOADING, OFFLOADING_BINDING,
+    OFFLOADING_ENABLED, OFFLOADING_NAME,
 };
 use liquid_crds::{
     ConditionUpdate, GROUP, NamespaceOffloading, NamespaceOffloadingStatus, Offer, Peer, TokenReflection,
@@ -109,16 +110,20 @@ pub(crate) async fn supervise(client: Client, settings: Settings, metrics: Metri
         Reporter { controller: "liquid-kubelet".to_owned(), instance: Some(settings.pod_name.clone()) };
     let (nudge, mut nudged) = mpsc::channel(1);
     let sets_known = watch::channel(false).0;
+    let recorder = Recorder::new(client.clone(), reporter);
+    let (volumes, keeping) = volumes::follow(client.clone(), recorder.clone());
+    tokio::spawn(keeping);
     let common = Common {
         client: client.clone(),
         dialing: Dialing { namespace: settings.namespace, liveness: settings.liveness },
-        recorder: Recorder::new(client.clone(), reporter),
+        recorder,
         node_address: shared.node_address.subscribe(),
         metrics: metrics.clone(),
         sets_known: sets_known.subscribe(),
         neighbours: Neighbours::start(client.clone()),
         api_server: (settings.address, api_server::PORT).into(),
         callers: Arc::new(Callers::default()),
+        volumes,
     };
     let mut supervisor = Supervisor {
         client: client.clone(),
@@ -226,7 +231,7 @@ impl Supervisor {
     async fn reconcile(&mut self) {
         self.unfinished = false;
         self.lead_to_api_server();
-        self.keep_mirrors();
+        self.keep_mirrors().await;
         self.keep_nodes().await;
         self.keep_namespaces().await;
         self.sets_known.send_if_modified(|known| !std::mem::replace(known, true));
@@ -245,25 +250,27 @@ impl Supervisor {
         }
     }
 
-    fn keep_mirrors(&mut self) {
+    async fn keep_mirrors(&mut self) {
         let mut wanted: BTreeMap<String, Provider> =
             self.peers.values().filter_map(Provider::of).map(|p| (p.name.clone(), p)).collect();
-        for Wanted { node, .. } in self.virtual_nodes.values() {
-            let name = &node.spec.peer;
+        // Until a provider has been given back what was borrowed, it has to hear which volumes are to go.
+        let held = |peer: &&Peer| peer.finalizers().iter().any(|finalizer| finalizer == FINALIZER_CONSUME);
+        let held = self.peers.values().filter(held).map(kube::ResourceExt::name_any);
+        let nodes = self.virtual_nodes.values().map(|wanted| wanted.node.spec.peer.clone());
+        for name in &nodes.chain(held).collect::<BTreeSet<_>>() {
             let left = || {
                 let last = self.mirrors.get(name).map(|mirror| mirror.provider());
                 Provider::left(name, self.peers.get(name), last.as_ref())
             };
             wanted.entry(name.clone()).or_insert_with(left);
         }
-        self.mirrors.retain(|name, _| {
-            let kept = wanted.contains_key(name);
-            if !kept {
-                self.metrics.forget(name);
-            }
-            kept
-        });
+        for (name, _) in self.mirrors.extract_if(.., |name, _| !wanted.contains_key(name)).collect::<Vec<_>>()
+        {
+            self.metrics.forget(&name);
+            self.common.volumes.forget(name).await;
+        }
         for (name, provider) in wanted {
+            self.common.volumes.provider(name.clone(), provider.cluster_id.clone(), provider.gone).await;
             match self.mirrors.get(&name) {
                 Some(mirror) => mirror.update(provider),
                 None => {
@@ -286,6 +293,9 @@ impl Supervisor {
     }
 
     async fn keep_nodes(&mut self) {
+        let peers =
+            self.virtual_nodes.iter().map(|(name, wanted)| (name.clone(), wanted.node.spec.peer.clone()));
+        self.common.volumes.nodes(peers.collect()).await;
         self.nodes.retain(|name, handle| self.virtual_nodes.contains_key(name) || !handle.is_finished());
         for (name, wanted) in &self.virtual_nodes {
             let Wanted { node, offer, unaccepted } = wanted;

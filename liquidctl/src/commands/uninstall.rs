@@ -6,6 +6,7 @@ use crate::cluster::ClusterArgs;
 use crate::failure::Failure;
 use crate::helm::{Helm, RELEASE, crds};
 use crate::output::tell;
+use crate::volumes::{self, Which};
 use crate::wait::{Look, until};
 use clap::Args;
 use k8s_openapi::api::core::v1::Namespace;
@@ -24,6 +25,10 @@ pub(crate) struct Arguments {
     /// With --unpeer: do not wait for clusters that cannot be reached
     #[arg(long, requires = "unpeer")]
     force: bool,
+    /// Delete the volumes that claims of this cluster have in others, and these claims with them; and those that claims of
+    /// other clusters have here. Without it they are kept
+    #[arg(long, conflicts_with = "force")]
+    delete_volumes: bool,
     /// Longest wait for each step
     #[arg(long, default_value = "3m", value_parser = duration)]
     timeout: Duration,
@@ -35,12 +40,15 @@ pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(
     let helm = Helm::prepare(cluster).await?;
     if definitions_exist(&client).await? {
         end_all(&client, &arguments).await?;
+        volumes::tell_kept(&client, Which::All).await?;
+        volumes::kept_for_others(&client, None, arguments.delete_volumes, arguments.timeout).await?;
         refuse_leftovers(&client).await?;
     }
     tell("removing the chart");
     let release =
         helm.run(vec!["uninstall".into(), RELEASE.into(), "--ignore-not-found".into(), "--wait".into()]);
     release.await?;
+    volumes::let_go(&client).await?;
     remove_definitions(&client, arguments.timeout).await?;
     remove_namespace(&client, &cluster.namespace, arguments.timeout).await?;
     tell("Liquid is removed");
@@ -80,11 +88,15 @@ async fn end_all(client: &Client, arguments: &Arguments) -> Result<(), Failure> 
         }
     }
     // Pods end first, and the provider says so; one that is gone for good would not.
+    if arguments.delete_volumes {
+        volumes::delete(client, &volumes::list(client, Which::All).await?).await?;
+    }
     if !arguments.force {
         unoffload(client, &namespaces, arguments.timeout).await?;
     }
     for peer in peers {
-        let options = unpeer::Options { force: arguments.force, timeout: arguments.timeout };
+        let Arguments { force, delete_volumes, timeout, .. } = *arguments;
+        let options = unpeer::Options { force, delete_volumes, timeout };
         end(client, &peer, &options).await?;
     }
     if arguments.force {

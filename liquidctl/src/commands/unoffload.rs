@@ -4,6 +4,7 @@ use super::duration;
 use crate::cluster::{ClusterArgs, require_info};
 use crate::failure::Failure;
 use crate::output::tell;
+use crate::volumes::{self, Which};
 use crate::wait::{Look, until};
 use clap::{Args, Subcommand};
 use kube::api::DeleteParams;
@@ -24,6 +25,9 @@ pub(crate) enum Command {
 pub(crate) struct Arguments {
     /// Name of the namespace
     offloaded_namespace: String,
+    /// Delete the volumes its claims have in providers, and these claims with them. Without it they are kept
+    #[arg(long)]
+    delete_volumes: bool,
     /// Longest wait until its pods and the namespaces in the providers are gone
     #[arg(long, default_value = "3m", value_parser = duration)]
     timeout: Duration,
@@ -39,7 +43,16 @@ pub(crate) async fn run(cluster: &ClusterArgs, command: Command) -> Result<(), F
     if api.get_opt(OFFLOADING_NAME).await?.is_none() {
         return Err(Failure::input(format!("namespace {namespace} is not offloaded")));
     }
+    let which = Which::OfNamespace(namespace);
+    if arguments.delete_volumes {
+        volumes::delete(&client, &volumes::list(&client, which).await?).await?;
+    }
     take_back(&client, namespace, arguments.timeout).await?;
+    if arguments.delete_volumes {
+        volumes::deleted(&client, which, arguments.timeout).await?;
+    } else {
+        volumes::tell_kept(&client, which).await?;
+    }
     tell(&format!("namespace {namespace} is offloaded no more"));
     Ok(())
 }

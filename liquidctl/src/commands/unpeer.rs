@@ -4,6 +4,7 @@ use super::duration;
 use crate::cluster::{ClusterArgs, require_info};
 use crate::failure::Failure;
 use crate::output::tell;
+use crate::volumes::{self, Which};
 use crate::wait::{Look, until};
 use clap::Args;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
@@ -29,6 +30,10 @@ pub(crate) struct Options {
     /// still exists, keeps running until it is removed there
     #[arg(long)]
     pub(crate) force: bool,
+    /// Delete the volumes that claims of this cluster have there, and these claims with them; and those that claims of the
+    /// other cluster have here. Without it they are kept
+    #[arg(long, conflicts_with = "force")]
+    pub(crate) delete_volumes: bool,
     /// Longest wait until everything is removed
     #[arg(long, default_value = "3m", value_parser = duration)]
     pub(crate) timeout: Duration,
@@ -60,6 +65,10 @@ pub(crate) async fn end(client: &Client, name: &str, options: &Options) -> Resul
         let patch = json!({ "metadata": { "annotations": { FORGET: peer.metadata.uid } } });
         peers.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
     }
+    let there = Which::InCluster(&peer.spec.cluster_id);
+    if options.delete_volumes {
+        volumes::delete(client, &volumes::list(client, there).await?).await?;
+    }
     match peers.delete(name, &DeleteParams::default()).await {
         Ok(_) => {}
         Err(kube::Error::Api(status)) if status.is_not_found() => {}
@@ -72,7 +81,14 @@ pub(crate) async fn end(client: &Client, name: &str, options: &Options) -> Resul
         };
         Ok(Look::NotYet(missing(client, &left).await?))
     })
-    .await
+    .await?;
+    if options.delete_volumes {
+        volumes::deleted(client, there, options.timeout).await?;
+    } else {
+        volumes::tell_kept(client, there).await?;
+    }
+    volumes::kept_for_others(client, Some(&peer.spec.cluster_id), options.delete_volumes, options.timeout)
+        .await
 }
 
 /// What is still to be removed.

@@ -4,8 +4,10 @@
 use super::credentials::load;
 use super::session::{LinkError, dial};
 use crate::cluster::Cluster;
+use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client, ResourceExt as _};
+use liquid_crds::vocabulary::{DELETE_VOLUME, STORAGE_DRIVER};
 use liquid_crds::{ConsumeSpec, Peer, VirtualNode};
 use liquid_link::proto::LeaveRequest;
 use std::time::Duration;
@@ -15,6 +17,8 @@ use tracing::{debug, info};
 
 /// How often it is checked whether virtual nodes are gone.
 const POLL: Duration = Duration::from_millis(200);
+/// How often it is checked whether volumes are gone: all of the cluster are listed for that.
+const VOLUMES_POLL: Duration = Duration::from_millis(500);
 /// A provider that says nothing of its progress for this long is asked anew.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -41,6 +45,35 @@ pub(super) async fn remove_virtual_nodes(client: &Client, peer: &Peer) -> Result
     }
 }
 
+/// Waits until no volume there is about to be deleted: later nobody could tell the provider. Those that are kept do not matter.
+pub(super) async fn finish_volumes(client: &Client, peer: &Peer) -> Result<(), kube::Error> {
+    let volumes: Api<PersistentVolume> = Api::all(client.clone());
+    loop {
+        let all = volumes.list(&ListParams::default()).await?;
+        let ending: Vec<String> =
+            all.iter().filter(|volume| is_ending(volume, peer)).map(kube::ResourceExt::name_any).collect();
+        if ending.is_empty() {
+            return Ok(());
+        }
+        debug!(volumes = %ending.join(", "), "volumes in the provider are being deleted");
+        sleep(VOLUMES_POLL).await;
+    }
+}
+
+/// Whether a volume is in this provider and will be deleted there, now or when its last pod has ended.
+fn is_ending(volume: &PersistentVolume, peer: &Peer) -> bool {
+    let Some(spec) = &volume.spec else { return false };
+    let handle =
+        spec.csi.as_ref().filter(|csi| csi.driver == STORAGE_DRIVER).map(|csi| csi.volume_handle.as_str());
+    let there = handle
+        .and_then(|handle| handle.split_once('/'))
+        .is_some_and(|(cluster, _)| cluster == peer.spec.cluster_id);
+    let marked = volume.annotations().get(DELETE_VOLUME) == volume.uid().as_ref();
+    let released = volume.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Released"));
+    let deletes = spec.persistent_volume_reclaim_policy.as_deref() == Some("Delete");
+    there && (marked || (released && deletes))
+}
+
 /// Tells the provider that we leave, and waits until it has removed everything.
 pub(super) async fn leave(
     client: &Client,
@@ -48,9 +81,7 @@ pub(super) async fn leave(
     peer: &Peer,
     consume: &ConsumeSpec,
 ) -> Result<(), LinkError> {
-    let unreadable =
-        |error: kube::Error| LinkError::Unreachable(format!("this cluster's API server failed: {error}"));
-    let credentials = load(client, &cluster.namespace, peer).await.map_err(unreadable)?;
+    let credentials = load(client, &cluster.namespace, peer).await.map_err(LinkError::own)?;
     // Without a certificate the join never came about, and there is nothing to leave.
     let Some(credentials) = credentials.filter(|credentials| credentials.chain.is_some()) else {
         return Ok(());
@@ -83,5 +114,41 @@ pub(super) async fn leave(
                 return Err(LinkError::Unreachable("the provider hung up while we were leaving".to_owned()));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn a_peering_waits_for_volumes_that_are_to_go_and_for_no_others() {
+        let peer: Peer = serde_json::from_value(json!({
+            "apiVersion": "liquid.mesh/v1alpha1", "kind": "Peer", "metadata": {"name": "milan"}, "spec": {"clusterID": "c1"},
+        }))
+        .unwrap();
+        let ending = |change: &dyn Fn(&mut Value)| {
+            let mut volume = json!({
+                "metadata": {"name": "pvc-1", "uid": "v1"},
+                "spec": {
+                    "persistentVolumeReclaimPolicy": "Delete",
+                    "csi": {"driver": STORAGE_DRIVER, "volumeHandle": "c1/shop/data-1"},
+                },
+                "status": {"phase": "Released"},
+            });
+            change(&mut volume);
+            is_ending(&serde_json::from_value(volume).unwrap(), &peer)
+        };
+        assert!(ending(&|_| ()));
+        assert!(!ending(&|volume| volume["status"]["phase"] = json!("Bound")));
+        assert!(!ending(&|volume| volume["spec"]["persistentVolumeReclaimPolicy"] = json!("Retain")));
+        assert!(!ending(&|volume| volume["spec"]["csi"]["volumeHandle"] = json!("c2/shop/data-1")));
+        assert!(!ending(&|volume| volume["spec"]["csi"]["driver"] = json!("x")));
+        let marked = |volume: &mut Value| {
+            volume["spec"]["persistentVolumeReclaimPolicy"] = json!("Retain");
+            volume["metadata"]["annotations"] = json!({DELETE_VOLUME: "v1"});
+        };
+        assert!(ending(&marked));
     }
 }

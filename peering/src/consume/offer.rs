@@ -24,6 +24,12 @@ pub(super) fn from_wire(offer: proto::Offer) -> Offer {
         kubernetes_version: text(&offer.kubernetes_version, 64),
         cordoned: offer.cordoned,
         pressures: words(offer.pressures),
+        storage_classes: offer
+            .storage_classes
+            .into_iter()
+            .filter(|name| is_word(name, 253))
+            .take(MAX_ENTRIES)
+            .collect(),
         price: offer.price.map(price),
         terms: text(&offer.terms, 64),
         taints: offer.taints.into_iter().filter_map(taint).take(MAX_ENTRIES).collect(),

@@ -52,6 +52,11 @@ pub(super) enum LinkError {
 }
 
 impl LinkError {
+    /// This cluster's own API server does not do what is needed.
+    pub(super) fn own(error: kube::Error) -> Self {
+        Self::Unreachable(format!("this cluster's API server failed: {error}"))
+    }
+
     /// CamelCase reason for the condition.
     pub(super) fn reason(&self) -> &'static str {
         match self {

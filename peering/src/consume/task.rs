@@ -292,7 +292,11 @@ impl Task {
         let mut changes = self.peer.clone();
         let forgotten = changes.wait_for(Peer::is_forgotten);
         let left = async {
-            match consume.filter(|_| !forget && !ended) {
+            let consume = consume.filter(|_| !forget && !ended);
+            if consume.is_some() {
+                leave::finish_volumes(&self.client, peer).await.map_err(LinkError::own)?;
+            }
+            match consume {
                 Some(consume) => leave::leave(&self.client, &self.cluster, peer, consume).await,
                 None => Ok(()),
             }

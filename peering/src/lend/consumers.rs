@@ -29,6 +29,18 @@ pub(crate) struct Consumer {
 }
 
 impl Consumer {
+    /// One of which nothing is known but what is kept here for it.
+    pub(crate) fn gone(id: &ClusterId) -> Self {
+        Self {
+            id: id.clone(),
+            name: id.to_string(),
+            peering: String::new(),
+            lend: LendSpec::default(),
+            prefixes: Prefixes::default(),
+            ending: true,
+        }
+    }
+
     /// Upper bounds of what it is lent.
     pub(crate) fn limits(&self) -> Amounts {
         limits(&self.lend)

@@ -2,6 +2,7 @@
 
 pub(crate) mod book;
 pub(crate) mod capacity;
+pub(crate) mod classes;
 pub(crate) mod consumers;
 pub(crate) mod demand;
 pub(crate) mod desk;

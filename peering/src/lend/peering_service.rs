@@ -1,6 +1,7 @@
 //! `Peering`: offers, fresh certificates, and the end of it on the consumer's wish.
 
 use super::book::Book;
+use super::classes;
 use super::consumers::{Consumer, Consumers};
 use super::enrollment::{key_digest, keys};
 use super::negotiation::Negotiation;
@@ -22,6 +23,7 @@ use liquid_link::proto::{
     Ask, Bid, LeaveProgress, LeaveRequest, NetworkInfo, PeeringEvent, RenewRequest, RenewResponse,
     WatchRequest, peering_event,
 };
+use liquid_runtime::storage_classes::StorageClasses;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -46,6 +48,7 @@ pub(crate) struct PeeringService {
     pub(crate) consumers: Arc<Consumers>,
     pub(crate) shadows: Shadows,
     pub(crate) capacity: watch::Receiver<Option<Arc<Capacity>>>,
+    pub(crate) classes: watch::Receiver<Option<StorageClasses>>,
     pub(crate) book: Book,
     /// Negotiations that have begun.
     pub(crate) negotiations: AtomicU64,
@@ -138,6 +141,7 @@ impl Peering for PeeringService {
         let offers = Offers {
             consumers: self.consumers.subscribe(),
             capacity: self.capacity.clone(),
+            classes: self.classes.clone(),
             endpoints: self.endpoints.clone(),
         };
         let connections = self.connections.clone();
@@ -272,6 +276,7 @@ impl PeeringService {
 struct Offers {
     consumers: watch::Receiver<BTreeMap<ClusterId, Consumer>>,
     capacity: watch::Receiver<Option<Arc<Capacity>>>,
+    classes: watch::Receiver<Option<StorageClasses>>,
     endpoints: watch::Receiver<Vec<String>>,
 }
 
@@ -295,7 +300,11 @@ impl Offers {
             let capacity = self.capacity.borrow_and_update().clone();
             // Until it is known the consumer goes by the last offer.
             if let Some(capacity) = capacity {
-                let offer = capacity.whole(&current.lend);
+                let classes = self.classes.borrow_and_update().clone().unwrap_or_default();
+                let offer = Offer {
+                    storage_classes: classes::offered(&classes, current.lend.storage.as_ref()),
+                    ..capacity.whole(&current.lend)
+                };
                 let endpoints = self.endpoints.borrow_and_update().clone();
                 let message = wire::offer(&offer, endpoints);
                 if sent.as_ref() != Some(&message) {
@@ -311,6 +320,7 @@ impl Offers {
             let changed = tokio::select! {
                 changed = self.consumers.changed() => changed.is_ok(),
                 changed = self.capacity.changed() => changed.is_ok(),
+                changed = self.classes.changed() => changed.is_ok(),
                 changed = self.endpoints.changed() => changed.is_ok(),
                 () = events.closed() => false,
             };

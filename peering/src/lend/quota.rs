@@ -56,14 +56,14 @@ pub(crate) struct Limits {
 static NOTHING: LazyLock<Amounts> = LazyLock::new(|| Amounts::from([("pods".to_owned(), 0)]));
 
 impl Limits {
-    /// What pods of a virtual node may have. `None` is no limit of its own.
+    /// What pods of a virtual node may have. `None` is no limit of its own: claims belong to no node, and have no name of one.
     fn of_node(&self, node: &str) -> Option<&Amounts> {
-        self.nodes.as_ref().map(|nodes| nodes.get(node).unwrap_or(&NOTHING))
+        self.nodes.as_ref().filter(|_| !node.is_empty()).map(|nodes| nodes.get(node).unwrap_or(&NOTHING))
     }
 
     /// Whether no pods of a virtual node are taken because its offer is not accepted.
     fn closes(&self, node: &str) -> bool {
-        self.nodes.as_ref().is_some_and(|nodes| !nodes.contains_key(node))
+        !node.is_empty() && self.nodes.as_ref().is_some_and(|nodes| !nodes.contains_key(node))
     }
 }
 

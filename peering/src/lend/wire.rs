@@ -13,6 +13,7 @@ pub(crate) fn offer(offer: &Offer, endpoints: Vec<String>) -> proto::Offer {
         cordoned: offer.cordoned,
         endpoints,
         pressures: offer.pressures.clone(),
+        storage_classes: offer.storage_classes.clone(),
         price: offer.price.as_ref().map(price),
         terms: offer.terms.clone(),
         taints: offer

@@ -3,6 +3,7 @@
 //! Where a toleration is all a pod needs, it fails open: if it cannot be reached pods are let in unchanged, and get their
 //! toleration later. Where pods must be bound to certain nodes, it fails closed, for that cannot be made up for.
 
+use super::claims::Claims;
 use super::placement::place;
 use crate::cluster::Cluster;
 use axum::extract::State;
@@ -19,7 +20,7 @@ use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
-use liquid_crds::{NamespaceOffloading, NamespaceOffloadingSpec};
+use liquid_crds::{NamespaceOffloading, NamespaceOffloadingSpec, PodPlacement};
 use liquid_runtime::drain::Drain;
 use liquid_runtime::tls::{ReloadableCert, certified_key, server_config};
 use liquid_runtime::watch::{Change, changes};
@@ -109,6 +110,7 @@ pub(crate) async fn serve(
     cluster: Arc<Cluster>,
     address: SocketAddr,
     offloadings: Offloadings,
+    claims: Claims,
     drain: Drain,
 ) -> anyhow::Result<()> {
     let service = format!("liquid-webhook.{}.svc", cluster.namespace);
@@ -116,7 +118,7 @@ pub(crate) async fn serve(
     issue(&cluster, &service, &cert)?;
     let listener = TcpListener::bind(address).await?;
     let acceptor = TlsAcceptor::from(Arc::new(server_config(cert.clone())?));
-    let router = Router::new().route("/pods", post(review)).with_state(offloadings);
+    let router = Router::new().route("/pods", post(review)).with_state((offloadings, claims));
     info!(%address, "pod webhook listens");
     drain.spawn(accept(listener, acceptor, router, drain.clone()));
     let renewing = drain.clone();
@@ -213,7 +215,7 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, router: Router, dr
 }
 
 async fn review(
-    State(offloadings): State<Offloadings>,
+    State((offloadings, claims)): State<(Offloadings, Claims)>,
     Json(review): Json<Value>,
 ) -> Result<Json<Value>, StatusCode> {
     if !offloadings.are_known() {
@@ -224,7 +226,10 @@ async fn review(
     let mut response = json!({ "uid": request["uid"], "allowed": true });
     if let Some(offloading) = offloadings.get(namespace) {
         let mut pod = request["object"].clone();
-        if place(&mut pod, &offloading) {
+        // Where pods must go to virtual nodes they go, and are told there what is missing.
+        let may_stay = offloading.pod_placement == PodPlacement::LocalAndRemote;
+        let stays = may_stay && claims.stays(namespace, &pod).await;
+        if !stays && place(&mut pod, &offloading) {
             let patch = json_patch::diff(&request["object"], &pod);
             let patch = serde_json::to_vec(&patch).unwrap_or_default();
             response["patchType"] = json!("JSONPatch");

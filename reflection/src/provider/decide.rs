@@ -2,6 +2,7 @@
 
 use super::member::{Member, Wish};
 use super::state::{Instance, Record, Step};
+use bytes::Bytes;
 use liquid_link::digest::Hash;
 
 /// What follows from the state of a member.
@@ -12,6 +13,10 @@ pub(super) enum Decision {
     /// Everything is as wished, with this digest.
     Settled(Hash),
     ReportGone,
+    /// Nothing of what the consumer means is left, but something stays.
+    ReportKept,
+    /// It cannot be done as things are: CamelCase for programs, a sentence for people.
+    Refuse(&'static str, String),
     Forget,
 }
 
@@ -44,17 +49,10 @@ pub(super) fn decide(member: &Member, has_instance: bool) -> Decision {
                 Some(record) if record.hash == *hash => {
                     keep(member, record, has_instance).unwrap_or(Decision::Settled(*hash))
                 }
-                _ => match body {
-                    None => Decision::AskForBody,
-                    Some(body) => Decision::Run(Step::Store {
-                        body: body.clone(),
-                        hash: *hash,
-                        replaces: record.map(|record| record.object.clone()),
-                    }),
-                },
+                _ => store(body.as_ref(), *hash, record),
             }
         }
-        Wish::Unspoken => match record {
+        Wish::Unspoken | Wish::Omitted { .. } => match record {
             Some(record) if record.terminating => Decision::Nothing,
             Some(record) => keep(member, record, has_instance).unwrap_or(Decision::Nothing),
             // The record is what says that something shall run; it goes last when something starts and is deleted
@@ -70,6 +68,12 @@ pub(super) fn decide(member: &Member, has_instance: bool) -> Decision {
             },
         },
     }
+}
+
+/// Stores the body over `record`, or asks for it.
+pub(super) fn store(body: Option<&Bytes>, hash: Hash, record: Option<&Record>) -> Decision {
+    let Some(body) = body.cloned() else { return Decision::AskForBody };
+    Decision::Run(Step::Store { body, hash, replaces: record.map(|record| record.object.clone()) })
 }
 
 /// Keeps what the record describes running; `None` if it is as it should be.

@@ -1,6 +1,6 @@
 //! The picture of one object.
 
-use super::state::{Instance, Record};
+use super::state::{Hold, Instance, Record};
 use crate::digest::StatusDigest;
 use crate::key::Uid;
 use bytes::Bytes;
@@ -21,6 +21,10 @@ pub(super) enum Wish {
     Absent {
         uid: Uid,
         grace: Option<u32>,
+    },
+    /// Of a claim: the consumer did not name it among all it has. That is no statement about its data.
+    Omitted {
+        uid: Uid,
     },
 }
 
@@ -110,7 +114,8 @@ impl Member {
         let (Wish::Present { uid, hash, .. }, Some(record)) = (&self.wish, &self.record) else {
             return None;
         };
-        (record.home == *uid && record.hash == *hash && !record.terminating).then_some(*hash)
+        let current = record.home == *uid && record.hash == *hash && !record.terminating;
+        (current && record.hold != Hold::Retired).then_some(*hash)
     }
 
     /// What the consumer is to be shown of `instance`, and whether that is the interim status.
@@ -137,10 +142,17 @@ impl Member {
         }
     }
 
+    /// Whether nothing happens to it, and nothing more is to happen: it is kept for the data of a user.
+    pub(super) fn is_kept(&self) -> bool {
+        let spoken = matches!(self.wish, Wish::Unspoken | Wish::Omitted { .. });
+        let held = self.record.as_ref().is_some_and(|record| record.hold != Hold::Nothing);
+        spoken && held && self.running.is_none() && self.instance.is_none()
+    }
+
     /// UID at home this member is about now.
     pub(super) fn home(&self) -> Option<&Uid> {
         match &self.wish {
-            Wish::Present { uid, .. } | Wish::Absent { uid, .. } => Some(uid),
+            Wish::Present { uid, .. } | Wish::Absent { uid, .. } | Wish::Omitted { uid } => Some(uid),
             Wish::Unspoken => self
                 .record
                 .as_ref()

@@ -21,8 +21,22 @@ pub struct Record {
     pub terminating: bool,
     /// What ran has ended for good (a pod that Succeeded or Failed) and must not be started again.
     pub finished: bool,
-    /// The status it ended with.
+    /// The status it ended with; of a claim the one it has.
     pub status: Option<StatusDigest>,
+    /// What a user would lose with it.
+    pub hold: Hold,
+}
+
+/// What a user would lose with a record.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Hold {
+    /// Nothing that could not be made anew.
+    #[default]
+    Nothing,
+    /// Of a claim: it has had a volume, so there may be data. Only a positive statement of its owner ends it.
+    Data,
+    /// Of a namespace: it was given up and is kept for the claims in it.
+    Retired,
 }
 
 /// What runs behind a record.
@@ -82,6 +96,16 @@ pub enum Step {
     Finish,
     /// Delete the record.
     Erase(Uid),
+    /// Delete the record if nothing has happened to it since this version: a request of an earlier process that arrives
+    /// late must not meet what has come into it in the meantime.
+    Reclaim {
+        /// Which one.
+        object: Uid,
+        /// Its resource version.
+        version: u64,
+    },
+    /// Give up a namespace, but keep it, for there are claims in it: from then on its record is [`Hold::Retired`].
+    Retire(Uid),
     /// Read the record and the instance from the API server: the fate of an earlier step is not known. Objects
     /// of the same name that belong to another set do not count.
     Look,
@@ -127,6 +151,8 @@ pub enum Outcome {
         /// The instance, if it exists.
         instance: Option<Instance>,
     },
+    /// Not done: something has happened to the object that is not known here yet.
+    Outdated,
     /// Not done, or not known whether it was done.
     Failed(Refusal),
 }

@@ -5,6 +5,7 @@ use liquid_reflection::Prefixes;
 use liquid_reflection::consumer::{self, Consumer};
 use liquid_reflection::frame::{Ref, Wanted};
 use liquid_reflection::key::{Key, Kind, Role, SetRef};
+use liquid_reflection::provider::Hold;
 use std::collections::BTreeSet;
 
 impl World {
@@ -68,6 +69,7 @@ impl World {
     pub(super) fn create_at_home(&mut self, at: (Kind, Key)) {
         let set = match at.0.role() {
             Role::Namespace => SetRef::namespaces(),
+            Role::Claim => SetRef::claims(),
             Role::Companion => SetRef::companions(at.0, &at.1.namespace),
             Role::Pod => SetRef::pods(NODES[self.index(NODES.len())]),
         };
@@ -100,9 +102,10 @@ impl World {
             Some(HomeEvent::Removed { set, key, uid, grace }) => {
                 self.consumer.removed(&set, &key, &uid, grace);
             }
+            Some(HomeEvent::Released { set, key }) => self.consumer.released(&set, &key),
             // The newest state stands for all changes that led to it, as a watch cache may do.
             Some(HomeEvent::Changed(key)) => {
-                for kind in [Kind::Namespace, Kind::ConfigMap, Kind::Pod] {
+                for kind in [Kind::Namespace, Kind::ConfigMap, Kind::PersistentVolumeClaim, Kind::Pod] {
                     if let Some(object) = self.home.get(&(kind, key.clone())) {
                         observe(&mut self.consumer, &key, object);
                     }
@@ -124,6 +127,7 @@ impl World {
         self.consumer.see_addresses(self.prefixes.clone());
         self.consumer_todo.clear();
         self.settled.clear();
+        self.consumer.add_set(SetRef::claims());
         for set in Self::sets() {
             self.consumer.add_set(set);
         }
@@ -141,6 +145,7 @@ impl World {
 
     pub(super) fn relist_home(&mut self) {
         self.home_events.clear();
+        self.relist_claims();
         for set in Self::sets() {
             let mut seen = BTreeSet::new();
             for ((_, key), object) in self.home.iter().filter(|(_, object)| object.set == set) {
@@ -156,12 +161,17 @@ impl World {
         let Some(action) = self.consumer_todo.pop_front() else {
             return;
         };
-        if self.chance(1, 10) {
+        // That a claim is there is only a message; what follows from it is tried until it is done.
+        let told = matches!(&action, consumer::Action::Settled(target) if target.set == SetRef::claims());
+        if !told && self.chance(1, 10) {
             self.counts.failed_requests += 1;
             self.consumer_todo.push_back(action);
             return;
         }
         match action {
+            consumer::Action::FinishDeletion(target) if target.set == SetRef::claims() => {
+                self.claim_gone(&target)
+            }
             consumer::Action::FinishDeletion(target) => {
                 let at = (target.set.kind, target.key.clone());
                 if self.home.get(&at).is_some_and(|object| object.uid == target.uid) {
@@ -176,6 +186,7 @@ impl World {
                     self.home_events.push_back(HomeEvent::Changed(target.key));
                 }
             }
+            consumer::Action::Settled(target) if target.set == SetRef::claims() => self.provision(&target),
             consumer::Action::Settled(target) => {
                 self.settled.insert(target.uid);
             }
@@ -193,7 +204,7 @@ impl World {
         }
         let record = self.records.get(&(target.set.kind, target.key.clone()));
         assert!(
-            record.is_none_or(|(_, record)| record.home != target.uid),
+            record.is_none_or(|(_, record)| record.home != target.uid || record.hold == Hold::Retired),
             "seed {}: {target:?} was finished off at home while its record is still there",
             self.seed
         );

@@ -1,5 +1,6 @@
 //! A small world: a home cluster, a link, and a provider cluster, all driven by one random number generator.
 
+mod claims;
 mod course;
 mod home;
 mod link;
@@ -14,6 +15,7 @@ use liquid_reflection::key::{Key, Kind, SetRef, Uid};
 use liquid_reflection::provider::{Deleted, Instance, Outcome, Provider, Record, StatusFound, Step};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const NAMES: u64 = 6;
@@ -35,6 +37,13 @@ pub(crate) struct Counts {
     pub(crate) owner_deletions: u64,
     pub(crate) finished: u64,
     pub(crate) renumberings: u64,
+    pub(crate) endings: u64,
+    pub(crate) written: u64,
+    pub(crate) erased: u64,
+    pub(crate) retained: u64,
+    pub(crate) retired: u64,
+    pub(crate) foreign: u64,
+    pub(crate) outdated: u64,
     pub(crate) agreements: u64,
 }
 
@@ -51,6 +60,13 @@ impl Counts {
         self.owner_deletions += other.owner_deletions;
         self.finished += other.finished;
         self.renumberings += other.renumberings;
+        self.endings += other.endings;
+        self.written += other.written;
+        self.erased += other.erased;
+        self.retained += other.retained;
+        self.retired += other.retired;
+        self.foreign += other.foreign;
+        self.outdated += other.outdated;
         self.agreements += other.agreements;
     }
 
@@ -66,6 +82,13 @@ impl Counts {
             self.owner_deletions,
             self.finished,
             self.renumberings,
+            self.endings,
+            self.written,
+            self.erased,
+            self.retained,
+            self.retired,
+            self.foreign,
+            self.outdated,
             self.agreements,
         ]
         .iter()
@@ -87,7 +110,17 @@ struct HomeObject {
 #[derive(Debug, Clone)]
 enum HomeEvent {
     Changed(Key),
-    Removed { set: SetRef, key: Key, uid: Uid, grace: Option<u32> },
+    Removed {
+        set: SetRef,
+        key: Key,
+        uid: Uid,
+        grace: Option<u32>,
+    },
+    /// Nothing is said about it any more.
+    Released {
+        set: SetRef,
+        key: Key,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -118,6 +151,14 @@ pub(crate) struct World {
     home: BTreeMap<(Kind, Key), HomeObject>,
     /// UIDs at home that are deleted, being deleted, or given up: the only ones that may be destroyed.
     released: BTreeSet<Uid>,
+    /// Claims that are there according to the provider, so that pods may use them.
+    provisioned: BTreeSet<Uid>,
+    /// Claims with data in their volume.
+    written: BTreeSet<Uid>,
+    /// Claims whose owner gave them up, but not their data.
+    retained: BTreeSet<Uid>,
+    /// Claims whose data their owner gave up.
+    erasable: BTreeSet<Uid>,
     home_events: VecDeque<HomeEvent>,
     consumer: Consumer,
     /// How home sees the addresses of the provider's pods.
@@ -132,6 +173,8 @@ pub(crate) struct World {
 
     records: BTreeMap<StoredAt, (SetRef, Record)>,
     pods: BTreeMap<Key, Pod>,
+    /// Namespaces with claims of others in them.
+    foreign: BTreeSet<Arc<str>>,
     /// Statuses being read, with what was found.
     reads: Vec<(Ref, Option<StatusFound>)>,
     record_events: VecDeque<(SetRef, Key, Result<Record, Deleted>)>,
@@ -155,6 +198,10 @@ impl World {
             counts: Counts::default(),
             home: BTreeMap::new(),
             released: BTreeSet::new(),
+            provisioned: BTreeSet::new(),
+            written: BTreeSet::new(),
+            retained: BTreeSet::new(),
+            erasable: BTreeSet::new(),
             home_events: VecDeque::new(),
             consumer: Consumer::default(),
             prefixes: Prefixes::default(),
@@ -165,6 +212,7 @@ impl World {
             to_consumer: VecDeque::new(),
             records: BTreeMap::new(),
             pods: BTreeMap::new(),
+            foreign: BTreeSet::new(),
             reads: Vec::new(),
             record_events: VecDeque::new(),
             pod_events: VecDeque::new(),
@@ -228,11 +276,13 @@ impl World {
         let pause = self.below(300);
         self.now += Duration::from_millis(pause);
         match self.below(100) {
-            0..12 => self.user_step(),
+            0..9 => self.user_step(),
+            9..12 => self.claim_step(),
             12..14 => self.cut_or_join(),
             14..15 => self.rare_step(),
             15..17 => self.owner_step(),
-            17..30 => self.kubelet_step(),
+            17..28 => self.kubelet_step(),
+            28..30 => self.volume_step(),
             30..45 => self.deliver_home_event(),
             45..55 => self.consumer_step(),
             55..68 => self.deliver_frame(),

@@ -7,7 +7,11 @@ use liquid_reflection::provider::{Deleted, Instance, Outcome, Provider, Record, 
 
 impl World {
     pub(super) fn rare_step(&mut self) {
-        match self.below(6) {
+        match self.below(7) {
+            6 => {
+                self.counts.endings += 1;
+                self.end_peering();
+            }
             5 => {
                 self.counts.renumberings += 1;
                 self.renumber();
@@ -55,6 +59,14 @@ impl World {
             self.provider.instance_changed(&pod.set, key, Ok(pod.instance.clone()));
         }
         self.provider.resume();
+    }
+
+    /// The peering ends, and everything at home is given up with it; another one may begin.
+    pub(super) fn end_peering(&mut self) {
+        self.tell(format_args!("the peering ends"));
+        self.lose_link();
+        self.released.extend(self.home.values().map(|object| object.uid.clone()));
+        self.provider.end();
     }
 
     pub(super) fn relist_provider(&mut self) {
@@ -105,7 +117,9 @@ impl World {
 
     /// The owner of the provider deletes a pod, or even a record.
     pub(super) fn owner_step(&mut self) {
-        if self.chance(1, 3) {
+        if self.chance(1, 20) {
+            self.foreign_claim();
+        } else if self.chance(1, 3) {
             let keys: Vec<_> = self.records.keys().filter(|(kind, _)| *kind == Kind::Pod).cloned().collect();
             if !keys.is_empty() {
                 self.counts.owner_deletions += 1;
@@ -176,15 +190,6 @@ impl World {
         self.pod_events.push_back((pod.set, key.clone(), Err(gone)));
     }
 
-    pub(super) fn delete_record(&mut self, at: &StoredAt) {
-        let version = self.serial();
-        let Some((set, record)) = self.records.remove(at) else {
-            return;
-        };
-        let gone = Deleted { object: record.object, version };
-        self.record_events.push_back((set, at.1.clone(), Err(gone)));
-    }
-
     /// One request reaches the API server, or its answer comes back.
     pub(super) fn request_step(&mut self) {
         if self.requests.is_empty() {
@@ -237,6 +242,12 @@ impl World {
         match step {
             Step::Store { hash, replaces, .. } => {
                 let existing = self.records.get(&at).map(|(_, record)| record.clone());
+                if target.set.kind == Kind::PersistentVolumeClaim
+                    && existing.is_none()
+                    && !self.touch_namespace(&target.key.namespace)
+                {
+                    return failed("there is no such namespace");
+                }
                 let object = match (&existing, replaces) {
                     (None, None) => self.fresh_uid("record-"),
                     (Some(existing), Some(replaces)) if existing.object == *replaces => replaces.clone(),
@@ -249,6 +260,11 @@ impl World {
                     hash: *hash,
                     terminating: false,
                     finished: existing.as_ref().is_some_and(|existing| existing.finished),
+                    hold: existing
+                        .as_ref()
+                        .map(|existing| existing.hold)
+                        .filter(|_| target.set.kind == Kind::PersistentVolumeClaim)
+                        .unwrap_or_default(),
                     status: existing.and_then(|existing| existing.status),
                 };
                 self.write_record(&at, target.set.clone(), record)
@@ -325,6 +341,8 @@ impl World {
                 let pod = self.pods.get(&target.key).filter(|pod| pod.set == target.set);
                 Outcome::Found { record, instance: pod.map(|pod| pod.instance.clone()) }
             }
+            Step::Reclaim { object, version } => self.reclaim(&at, object, *version),
+            Step::Retire(object) => self.retire(&at, object),
             Step::Erase(object) => {
                 let record = self.records.get(&at).map(|(_, record)| record.clone());
                 if let Some(record) = record.filter(|record| record.object == *object) {
@@ -349,6 +367,6 @@ impl World {
     }
 }
 
-fn failed(message: &str) -> Outcome {
+pub(super) fn failed(message: &str) -> Outcome {
     Outcome::Failed(Refusal { reason: "Test".to_owned(), message: message.to_owned() })
 }

@@ -1,5 +1,6 @@
 //! The task that owns the state machine of one provider.
 
+use super::claims::{Claims, Unresolved};
 use super::companions::{self, Asked, Companions, Effect, Network};
 use super::home::{Finished, Home};
 use super::link::{Dialing, Link, LinkEvent, Provider, keep};
@@ -10,6 +11,7 @@ use crate::neighbours::Neighbours;
 use crate::request::within;
 use crate::status::{self, Seen};
 use crate::translate::{self, Access};
+use crate::volumes::Volumes;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
@@ -106,6 +108,7 @@ pub(crate) struct Common {
     /// Where pods in providers reach this cluster's API server, and which may.
     pub(crate) api_server: SocketAddr,
     pub(crate) callers: Arc<Callers>,
+    pub(crate) volumes: Volumes,
 }
 
 /// The handle to the actor.
@@ -132,6 +135,7 @@ impl Mirror {
             neighbours,
             api_server,
             callers,
+            volumes,
         } = common;
         let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
         let name = provider.name.clone();
@@ -142,8 +146,10 @@ impl Mirror {
         let (changes, changed) = mpsc::channel(CHANGE_QUEUE);
         let (companions, learned) = Companions::new(client.clone(), name.clone(), neighbours, api_server);
         let warnings = Warnings::new(client.clone(), name.clone());
+        let (claims, teller) = volumes.mirror(&name);
         let mut consumer = Consumer::default();
         consumer.add_set(SetRef::namespaces());
+        consumer.add_set(SetRef::claims());
         consumer.see_addresses(watched.borrow().prefixes.clone());
         let actor = Actor {
             name,
@@ -152,6 +158,7 @@ impl Mirror {
             home,
             companions,
             callers,
+            claims: Claims::new(claims, teller),
             warnings,
             frames: None,
             nodes: BTreeMap::new(),
@@ -263,6 +270,7 @@ struct Actor {
     home: Home,
     companions: Companions,
     callers: Arc<Callers>,
+    claims: Claims,
     warnings: Warnings,
     frames: Option<mpsc::Sender<proto::ConsumerFrame>>,
     /// Virtual nodes, and whether all pods on them are known.
@@ -336,7 +344,16 @@ impl Actor {
                     }
                     None
                 }
+                Ok(()) = self.claims.changed() => {
+                    for (node, pod) in self.claims.learn(&mut self.consumer) {
+                        self.read_pod_again(node, pod);
+                    }
+                    None
+                }
                 _ = report.tick() => {
+                    for (target, refusal) in self.claims.overdue() {
+                        self.home.refusal(target, Some(refusal));
+                    }
                     self.metrics.mirrored(&self.name, self.consumer.len(), self.consumer.unsettled().len());
                     None
                 }
@@ -436,6 +453,7 @@ impl Actor {
         }
         self.companions.retain_pods(node, |_| false, &mut self.consumer);
         self.callers.retain(node, |_| false);
+        self.claims.forget_node(node);
         self.seen.remove(&SetRef::pods(node));
     }
 
@@ -481,14 +499,19 @@ impl Actor {
             })
             .collect::<Vec<_>>()
         {
-            let (client, changes) = (self.client.clone(), self.changes.clone());
-            tokio::spawn(async move {
-                let pods: Api<DynamicObject> = Api::namespaced_with(client, &namespace, &pod_resource());
-                if let Ok(Some(pod)) = pods.get_opt(&name).await {
-                    drop(changes.send(PodChange { node, change: Change::Applied(pod), again: true }).await);
-                }
-            });
+            self.read_pod_again(node, Key::new(&namespace, &name));
         }
+    }
+
+    /// Looks at a pod again that could not go to the provider as things were.
+    fn read_pod_again(&self, node: String, pod: Key) {
+        let (client, changes) = (self.client.clone(), self.changes.clone());
+        tokio::spawn(async move {
+            let pods: Api<DynamicObject> = Api::namespaced_with(client, &pod.namespace, &pod_resource());
+            if let Ok(Some(pod)) = pods.get_opt(&pod.name).await {
+                drop(changes.send(PodChange { node, change: Change::Applied(pod), again: true }).await);
+            }
+        });
     }
 
     /// Returns the namespaces whose pods have another access to this cluster's API server than before.
@@ -561,6 +584,7 @@ impl Actor {
                     held.remove(&(node.to_owned(), target.key.name.to_string()));
                 }
                 self.companions.pod(node, &target.key, BTreeSet::new(), None, now(), &mut self.consumer);
+                self.claims.forget(node, &target.key);
                 self.callers.set(node, &target.key, Vec::new());
                 self.ahead.remove(&target);
                 if let Some(seen) = self.seen.get_mut(&target.set) {
@@ -608,14 +632,34 @@ impl Actor {
         }
         let access = self.companions.access(&namespace);
         let spec = pod.data.get("spec").unwrap_or(&Value::Null);
-        let references = translate::references(spec, access);
+        let references = translate::references(&target.key.name, spec, access);
+        let claims = self.claims.of_pod(&target.key, &references);
         let runs = !has_ended(&pod);
         let asked = (access != Access::None && runs).then(|| asked(&pod)).flatten();
         self.companions.pod(node, &target.key, references, asked, now(), &mut self.consumer);
         // Addresses of a pod that has ended are somebody else's soon.
         let addresses = if access == Access::Server && runs { status::addresses(&pod) } else { Vec::new() };
         self.callers.set(node, &target.key, addresses);
-        let body = match body_of(pod, access) {
+        let claims = match claims {
+            Ok(claims) => claims,
+            // What runs there already goes on until it is deleted.
+            Err(_) if self.consumer.knows(&target) => return None,
+            Err(Unresolved { claim, refusal }) => {
+                let known = self.nodes.get(node).copied().unwrap_or(false);
+                // The provider's kubelet sets the time; before that nothing runs.
+                let started = pod.data.pointer("/status/startTime").is_some();
+                if started || (!known && refusal.is_none()) {
+                    // It may run there: the provider keeps what it has of it, and is told the rest when that is known.
+                    self.consumer.observe(target.clone(), Wanted::Present(unresolved()), status);
+                }
+                match refusal.filter(|_| !started) {
+                    Some(refusal) => self.hold(node, &target, refusal),
+                    None => self.claims.wait(claim, node, target),
+                }
+                return None;
+            }
+        };
+        let body = match body_of(pod, access, |name| claims.get(name).cloned()) {
             Ok(body) => body,
             Err(refusal) => {
                 self.hold(node, &target, refusal);
@@ -643,8 +687,8 @@ impl Actor {
                 match target.set.kind.role() {
                     Role::Pod => self.home.finish(target),
                     Role::Namespace => self.namespace_gone(&target.key.name),
-                    // Nothing at home waits for them.
-                    Role::Companion => {}
+                    // Nothing at home waits for them, and no data is given up unheard.
+                    Role::Companion | Role::Claim => {}
                 }
             }
         }
@@ -658,6 +702,9 @@ impl Actor {
 
     /// Carries out what the state machine asks for.
     async fn drain(&mut self, at_hand: Option<AtHand>) {
+        for (claim, referred) in self.companions.take_claims() {
+            self.claims.follow(claim, referred).await;
+        }
         while let Some(action) = self.consumer.poll_action() {
             match action {
                 Action::Send(frame) => self.send(frame).await,
@@ -673,6 +720,11 @@ impl Actor {
                     _ => match target.set.kind.role() {
                         Role::Namespace => self.send_namespace(target, hash).await,
                         Role::Pod => self.send_pod(target, hash).await,
+                        Role::Claim => {
+                            if let Some(body) = self.claims.body(&target, hash) {
+                                self.send(ConsumerFrame::Upsert { target, hash, body }).await;
+                            }
+                        }
                         Role::Companion => {
                             if let Some(body) = self.companions.owe(target.clone(), hash) {
                                 self.send(ConsumerFrame::Upsert { target, hash, body }).await;
@@ -680,6 +732,9 @@ impl Actor {
                         }
                     },
                 },
+                Action::ApplyStatus { target, body, .. } if target.set == SetRef::claims() => {
+                    self.claims.report(target, &body).await;
+                }
                 Action::ApplyStatus { target, body, .. } => {
                     let seen = self.seen.get(&target.set).and_then(|pods| pods.get(&target.key));
                     let seen = seen.cloned().unwrap_or_default();
@@ -688,6 +743,7 @@ impl Actor {
                 Action::FinishDeletion(target) => match target.set.kind.role() {
                     Role::Pod => self.home.finish(target),
                     Role::Namespace => self.namespace_gone(&target.key.name),
+                    Role::Claim => self.claims.gone(target).await,
                     Role::Companion => {}
                 },
                 Action::Refused { target, refusal } => {
@@ -701,6 +757,7 @@ impl Actor {
                                 self.effect(effect).await;
                             }
                         }
+                        Role::Claim => self.claims.refused(target, refusal).await,
                         Role::Namespace => {
                             let state = RemoteState::Refused(refusal.message);
                             self.namespaces.send_modify(|known| {
@@ -714,6 +771,9 @@ impl Actor {
                 Action::Settled(target) if target.set.kind == Kind::Namespace => {
                     self.namespace_ready(&target.key.name);
                 }
+                Action::Settled(target) if target.set == SetRef::claims() => {
+                    self.claims.settled(target).await;
+                }
                 Action::Settled(target) => {
                     self.companions.settled(&target);
                     for effect in self.companions.effects() {
@@ -721,7 +781,11 @@ impl Actor {
                     }
                 }
                 Action::Recovered(_) => {}
-                Action::Warned { target, id, warning } => self.warnings.show(target, id, warning),
+                Action::Warned { target, id, warning } => {
+                    if let Some(target) = self.claims.at_home(target) {
+                        self.warnings.show(target, id, warning);
+                    }
+                }
             }
         }
     }
@@ -848,7 +912,16 @@ fn grace(pod: &DynamicObject) -> Option<u32> {
     pod.metadata.deletion_grace_period_seconds.and_then(|seconds| u32::try_from(seconds).ok())
 }
 
-fn body_of(pod: DynamicObject, access: Access) -> Result<Bytes, Refusal> {
+/// Stands for the digest of a pod whose claims are not known: no body has it.
+fn unresolved() -> Hash {
+    Hash::of(b"claims not known")
+}
+
+fn body_of(
+    pod: DynamicObject,
+    access: Access,
+    claims: impl Fn(&str) -> Option<String>,
+) -> Result<Bytes, Refusal> {
     let DynamicObject { metadata, mut data, .. } = pod;
     let spec = data.get_mut("spec").map(Value::take).unwrap_or_default();
     let whole = json!({
@@ -858,7 +931,7 @@ fn body_of(pod: DynamicObject, access: Access) -> Result<Bytes, Refusal> {
         },
         "spec": spec,
     });
-    Ok(Bytes::from(translate::pod(&whole, access)?.to_string()))
+    Ok(Bytes::from(translate::pod(&whole, access, claims)?.to_string()))
 }
 
 fn namespace_body(namespace: &WantedNamespace) -> Bytes {

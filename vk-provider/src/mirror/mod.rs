@@ -5,6 +5,7 @@
 //! them, and [`warnings`] shows what is said of them there.
 
 mod actor;
+mod claims;
 mod companions;
 mod home;
 mod link;

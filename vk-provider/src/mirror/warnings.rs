@@ -1,4 +1,4 @@
-//! Warnings of the provider about pods and policies, shown at home as Events of the objects there.
+//! Warnings of the provider about pods, policies and claims, shown at home as Events of the objects there.
 //!
 //! They explain and decide nothing: each is written once, in order, and what cannot be written is passed over. Repeated by
 //! the provider, an Event is the same at home, with another count.

@@ -125,7 +125,7 @@ fn printable(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Access, pod};
+    use super::super::{Access, pod_without_claims as pod};
     use super::*;
 
     fn home(env: &Value, items: &Value) -> Value {

@@ -47,10 +47,15 @@ const TOKEN_VOLUME: &str = "kube-api-access-";
 const OWN_PREFIX: &str = "liquid.mesh/";
 
 /// Makes the body of the shadow of `pod` (as the API server of home has it), which has this access to home's API server.
+/// `claims` says what a claim is called in the provider.
 ///
 /// # Errors
 /// If the pod cannot work in another cluster; the refusal says why.
-pub(crate) fn pod(pod: &Value, access: Access) -> Result<Value, Refusal> {
+pub(crate) fn pod(
+    pod: &Value,
+    access: Access,
+    claims: impl Fn(&str) -> Option<String>,
+) -> Result<Value, Refusal> {
     refuse::check(pod, access)?;
     let mut spec = pod.get("spec").and_then(Value::as_object).cloned().unwrap_or_default();
     for field in LEFT_BEHIND {
@@ -63,6 +68,8 @@ pub(crate) fn pod(pod: &Value, access: Access) -> Result<Value, Refusal> {
             access::grant(uid, &mut spec);
         }
     }
+    let name = pod.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+    name_claims(name, &mut spec, claims)?;
     leave_home_tolerations(&mut spec);
     let labels = pod.pointer("/metadata/labels");
     placement::keep_portable(&mut spec, labels);
@@ -78,6 +85,12 @@ pub(crate) fn pod(pod: &Value, access: Access) -> Result<Value, Refusal> {
         },
         "spec": spec,
     }))
+}
+
+/// As [`pod`], of one without claims.
+#[cfg(test)]
+fn pod_without_claims(home: &Value, access: Access) -> Result<Value, Refusal> {
+    pod(home, access, |_| None)
 }
 
 fn annotations(meta: Option<&Value>) -> Map<String, Value> {
@@ -97,6 +110,31 @@ fn leave_token_volumes(spec: &mut Map<String, Value>) {
             mounts.retain(|mount| !name_of(mount).starts_with(TOKEN_VOLUME));
         }
     });
+}
+
+/// Claims have other names in the provider: one that is made anew under an old name does not meet the old data. That of an
+/// ephemeral volume is made at home, and is one like any other there.
+fn name_claims(
+    pod: &str,
+    spec: &mut Map<String, Value>,
+    claims: impl Fn(&str) -> Option<String>,
+) -> Result<(), Refusal> {
+    for volume in spec.get_mut("volumes").and_then(Value::as_array_mut).into_iter().flatten() {
+        let Some(claim) = references::claim(pod, volume) else { continue };
+        let Some(there) = claims(&claim) else {
+            let message = format!("volume {}: claim {claim} is not in the provider", name_of(volume));
+            return Err(Refusal { reason: "UnsupportedOnVirtualNode".to_owned(), message });
+        };
+        let Some(volume) = volume.as_object_mut() else { continue };
+        volume.remove("ephemeral");
+        let mut source = volume.remove("persistentVolumeClaim").unwrap_or_default();
+        if !source.is_object() {
+            source = json!({});
+        }
+        source["claimName"] = json!(there);
+        volume.insert("persistentVolumeClaim".to_owned(), source);
+    }
+    Ok(())
 }
 
 /// The taint of virtual nodes is what home tolerates; the pod shall not travel on from the provider, which a toleration of
@@ -165,7 +203,7 @@ mod tests {
 
     #[test]
     fn what_belongs_to_home_stays_there_and_the_rest_goes() {
-        let body = pod(&home(), Access::None).unwrap();
+        let body = pod_without_claims(&home(), Access::None).unwrap();
         assert_eq!(
             body,
             json!({
@@ -181,12 +219,33 @@ mod tests {
     }
 
     #[test]
+    fn claims_have_the_names_they_have_there() {
+        let mut pod_with_claims = home();
+        pod_with_claims["spec"]["volumes"] = json!([
+            {"name": "data", "persistentVolumeClaim": {"claimName": "data-web-0", "readOnly": true}},
+            {"name": "scratch", "ephemeral": {"volumeClaimTemplate": {"spec": {}}}},
+        ]);
+        let there = |name: &str| Some(format!("{name}-1a2b"));
+        assert_eq!(
+            pod(&pod_with_claims, Access::None, there).unwrap()["spec"]["volumes"],
+            json!([
+                {"name": "data", "persistentVolumeClaim": {"claimName": "data-web-0-1a2b", "readOnly": true}},
+                {"name": "scratch", "persistentVolumeClaim": {"claimName": "web-0-scratch-1a2b"}},
+            ])
+        );
+        let refused =
+            pod(&pod_with_claims, Access::None, |name| there(name).filter(|_| name != "web-0-scratch"))
+                .unwrap_err();
+        assert!(refused.message.contains("volume scratch: claim web-0-scratch"), "{refused:?}");
+    }
+
+    #[test]
     fn what_changes_only_at_home_does_not_change_the_body() {
-        let before = pod(&home(), Access::None).unwrap();
+        let before = pod_without_claims(&home(), Access::None).unwrap();
         let mut changed = home();
         changed["status"]["phase"] = json!("Running");
         changed["metadata"]["resourceVersion"] = json!("77");
         changed["metadata"]["finalizers"] = json!(["x"]);
-        assert_eq!(pod(&changed, Access::None).unwrap(), before);
+        assert_eq!(pod_without_claims(&changed, Access::None).unwrap(), before);
     }
 }

@@ -128,7 +128,7 @@ fn prune(affinity: &mut Value) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Access, pod};
+    use super::super::{Access, pod_without_claims as pod};
     use super::*;
 
     fn translated(spec: Value) -> Value {

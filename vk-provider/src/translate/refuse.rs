@@ -5,20 +5,16 @@ use liquid_reflection::frame::Refusal;
 use serde_json::Value;
 
 /// Sources of volumes that refer to something at home.
-const HOME_VOLUMES: [(&str, &str); 2] = [
-    ("persistentVolumeClaim", "PersistentVolumeClaims are not reflected yet"),
-    ("hostPath", "files of nodes at home are not in the provider"),
-];
+const HOME_VOLUMES: [(&str, &str); 1] = [("hostPath", "files of nodes at home are not in the provider")];
 
-/// Sources of volumes that a driver of the node at home provides, with an account or a claim of home.
-const DRIVER_VOLUMES: [&str; 21] = [
+/// Sources of volumes that a driver of the node at home provides, with an account of home.
+const DRIVER_VOLUMES: [&str; 20] = [
     "awsElasticBlockStore",
     "azureDisk",
     "azureFile",
     "cephfs",
     "cinder",
     "csi",
-    "ephemeral",
     "fc",
     "flexVolume",
     "flocker",
@@ -72,7 +68,7 @@ fn check_volume(volume: &Value, access: Access) -> Result<(), Refusal> {
         }
     }
     if let Some(source) = DRIVER_VOLUMES.iter().find(|source| volume.get(**source).is_some()) {
-        let message = format!("volume {name}: {source} needs a driver or a claim of this cluster");
+        let message = format!("volume {name}: {source} needs a driver of this cluster");
         return Err(refusal(&message));
     }
     for source in volume.pointer("/projected/sources").and_then(Value::as_array).into_iter().flatten() {
@@ -104,10 +100,6 @@ mod tests {
     #[test]
     fn what_refers_to_home_is_refused_by_name() {
         for (spec, expected) in [
-            (
-                json!({"volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "x"}}]}),
-                "volume data",
-            ),
             (json!({"volumes": [{"name": "h", "hostPath": {"path": "/"}}]}), "files of nodes"),
             (
                 json!({"volumes": [{"name": "p", "projected": {"sources": [{"serviceAccountToken": {}}]}}]}),

@@ -2,13 +2,19 @@
 //! Kubernetes API has, no other, and each field fares as its row says. A new API version cannot bring a field that nobody
 //! has thought about.
 
-use super::{Access, newest, pod, tokens};
+use super::{Access, newest, tokens};
 use crate::status;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::DynamicObject;
 use liquid_crds::vocabulary::RESTARTS_BEFORE;
+use liquid_reflection::frame::Refusal;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// The body of a pod whose claims have other names there.
+fn pod(home: &Value, access: Access) -> Result<Value, Refusal> {
+    super::pod(home, access, |claim| Some(format!("{claim}-there")))
+}
 
 const DOCUMENT: &str = include_str!("../../../docs/pods.md");
 
@@ -23,14 +29,14 @@ enum Verdict {
     Left,
     /// A pod with it, or with anything below it, is refused.
     Refused,
-    /// Not in the body: it is said otherwise.
+    /// Not in the body, nor anything below it: it is said otherwise.
     Beside,
 }
 
 impl Verdict {
     /// What is true of the field is true of everything below it.
     fn covers_all_below(self) -> bool {
-        matches!(self, Self::Left | Self::Refused)
+        matches!(self, Self::Left | Self::Refused | Self::Beside)
     }
 }
 
@@ -258,6 +264,11 @@ fn examples() -> Vec<(&'static str, Value, Value)> {
             "spec.{containers,initContainers,ephemeralContainers}[].env[].valueFrom.fieldRef.fieldPath",
             home.clone(),
             shadow.clone(),
+        ),
+        (
+            "spec.volumes[].persistentVolumeClaim.claimName",
+            json!({"spec": {"volumes": [{"persistentVolumeClaim": {"claimName": "data"}}]}}),
+            json!({"spec": {"volumes": [{"persistentVolumeClaim": {"claimName": "data-there"}}]}}),
         ),
         (
             "spec.volumes[].{downwardAPI,projected.sources[].downwardAPI}.items[].fieldRef.fieldPath",

@@ -23,3 +23,4 @@ mod quota;
 mod resilience;
 mod services;
 mod slices;
+mod storage;

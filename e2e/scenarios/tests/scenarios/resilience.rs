@@ -27,7 +27,7 @@ async fn uids(home: &Cluster, namespace: &str) -> anyhow::Result<BTreeMap<String
 }
 
 /// Kills a container of Liquid with SIGKILL, from outside, as the kernel would for want of memory.
-fn kill(environment: &Environment, cluster: &str, program: &str) -> anyhow::Result<()> {
+pub(crate) fn kill(environment: &Environment, cluster: &str, program: &str) -> anyhow::Result<()> {
     let lab = environment.lab.as_ref().context("this needs the lab")?;
     for node in lab.cluster(cluster)?.nodes() {
         let script = format!(

@@ -1,5 +1,6 @@
 //! The one task that owns the state machines of all consumers.
 
+use super::claims;
 use super::companions::terms as terms_of;
 use super::events::Warned;
 use super::objects::{NamespaceNames, Owned, body_demand, interim_status};
@@ -7,7 +8,7 @@ use super::outbox::Outbox;
 use super::roster::{Placed, Roster};
 use super::steps::{Job, Policy, UNAVAILABLE, read_status};
 use super::walls::{Walled, Walls};
-use super::watches::{News, Source, watch};
+use super::watches::{News, Source, watch as watch_all};
 use crate::lend::book::{Book, Slices};
 use crate::lend::consumers::{Consumer, Consumers};
 use crate::lend::quota::{Ledger, Limits};
@@ -20,17 +21,18 @@ use liquid_crds::{ClusterId, Placement, SliceState};
 use liquid_link::digest::Hash;
 use liquid_reflection::digest::{pod_addresses, set_pod_addresses};
 use liquid_reflection::frame::{ProviderFrame, Ref, Refusal};
-use liquid_reflection::provider::{Action, Deleted, Instance, Outcome, Record, StatusFound, Step};
+use liquid_reflection::provider::{Action, Deleted, Hold, Instance, Outcome, Record, StatusFound, Step};
 use liquid_reflection::warning::Warning;
 use liquid_reflection::{ConsumerFrame, Key, Kind, Prefixes, Provider, Role, SetRef, Uid};
 use liquid_runtime::backoff::entropy;
 use liquid_runtime::health::Part;
+use liquid_runtime::storage_classes::StorageClasses;
 use liquid_runtime::watch::Change;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tonic::Status;
 use tracing::{debug, error, info};
 
@@ -55,11 +57,13 @@ pub(crate) type StreamId = u64;
 pub(crate) struct Summary {
     /// Pods and ShadowPods.
     pub(crate) pods: usize,
-    /// Namespaces.
+    /// Namespaces, without those that are kept.
     pub(crate) namespaces: usize,
     /// ConfigMaps, Secrets and Services.
     pub(crate) companions: usize,
-    /// Nothing is known of it, so nothing exists.
+    /// Claims, also those that are kept.
+    pub(crate) claims: usize,
+    /// Nothing is known of it, so nothing exists, but for claims that are kept and their namespaces.
     pub(crate) empty: bool,
 }
 
@@ -99,6 +103,7 @@ impl Shadows {
         policy: Policy,
         consumers: Arc<Consumers>,
         book: Book,
+        classes: watch::Receiver<Option<StorageClasses>>,
         metrics: Metrics,
         ready: Part,
     ) -> (Self, impl Future<Output = ()> + Send) {
@@ -109,6 +114,7 @@ impl Shadows {
             policy: Arc::new(policy),
             consumers,
             book,
+            classes,
             metrics,
             lent: BTreeMap::new(),
             walls: Walls::default(),
@@ -184,7 +190,9 @@ struct Lent {
     /// UID of the `Peer` the stream was opened under.
     peering: String,
     namespaces: NamespaceNames,
-    /// Pods whose status is being read.
+    /// Those it has given up, and that are kept for the claims in them.
+    kept: NamespaceNames,
+    /// Pods and claims whose status is being read.
     reading: BTreeSet<Ref>,
     /// Nodes that pods are bound to, by their UIDs here.
     hosts: BTreeMap<Uid, Arc<str>>,
@@ -206,6 +214,12 @@ struct Lent {
 }
 
 impl Lent {
+    /// Name here of the namespace of an object. Claims outlive the offloading of theirs.
+    fn namespace(&self, set: &SetRef, home: &str) -> Option<Arc<str>> {
+        let kept = || self.kept.get(home).filter(|_| set.kind == Kind::PersistentVolumeClaim);
+        self.namespaces.get(home).or_else(kept).cloned()
+    }
+
     /// Remembers which node a pod is bound to.
     fn host(&mut self, pod: &Result<Instance, Deleted>, node: Option<&str>) {
         match (pod, node) {
@@ -343,6 +357,7 @@ impl Lent {
             Outcome::Failed(_)
             | Outcome::Found { record: None, .. }
             | Outcome::Done
+            | Outcome::Outdated
             | Outcome::Running(_) => {
                 self.ledger.released(&at);
             }
@@ -384,6 +399,7 @@ struct Actor {
     consumers: Arc<Consumers>,
     /// What the virtual nodes of consumers are offered.
     book: Book,
+    classes: watch::Receiver<Option<StorageClasses>>,
     metrics: Metrics,
     lent: BTreeMap<ClusterId, Lent>,
     /// NetworkPolicies of this cluster's own.
@@ -401,7 +417,7 @@ impl Actor {
         mut queue: mpsc::Receiver<Command>,
         mut answered: mpsc::UnboundedReceiver<Answer>,
     ) {
-        let mut news = watch(&self.client);
+        let mut news = watch_all(&self.client);
         let mut report = tokio::time::interval(REPORT_INTERVAL);
         let mut peers = self.consumers.subscribe();
         let mut offers = self.book.changes();
@@ -512,17 +528,19 @@ impl Actor {
             News::Namespace(owned, name) => {
                 let home = owned.key.name.clone();
                 let walled = self.walls.of(&name);
-                let usable = owned.what.as_ref().is_ok_and(|record| !record.terminating);
+                let kept = owned.what.as_ref().is_ok_and(|record| record.hold == Hold::Retired);
+                let usable = !kept && owned.what.as_ref().is_ok_and(|record| !record.terminating);
                 self.with(&owned.cluster, |lent| {
-                    match &owned.what {
-                        Ok(_) => {
-                            lent.namespaces.insert(home.clone(), name);
-                            lent.wall(home.clone(), walled);
-                        }
-                        Err(_) => {
-                            lent.namespaces.remove(&home);
-                            lent.walled.remove(&home);
-                        }
+                    lent.namespaces.remove(&home);
+                    lent.kept.remove(&home);
+                    if owned.what.is_ok() {
+                        let names = if kept { &mut lent.kept } else { &mut lent.namespaces };
+                        names.insert(home.clone(), name);
+                    }
+                    if owned.what.is_ok() && !kept {
+                        lent.wall(home.clone(), walled);
+                    } else {
+                        lent.walled.remove(&home);
                     }
                     lent.provider.record_changed(&owned.set, &owned.key, owned.what);
                     if usable {
@@ -559,6 +577,15 @@ impl Actor {
                 lent.make_room();
                 self.drain(&owned.cluster, fresh);
             }
+            News::Claim(owned, demand) => {
+                self.with(&owned.cluster, |lent| {
+                    if owned.what.is_ok() {
+                        lent.ledger.recorded(&(owned.set.clone(), owned.key.clone()), demand);
+                    }
+                    lent.provider.record_changed(&owned.set, &owned.key, owned.what);
+                    lent.settle(&owned.set, &owned.key);
+                });
+            }
             News::Warned(warned) => self.warn(warned),
             News::Wall(change) => {
                 let listed = matches!(change, Change::Listed(_));
@@ -592,15 +619,25 @@ impl Actor {
         }
     }
 
-    /// Passes a warning about a pod on to the consumer it belongs to.
+    /// Passes a warning about a pod or a claim on to the consumer it belongs to.
     fn warn(&mut self, warned: Warned) {
         let found = self.lent.values().find_map(|lent| {
             let (_, outbox) = lent.stream.as_ref()?;
             let home = lent.namespaces.iter().find(|(_, here)| ***here == *warned.namespace)?.0;
-            let key = Key::new(home, &warned.pod);
-            let (set, instance) = lent.provider.instance(&key)?;
-            let target = Ref { set: set.clone(), uid: instance.home.clone(), key };
-            (instance.object == warned.object).then_some((outbox, target))
+            let key = Key::new(home, &warned.name);
+            let (set, object, uid) = match warned.kind {
+                Kind::PersistentVolumeClaim => {
+                    let set = SetRef::claims();
+                    let record = lent.provider.get(&set, &key)?.0?;
+                    (set, &record.object, &record.home)
+                }
+                _ => {
+                    let (set, instance) = lent.provider.instance(&key)?;
+                    (set.clone(), &instance.object, &instance.home)
+                }
+            };
+            let target = Ref { set, uid: uid.clone(), key };
+            (*object == warned.object).then_some((outbox, target))
         });
         if let Some((outbox, target)) = found {
             let Warned { id, warning, .. } = warned;
@@ -621,12 +658,13 @@ impl Actor {
     fn relisted(&mut self, source: Source, seen: &BTreeSet<(String, String)>) {
         for cluster in self.clusters() {
             let lent = self.lent(&cluster);
-            let names = lent.namespaces.clone();
+            let (names, kept) = (lent.namespaces.clone(), lent.kept.clone());
+            let name_of = |home: &Arc<str>| names.get(home).or_else(|| kept.get(home));
             let listed = |set: &SetRef, key: &Key| {
                 let here = match set.kind.role() {
-                    Role::Namespace => names.get(&key.name).map(|name| (String::new(), name.to_string())),
-                    Role::Pod | Role::Companion => {
-                        names.get(&key.namespace).map(|ns| (ns.to_string(), key.name.to_string()))
+                    Role::Namespace => name_of(&key.name).map(|name| (String::new(), name.to_string())),
+                    Role::Pod | Role::Companion | Role::Claim => {
+                        name_of(&key.namespace).map(|ns| (ns.to_string(), key.name.to_string()))
                     }
                 };
                 here.is_some_and(|here| seen.contains(&here))
@@ -639,6 +677,7 @@ impl Actor {
                         Source::Namespaces => set.kind == Kind::Namespace && record.is_some(),
                         Source::Shadows => set.kind == Kind::Pod && record.is_some(),
                         Source::Pods => instance.is_some(),
+                        Source::Claims => set.kind == Kind::PersistentVolumeClaim && record.is_some(),
                         Source::Companions(kind) => set.kind == kind && record.is_some(),
                         Source::Walls => false,
                     };
@@ -721,11 +760,11 @@ impl Actor {
                 self.with(&cluster, |lent| {
                     lent.held = lent.held.saturating_sub(held);
                     lent.tell_of_walls(&target, &outcome);
-                    if target.set.kind == Kind::Pod {
+                    if counts(target.set.kind) {
                         lent.account(&target, &outcome);
                     }
                     lent.provider.done(&target, outcome, Instant::now(), entropy);
-                    if target.set.kind == Kind::Pod {
+                    if counts(target.set.kind) {
                         lent.settle(&target.set, &target.key);
                     }
                 });
@@ -739,7 +778,8 @@ impl Actor {
                     return;
                 };
                 if let Some((hash, interim)) = lent.provider.status_read(&target, found) {
-                    send_status(&outbox, target, hash, &shown(&status, interim, lent.provider.prefixes()));
+                    let shown = shown(&target.set, &status, interim, lent.provider.prefixes());
+                    send_status(&outbox, target, hash, &shown);
                 }
             }),
         }
@@ -760,14 +800,17 @@ impl Actor {
                     let prefixes = lent.provider.prefixes();
                     let at_hand = fresh.as_ref().filter(|(key, instance, _)| {
                         let shown = if interim { instance.interim } else { instance.status };
-                        *key == target.key && shown.map(|status| status.seen(prefixes)) == Some(hash)
+                        target.set.kind.has_instance()
+                            && *key == target.key
+                            && shown.map(|status| status.seen(prefixes)) == Some(hash)
                     });
                     match at_hand {
                         Some((_, _, status)) => {
-                            send_status(&outbox, target, hash, &shown(status, interim, prefixes));
+                            let shown = shown(&target.set, status, interim, prefixes);
+                            send_status(&outbox, target, hash, &shown);
                         }
                         None => {
-                            let namespace = lent.namespaces.get(&target.key.namespace).cloned();
+                            let namespace = lent.namespace(&target.set, &target.key.namespace);
                             let Some(namespace) = namespace else { continue };
                             // What is read is compared with what is known by then.
                             if !lent.reading.insert(target.clone()) {
@@ -785,7 +828,12 @@ impl Actor {
                     }
                 }
                 Action::Run { target, step } => {
-                    let Some(consumer) = self.consumers.get(cluster) else {
+                    // A namespace that was kept, and in which nothing is left, waits for nobody.
+                    let nobody = || {
+                        matches!((target.set.kind, &step), (Kind::Namespace, Step::Reclaim { .. }))
+                            .then(|| Consumer::gone(cluster))
+                    };
+                    let Some(consumer) = self.consumers.get(cluster).or_else(nobody) else {
                         // Its `Peer` is gone by force, or not read yet. What runs keeps running; nothing is begun.
                         let message = "there is no Peer for this consumer".to_owned();
                         let outcome = Outcome::Failed(Refusal { reason: "NoPeer".to_owned(), message });
@@ -794,9 +842,16 @@ impl Actor {
                         continue;
                     };
                     let held = if let Step::Store { body, .. } = &step { body.len() } else { 0 };
-                    if let (Step::Store { body, .. }, Kind::Pod) = (&step, target.set.kind) {
+                    let demand = match (&step, target.set.kind) {
+                        (Step::Store { body, .. }, Kind::Pod) => Some(body_demand(body)),
+                        (Step::Store { body, .. }, Kind::PersistentVolumeClaim) => {
+                            Some(claims::body_demand(body))
+                        }
+                        _ => None,
+                    };
+                    if let Some(demand) = demand {
                         let at = (target.set.clone(), target.key.clone());
-                        let admitted = lent.ledger.admit(&at, body_demand(body), &lent.limits);
+                        let admitted = lent.ledger.admit(&at, demand, &lent.limits);
                         if let Err(shortage) = admitted {
                             let refusal = Refusal {
                                 reason: shortage.reason().to_owned(),
@@ -811,9 +866,10 @@ impl Actor {
                     let job = Job {
                         client: self.client.clone(),
                         policy: self.policy.clone(),
+                        classes: self.classes.clone(),
                         placement: lent.placement(&target.set),
                         consumer,
-                        namespace: lent.namespaces.get(&target.key.namespace).cloned(),
+                        namespace: lent.namespace(&target.set, &target.key.namespace),
                         walled: lent.walled(&target.set),
                         target: target.clone(),
                         step,
@@ -837,6 +893,11 @@ impl Actor {
     }
 }
 
+/// Whether objects of this kind take a share of what is lent.
+fn counts(kind: Kind) -> bool {
+    matches!(kind, Kind::Pod | Kind::PersistentVolumeClaim)
+}
+
 /// What is stored is not what would be stored by now: the body is asked for, and stored anew.
 fn outdate(record: &mut Record) {
     record.hash = Hash::of(b"made on other terms");
@@ -844,11 +905,13 @@ fn outdate(record: &mut Record) {
 
 fn summary(lent: &Lent) -> Summary {
     let mut summary = Summary { empty: lent.provider.is_empty(), ..Summary::default() };
-    for (set, _, record, instance) in lent.provider.objects() {
+    for (set, key, record, instance) in lent.provider.objects() {
         let exists = usize::from(record.is_some() || instance.is_some());
         match set.kind.role() {
+            Role::Namespace if lent.provider.is_kept(set, key) => {}
             Role::Namespace => summary.namespaces += exists,
             Role::Pod => summary.pods += exists,
+            Role::Claim => summary.claims += exists,
             Role::Companion => summary.companions += exists,
         }
     }
@@ -870,8 +933,11 @@ fn locate(lent: &Lent, set: &SetRef, pod: &Key) -> Option<Located> {
 }
 
 /// What the consumer is shown of a status: its own view of the pod's addresses, and that the pod has not ended if another
-/// one takes its place.
-fn shown(status: &Value, interim: bool, prefixes: &Prefixes) -> Value {
+/// one takes its place. That of a claim has neither.
+fn shown(set: &SetRef, status: &Value, interim: bool, prefixes: &Prefixes) -> Value {
+    if !set.kind.has_instance() {
+        return status.clone();
+    }
     let mut shown = if interim { interim_status(status) } else { status.clone() };
     let seen: Vec<_> = pod_addresses(status).filter_map(|address| prefixes.seen(address)).collect();
     set_pod_addresses(&mut shown, &seen);

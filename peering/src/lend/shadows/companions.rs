@@ -47,7 +47,12 @@ pub(super) fn terms(kind: Kind, consumer: &Consumer) -> Option<Hash> {
     match kind {
         Kind::EndpointSlice | Kind::NetworkPolicy => Some(consumer.prefixes.digest()),
         Kind::Ingress => Some(Hash::of(json!(consumer.lend.ingress).to_string().as_bytes())),
-        Kind::Namespace | Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service => None,
+        Kind::Namespace
+        | Kind::PersistentVolumeClaim
+        | Kind::Pod
+        | Kind::ConfigMap
+        | Kind::Secret
+        | Kind::Service => None,
     }
 }
 
@@ -89,7 +94,12 @@ fn object(
             let lent = admit(&object["spec"], lent).map_err(|why| refusal("IngressNotLent", why))?;
             classified(&mut object["spec"], &mut annotations, lent);
         }
-        Kind::Namespace | Kind::Pod | Kind::ConfigMap | Kind::Secret | Kind::Service => {}
+        Kind::Namespace
+        | Kind::PersistentVolumeClaim
+        | Kind::Pod
+        | Kind::ConfigMap
+        | Kind::Secret
+        | Kind::Service => {}
     }
     if let Some(terms) = terms(kind, consumer) {
         annotations.insert(TERMS.to_owned(), walled.mixed(terms).to_string());
@@ -138,7 +148,12 @@ impl Job {
                 let owned = found.and_then(|object| read(kind, &object.metadata));
                 Ok(Outcome::Found { record: owned.and_then(|owned| self.ours(owned)), instance: None })
             }
-            Step::Start | Step::Adjust(_) | Step::Stop { .. } | Step::Finish => Ok(Outcome::Done),
+            Step::Reclaim { .. }
+            | Step::Retire(_)
+            | Step::Start
+            | Step::Adjust(_)
+            | Step::Stop { .. }
+            | Step::Finish => Ok(Outcome::Done),
         }
     }
 

@@ -1,37 +1,44 @@
-//! Warnings about pods here (Events of the scheduler, of kubelets), for the consumers they belong to.
+//! Warnings about pods and claims here (Events of the scheduler, of kubelets, of provisioners), for the consumers they belong to.
 //!
 //! Only warnings: what goes well is seen in the status, and for every pod that starts there are four other Events. What is
 //! said while nobody listens is not repeated; schedulers and kubelets repeat what lasts.
 
+use futures::stream::select_all;
 use futures::{Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::Event;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
-use liquid_reflection::Uid;
 use liquid_reflection::warning::Warning;
+use liquid_reflection::{Kind, Uid};
 
-/// Warnings about pods.
-const FIELDS: &str = "type=Warning,involvedObject.kind=Pod";
+/// What warnings are about.
+const KINDS: [Kind; 2] = [Kind::Pod, Kind::PersistentVolumeClaim];
 
-/// A warning, and the pod here it is about.
+/// A warning, and the object here it is about.
 #[derive(Debug)]
 pub(super) struct Warned {
+    pub(super) kind: Kind,
     pub(super) namespace: String,
-    pub(super) pod: String,
+    pub(super) name: String,
     pub(super) object: Uid,
     /// UID of the Event: repeated, it is the same.
     pub(super) id: Uid,
     pub(super) warning: Warning,
 }
 
-/// Warnings about pods, as they are given.
+/// Warnings, as they are given.
 pub(super) fn watch(client: &Client) -> impl Stream<Item = Warned> + Send + use<> {
+    select_all(KINDS.map(|kind| about(client, kind).boxed()))
+}
+
+fn about(client: &Client, kind: Kind) -> impl Stream<Item = Warned> + Send + use<> {
     let events: Api<Event> = Api::all(client.clone());
-    let news = watcher(events, watcher::Config::default().fields(FIELDS)).default_backoff();
-    news.filter_map(|news| {
+    let fields = format!("type=Warning,involvedObject.kind={}", kind.as_str());
+    let news = watcher(events, watcher::Config::default().fields(&fields)).default_backoff();
+    news.filter_map(move |news| {
         std::future::ready(match news {
-            Ok(watcher::Event::Apply(event)) => read(event),
+            Ok(watcher::Event::Apply(event)) => read(kind, event),
             // What was said before this process began, the one before it has passed on.
             Ok(
                 watcher::Event::InitApply(_)
@@ -45,7 +52,7 @@ pub(super) fn watch(client: &Client) -> impl Stream<Item = Warned> + Send + use<
 }
 
 /// Events of the older and of the newer API (events.k8s.io) differ in where they count.
-fn read(event: Event) -> Option<Warned> {
+fn read(kind: Kind, event: Event) -> Option<Warned> {
     let about = event.involved_object;
     let series = event.series.as_ref();
     let count = series.and_then(|series| series.count).or(event.count).unwrap_or(1);
@@ -67,8 +74,9 @@ fn read(event: Event) -> Option<Warned> {
         component: component.or(event.reporting_component).unwrap_or_default(),
     };
     Some(Warned {
+        kind,
         namespace: about.namespace?,
-        pod: about.name?,
+        name: about.name?,
         object: Uid::from(about.uid?.as_str()),
         id: Uid::from(event.metadata.uid?.as_str()),
         warning: warning.bounded(),
@@ -94,14 +102,14 @@ mod tests {
             "series": {"count": 7, "lastObservedTime": "2026-01-01T00:00:09.000000Z"},
         });
         for event in [older, newer] {
-            let warned = read(serde_json::from_value(event).unwrap()).unwrap();
-            assert_eq!((warned.namespace.as_str(), warned.pod.as_str()), ("shop-home", "web"));
+            let warned = read(Kind::Pod, serde_json::from_value(event).unwrap()).unwrap();
+            assert_eq!((warned.namespace.as_str(), warned.name.as_str()), ("shop-home", "web"));
             assert_eq!((warned.object.as_str(), warned.id.as_str()), ("p1", "e1"));
             let Warning { count, first, last, field_path, component, .. } = warned.warning;
             assert_eq!((count, component.as_str()), (7, "kubelet"));
             assert!(first.starts_with("2026-01-01T00:00:01") && last.starts_with("2026-01-01T00:00:09"));
             assert_eq!(field_path.as_deref(), Some("spec.containers{c}"));
         }
-        assert!(read(Event::default()).is_none());
+        assert!(read(Kind::Pod, Event::default()).is_none());
     }
 }

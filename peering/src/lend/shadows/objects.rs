@@ -7,14 +7,14 @@ use kube::api::{ApiResource, Object};
 use kube::{Resource as _, ResourceExt as _};
 use liquid_crds::quantity::Amounts;
 use liquid_crds::vocabulary::{
-    API_SERVER, API_SERVER_HOME, HASH, HOME_KEYS, MACHINE_KIND, MANAGED_BY, MANAGED_BY_LIQUID,
+    API_SERVER, API_SERVER_HOME, HASH, HOME_KEYS, KEPT, MACHINE_KIND, MANAGED_BY, MANAGED_BY_LIQUID,
     ORIGIN_CLUSTER, ORIGIN_NAMESPACE, ORIGIN_NODE, ORIGIN_UID, VIRTUAL_NODE_TAINT,
 };
 use liquid_crds::{ClusterId, HomePod, Placement, ShadowPod, ShadowPodSpec, is_dns_label};
 use liquid_link::digest::Hash;
 use liquid_reflection::digest::StatusDigest;
 use liquid_reflection::frame::Ref;
-use liquid_reflection::provider::{Instance, Record};
+use liquid_reflection::provider::{Hold, Instance, Record};
 use liquid_reflection::{Key, Kind, SetRef, Uid};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
@@ -116,7 +116,9 @@ pub(super) fn hash_of(text: &str) -> Hash {
 pub(crate) fn read_namespace(meta: &ObjectMeta) -> Option<Owned<Record>> {
     let cluster = origin(meta)?;
     let home = label(meta, ORIGIN_NAMESPACE)?;
-    Some(Owned { cluster, set: SetRef::namespaces(), key: Key::new("", home), what: read_record(meta)? })
+    let hold = if label(meta, KEPT).is_some() { Hold::Retired } else { Hold::Nothing };
+    let record = Record { hold, ..read_record(meta)? };
+    Some(Owned { cluster, set: SetRef::namespaces(), key: Key::new("", home), what: record })
 }
 
 /// The record of an object that says in its annotations what it stands for.
@@ -129,6 +131,7 @@ pub(super) fn read_record(meta: &ObjectMeta) -> Option<Record> {
         terminating: meta.deletion_timestamp.is_some(),
         finished: false,
         status: None,
+        hold: Hold::Nothing,
     })
 }
 
@@ -143,6 +146,7 @@ pub(crate) fn read_shadow(shadow: &ShadowView) -> Option<Owned<Record>> {
         terminating: meta.deletion_timestamp.is_some(),
         finished: shadow.status.as_ref().is_some_and(|status| status.phase.is_some()),
         status: shadow.status.as_ref().and_then(|status| StatusDigest::of(status.pod_status.as_ref()?)),
+        hold: Hold::Nothing,
     };
     Some(Owned {
         cluster: origin(meta)?,
@@ -271,10 +275,15 @@ pub(crate) fn shadow(
     shadow
 }
 
-/// Why this cluster does not run a pod for another one, if so: a token of an account here would be an identity here.
-/// The Pod Security Standard of the namespace decides about everything else.
+/// Why this cluster does not run a pod for another one, if so: a token of an account here would be an identity here, and a
+/// claim that Kubernetes makes for the pod has whatever class it likes. The Pod Security Standard of the namespace decides about everything else.
 pub(crate) fn forbidden(pod: &Value) -> Option<&'static str> {
     let volumes = pod.pointer("/spec/volumes").and_then(Value::as_array).into_iter().flatten();
+    if volumes.clone().any(|volume| volume.get("ephemeral").is_some()) {
+        return Some(
+            "the provider makes claims for pods of other clusters only as those clusters ask for them",
+        );
+    }
     let sources = volumes.filter_map(|volume| volume.pointer("/projected/sources")?.as_array()).flatten();
     for source in sources {
         if ["serviceAccountToken", "podCertificate"].iter().any(|kind| source.get(kind).is_some()) {
@@ -300,11 +309,8 @@ pub(crate) fn pod(shadow: &ShadowPod) -> Value {
     labels.insert(ORIGIN_NAMESPACE.to_owned(), home.namespace.clone());
     labels.insert(ORIGIN_UID.to_owned(), home.uid.clone());
     let mut annotations = strings(wanted.pointer("/metadata/annotations"));
-    let keys = json!({
-        "labels": labels.keys().collect::<Vec<_>>(),
-        "annotations": annotations.keys().collect::<Vec<_>>(),
-    });
-    annotations.insert(HOME_KEYS.to_owned(), keys.to_string());
+    let from_home = keys(&labels, &annotations);
+    annotations.insert(HOME_KEYS.to_owned(), from_home);
     annotations.insert(HASH.to_owned(), shadow.spec.hash.clone());
     let mut spec = wanted.get("spec").and_then(Value::as_object).cloned().unwrap_or_default();
     for field in ["nodeName", "serviceAccount", "serviceAccountName", "priority", "priorityClassName"] {
@@ -353,6 +359,15 @@ pub(crate) fn lead_home(pod: &mut Value, address: &str) {
         Some(aliases) => aliases.push(alias),
         None => pod["spec"]["hostAliases"] = json!([alias]),
     }
+}
+
+/// Value of [`HOME_KEYS`]: which labels and annotations come from home.
+pub(super) fn keys(labels: &BTreeMap<String, String>, annotations: &BTreeMap<String, String>) -> String {
+    let keys = json!({
+        "labels": labels.keys().collect::<Vec<_>>(),
+        "annotations": annotations.keys().collect::<Vec<_>>(),
+    });
+    keys.to_string()
 }
 
 /// Which of its nodes a pod runs on is this cluster's matter; the kind of machine is the pod's.

@@ -1,5 +1,6 @@
 //! Carries out the steps the state machine asks for, one request of the API server after the other.
 
+use super::claims;
 use super::objects::{
     Owned, PodView, ShadowView, adjustment, created, debugging, forbidden, lead_home, namespace,
     namespace_body, pod, reaches_home, read_namespace, read_pod, read_shadow, resizing, shadow,
@@ -13,18 +14,20 @@ use k8s_openapi::api::core::v1::{Namespace, Service};
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Status;
 use kube::{Api, Client};
-use liquid_crds::vocabulary::{ORIGIN_CLUSTER, ORIGIN_NAMESPACE};
+use liquid_crds::vocabulary::{KEPT, KEPT_BECAUSE, ORIGIN_CLUSTER, ORIGIN_NAMESPACE};
 use liquid_crds::{LendState, Placement, ShadowPod};
 use liquid_link::digest::Hash;
 use liquid_reflection::companion::HOME_API_SERVER;
 use liquid_reflection::frame::{Ref, Refusal};
-use liquid_reflection::provider::{Instance, Outcome, Record, StatusFound, Step};
+use liquid_reflection::provider::{Hold, Instance, Outcome, Record, StatusFound, Step};
 use liquid_reflection::{Role, Uid};
 use liquid_runtime::backoff::{Backoff, entropy};
+use liquid_runtime::storage_classes::StorageClasses;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -60,10 +63,11 @@ pub(crate) struct Policy {
 pub(super) struct Job {
     pub(super) client: Client,
     pub(super) policy: Arc<Policy>,
+    pub(super) classes: watch::Receiver<Option<StorageClasses>>,
     pub(super) consumer: Consumer,
     /// On which nodes a pod may run, if it is one and is made now.
     pub(super) placement: Placement,
-    /// Name here of the namespace of a pod, if the consumer has it.
+    /// Name here of the namespace of the object, if the consumer has it; of a claim also one that is kept.
     pub(super) namespace: Option<Arc<str>>,
     /// Where policies of this cluster's own decide in that namespace; of interest for NetworkPolicies.
     pub(super) walled: Walled,
@@ -77,6 +81,7 @@ impl Job {
         let result = match self.target.set.kind.role() {
             Role::Namespace => self.run_namespace().await,
             Role::Pod => self.run_pod().await,
+            Role::Claim => self.run_claim().await,
             Role::Companion => self.run_companion().await,
         };
         result.unwrap_or_else(Outcome::Failed)
@@ -94,12 +99,45 @@ impl Job {
                 }
                 Ok(Outcome::Done)
             }
+            Step::Reclaim { object, version } => {
+                let found = self.find_namespace(&api).await?;
+                let Some((name, record)) = found.filter(|(_, record)| record.object == *object) else {
+                    return Ok(Outcome::Done);
+                };
+                // Claims that are not the consumer's, or not known of yet, are somebody's data too.
+                if !self.has_claims(&name).await? {
+                    return self.reclaim(&api, &name, object, *version).await;
+                }
+                if record.hold == Hold::Retired {
+                    let message = format!("there are claims in namespace {name} that are not its consumer's");
+                    return Err(refusal("ClaimsOfOthers", message));
+                }
+                self.keep_namespace(&api, &name, object).await
+            }
+            Step::Retire(object) => {
+                let found = self.find_namespace(&api).await?;
+                match found.filter(|(_, record)| record.object == *object) {
+                    Some((name, _)) => self.keep_namespace(&api, &name, object).await,
+                    None => Ok(Outcome::Done),
+                }
+            }
             Step::Look => {
                 let record = self.find_namespace(&api).await?.map(|(_, record)| record);
                 Ok(Outcome::Found { record, instance: None })
             }
             Step::Start | Step::Adjust(_) | Step::Stop { .. } | Step::Finish => Ok(Outcome::Done),
         }
+    }
+
+    async fn keep_namespace(
+        &self,
+        api: &Api<Namespace>,
+        name: &str,
+        object: &Uid,
+    ) -> Result<Outcome, Refusal> {
+        let kept = self.retire(api, name, object).await?;
+        let record = kept.and_then(|namespace| read_namespace(&namespace.metadata)).map(|owned| owned.what);
+        Ok(record.map_or(Outcome::Done, |record| Outcome::Found { record: Some(record), instance: None }))
     }
 
     async fn find_namespace(&self, api: &Api<Namespace>) -> Result<Option<(String, Record)>, Refusal> {
@@ -128,12 +166,26 @@ impl Job {
         let stored: Namespace = if replaces.is_some() {
             // Only what is ours already is written over, and a namespace keeps its name.
             let known = self.find_namespace(api).await?;
-            if known.is_none_or(|(known, _)| known != name) {
-                let message = "a namespace cannot be renamed: unoffload it first".to_owned();
-                return Err(refusal("NamespaceImmutable", message));
+            match known {
+                Some((known, _)) if known == name => {}
+                Some((known, record)) if record.hold == Hold::Retired => {
+                    let message = format!(
+                        "volumes of claims of this namespace are kept in namespace {known} of the provider: offload it \
+                         with --remote-name {known}, or have them deleted"
+                    );
+                    return Err(refusal("NamespaceKept", message));
+                }
+                _ => {
+                    let message = "a namespace cannot be renamed: unoffload it first".to_owned();
+                    return Err(refusal("NamespaceImmutable", message));
+                }
             }
             let params = PatchParams::apply("liquid-controller").force();
-            call(api.patch(&name, &params, &Patch::Apply(&wanted))).await?
+            call(api.patch(&name, &params, &Patch::Apply(&wanted))).await?;
+            // Last, so that a failure before is seen: until then it is kept, and stored anew.
+            let again =
+                json!({ "metadata": { "labels": { KEPT: null }, "annotations": { KEPT_BECAUSE: null } } });
+            call(api.patch(&name, &PatchParams::default(), &Patch::Merge(&again))).await?
         } else {
             let typed: Namespace = typed(wanted)?;
             match request(api.create(&PostParams::default(), &typed)).await {
@@ -159,7 +211,12 @@ impl Job {
                     format!("namespace {} is not offloaded to this provider", self.target.key.namespace);
                 Err(refusal("NamespaceNotOffloaded", message))
             }
-            Step::Adjust(_) | Step::Stop { .. } | Step::Finish | Step::Erase(_) => Ok(Outcome::Done),
+            Step::Adjust(_)
+            | Step::Stop { .. }
+            | Step::Finish
+            | Step::Erase(_)
+            | Step::Reclaim { .. }
+            | Step::Retire(_) => Ok(Outcome::Done),
         }
     }
 
@@ -187,6 +244,7 @@ impl Job {
                 delete(shadows.delete(name, &only(object, None))).await?;
                 Ok(Outcome::Done)
             }
+            Step::Reclaim { .. } | Step::Retire(_) => Ok(Outcome::Done),
             Step::Look => {
                 let views: Api<ShadowView> =
                     Api::namespaced_with(self.client.clone(), namespace, &shadow_resource());
@@ -365,7 +423,8 @@ impl Job {
     }
 }
 
-/// Reads the status of the pod a consumer knows as `target`, or the one its ShadowPod keeps of a pod that has ended.
+/// Reads the status of the pod a consumer knows as `target`, the one its ShadowPod keeps of a pod that has ended, or what is
+/// told of a claim.
 /// `None` if the API server does not answer, for several tries.
 pub(super) async fn read_status(
     client: &Client,
@@ -374,7 +433,11 @@ pub(super) async fn read_status(
 ) -> Option<(StatusFound, Value)> {
     let mut backoff = Backoff::new(READ_FIRST, READ_CAP);
     for _ in 0..READ_TRIES {
-        match status(client, namespace, target).await {
+        let read = match target.set.kind.role() {
+            Role::Claim => claims::report(client, namespace, target).await,
+            _ => status(client, namespace, target).await,
+        };
+        match read {
             Ok(found) => return Some(found),
             Err(refusal) => debug!(key = %target.key, message = %refusal.message, "status not read"),
         }

@@ -1,5 +1,6 @@
 //! What the API server has of all consumers: a few watches, whatever their number.
 
+use super::claims;
 use super::companions;
 use super::events::{self, Warned};
 use super::objects::{
@@ -9,7 +10,7 @@ use super::walls::{self, PolicyView};
 use crate::lend::demand::demand;
 use futures::Stream;
 use futures::stream::{StreamExt as _, select_all};
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim};
 use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
 use kube::runtime::watcher;
 use kube::{Api, Client};
@@ -29,6 +30,7 @@ pub(super) enum Source {
     Namespaces,
     Shadows,
     Pods,
+    Claims,
     Companions(Kind),
     Walls,
 }
@@ -37,7 +39,8 @@ impl Source {
     /// Every watch there is.
     pub(super) fn all() -> BTreeSet<Self> {
         let companions = Kind::COMPANIONS.map(Self::Companions);
-        [Self::Namespaces, Self::Shadows, Self::Pods, Self::Walls].into_iter().chain(companions).collect()
+        let own = [Self::Namespaces, Self::Shadows, Self::Pods, Self::Claims, Self::Walls];
+        own.into_iter().chain(companions).collect()
     }
 }
 
@@ -52,9 +55,11 @@ pub(super) enum News {
     Companion(Owned<Result<Record, Deleted>>, Option<Hash>),
     /// A pod, with what else matters of it.
     Pod(Owned<Result<Instance, Deleted>>, Option<Seen>),
+    /// A claim, with what it asks for.
+    Claim(Owned<Result<Record, Deleted>>, Amounts),
     /// A NetworkPolicy of this cluster's own.
     Wall(Change<PolicyView>),
-    /// Somebody warns of a pod.
+    /// Somebody warns of a pod or a claim.
     Warned(Warned),
     /// A list was read to its end; these objects (by namespace and name here) exist.
     Listed(Source, BTreeSet<ObjectName>),
@@ -120,10 +125,23 @@ pub(super) fn watch(client: &Client) -> impl Stream<Item = News> + Send + Unpin 
             Change::Listed(seen) => Some(News::Listed(Source::Pods, seen)),
         })
     });
+    let claims = changes(Api::<PersistentVolumeClaim>::all(client.clone()), config()).filter_map(|change| {
+        std::future::ready(match change {
+            Change::Applied(claim) => {
+                claims::read(&claim).map(|owned| News::Claim(owned.map(Ok), claims::demand(&claim)))
+            }
+            Change::Deleted(claim) => claims::read(&claim).map(|owned| {
+                let gone = Deleted { object: owned.what.object.clone(), version: owned.what.version };
+                News::Claim(owned.map(|_| Err(gone)), Amounts::new())
+            }),
+            Change::Listed(seen) => Some(News::Listed(Source::Claims, seen)),
+        })
+    });
     let companions = Kind::COMPANIONS.map(|kind| companions(client, kind, config()).boxed());
     let warnings = events::watch(client).map(News::Warned);
     let walls = walls::watch(client).map(News::Wall);
-    let streams = [namespaces.boxed(), shadows.boxed(), pods.boxed(), warnings.boxed(), walls.boxed()];
+    let streams =
+        [namespaces.boxed(), shadows.boxed(), pods.boxed(), claims.boxed(), warnings.boxed(), walls.boxed()];
     select_all(streams.into_iter().chain(companions))
 }
 

@@ -146,6 +146,7 @@ impl Capacity {
             cordoned: lend.state == LendState::Cordoned,
             // Conditions that leave no node without them.
             pressures: common(machines, |machine| &machine.pressures),
+            storage_classes: Vec::new(),
             terms: request.terms(price.as_ref()),
             price,
             taints: common_taints(machines),

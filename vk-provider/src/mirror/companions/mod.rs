@@ -106,6 +106,8 @@ pub(super) struct Companions {
     reading: BTreeMap<Companion, bool>,
     /// Bodies the provider waits for.
     owed: BTreeMap<Ref, Hash>,
+    /// Claims that pods have begun or ceased to refer to, since they were taken.
+    claims: BTreeSet<Key>,
     reads: Arc<Semaphore>,
     effects: Vec<Effect>,
 }
@@ -165,6 +167,7 @@ impl Companions {
             pods_known: false,
             reading: BTreeMap::new(),
             owed: BTreeMap::new(),
+            claims: BTreeSet::new(),
             reads: Arc::new(Semaphore::new(MAX_READS)),
             effects: Vec::new(),
         };
@@ -336,6 +339,17 @@ impl Companions {
         for companion in self.references.set(user, references) {
             self.judge(&companion, consumer);
         }
+    }
+
+    /// Claims that pods have begun (`true`) or ceased to refer to since the last call: they are followed elsewhere.
+    pub(super) fn take_claims(&mut self) -> Vec<(Key, bool)> {
+        let claims = std::mem::take(&mut self.claims);
+        let referred = |claim: Key| {
+            let companion = (Kind::PersistentVolumeClaim, claim);
+            let referred = self.references.contains(&companion);
+            (companion.1, referred)
+        };
+        claims.into_iter().map(referred).collect()
     }
 
     /// All pods of all virtual nodes are known, or not (yet).
@@ -557,6 +571,10 @@ impl Companions {
 
     /// An object has changed, or who refers to it.
     fn judge(&mut self, companion: &Companion, consumer: &mut Consumer) {
+        if companion.0 == Kind::PersistentVolumeClaim {
+            self.claims.insert(companion.1.clone());
+            return;
+        }
         let set = SetRef::companions(companion.0, &companion.1.namespace);
         let wanted = self.is_wanted(companion);
         let Some(followed) = self.followed.get_mut(&set) else { return };

@@ -1,4 +1,4 @@
-//! Who refers to what: counts users per ConfigMap and Secret. Pure.
+//! Who refers to what: counts users per ConfigMap, Secret and claim. Pure.
 
 use crate::translate::Reference;
 use liquid_reflection::{Key, Kind};

@@ -44,7 +44,7 @@ pub(super) fn rule(kind: Kind, reflection: &Reflection, access: Access, network:
         Kind::EndpointSlice => (services && network).then_some(Rule::All).or(way),
         Kind::NetworkPolicy => (reflection.network_policies == PolicyReflection::All).then_some(Rule::All),
         Kind::Ingress => (reflection.ingresses == IngressReflection::All).then_some(Rule::All),
-        Kind::Namespace | Kind::Pod => None,
+        Kind::Namespace | Kind::PersistentVolumeClaim | Kind::Pod => None,
     }
 }
 
