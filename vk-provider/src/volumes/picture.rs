@@ -110,6 +110,9 @@ pub(super) struct Provider {
     pub(super) gone: bool,
 }
 
+/// Volumes are deleted before they are released by hand only, and few at a time: 100 bytes for each.
+const MAX_BEREFT: usize = 10_000;
+
 /// What a provider was asked for, and has said.
 #[derive(Debug, Clone, PartialEq)]
 struct Asked {
@@ -149,6 +152,9 @@ pub(super) struct Picture {
     asked: BTreeMap<(Uid, String), Asked>,
     /// Claims that pods refer to, and the peers in which these pods are.
     followed: BTreeMap<Key, BTreeSet<String>>,
+    /// Claims whose volume went before them. They may not be known yet, or be heard of once more: watches
+    /// keep no order among each other, and may begin again with what was before.
+    bereft: BTreeSet<Uid>,
     claims_listed: bool,
     volumes_listed: bool,
     /// Claims whose volume is being made, or may have been.
@@ -269,7 +275,13 @@ impl Picture {
     /// The PersistentVolume with this name is gone.
     pub(super) fn volume_deleted(&mut self, name: &str) {
         let gone = self.volumes.extract_if(.., |_, volume| volume.name == name);
-        for (uid, _) in gone.collect::<Vec<_>>() {
+        for (uid, volume) in gone.collect::<Vec<_>>() {
+            if !volume.released || self.claims.contains_key(&uid) {
+                self.bereft.insert(uid.clone());
+                if self.bereft.len() > MAX_BEREFT {
+                    self.bereft.pop_first();
+                }
+            }
             self.reconcile(&uid);
         }
     }
@@ -414,7 +426,8 @@ impl Picture {
             let at = (origin.clone(), peer);
             // What was made for this claim, and is another one's by now, is not its matter.
             let Some(asked) = self.asked.get_mut(&at).filter(|asked| asked.claim == *uid) else { continue };
-            asked.bound |= has_volume && wanted.as_ref().is_some_and(|(peer, _, _)| *peer == at.1);
+            let there = self.providers.get(&at.1).map(|provider| &provider.cluster);
+            asked.bound |= volume.is_some_and(|volume| Some(&volume.cluster) == there);
             match &wanted {
                 Some((peer, _, ending)) if *peer == at.1 => {
                     // What was taken back is asked for anew when it is gone: what is still told is about then. Where a
@@ -435,7 +448,7 @@ impl Picture {
             self.asked.entry((origin, peer)).or_insert(Asked {
                 claim: uid.clone(),
                 key,
-                bound: has_volume,
+                bound: has_volume || self.bereft.contains(uid),
                 ending,
                 settled: false,
                 report: None,
@@ -996,8 +1009,12 @@ mod tests {
             let nodes = [None, Some("liquid-milan"), Some("liquid-ohio"), Some("physical")];
             let peers = [MILAN, "ohio"];
             let mut stood = false;
+            // A volume is released when its claim is gone, and no other has its UID. It may be seen as long as the volume.
+            let mut over = false;
             for event in events {
+                let released = picture.volumes.get(&uid()).is_some_and(|volume| volume.released);
                 match event {
+                    Event::Claim { .. } if over => {}
                     Event::Claim { node, deleting } => {
                         let volume = picture.volumes.get(&uid()).map(|volume| volume.name.clone());
                         picture.claim_applied(Claim { deleting, volume, ..claim(nodes[node]) });
@@ -1048,6 +1065,7 @@ mod tests {
                         }
                     }
                 }
+                over |= released && !picture.volumes.contains_key(&uid());
                 for peer in peers {
                     if stood && state(&picture, peer) == Some("deleting") {
                         let volume = picture.volumes.get(&uid());
