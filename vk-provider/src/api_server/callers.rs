@@ -9,8 +9,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// How long a caller that is not known is held: its address is in the pod's status, which may be on its way.
-const HOLD: Duration = Duration::from_secs(10);
+/// How long a caller that is not known is held: its address is in the pod's status, which may be on its way. Clients of
+/// Kubernetes wait 10 s for a handshake.
+const HOLD: Duration = Duration::from_secs(5);
 
 /// The pods that may.
 #[derive(Debug, Default)]
