@@ -11,7 +11,10 @@ use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::VirtualNode;
 use liquid_runtime::watch::{Change, changes};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
+use tokio::time::timeout;
 use tracing::{info, warn};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
@@ -23,26 +26,79 @@ const KUBELET_PODS: &str = "app.kubernetes.io/name=liquid,app.kubernetes.io/comp
 /// What a kubelet's serving certificate may be used for.
 const USAGES: [&str; 3] = ["digital signature", "key encipherment", "server auth"];
 
+/// How often requests that were not approved are checked again: the address of a new liquid-kubelet may get into its status after
+/// its request is made.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// Follows certificate requests and approves those of virtual nodes.
 pub(crate) async fn approve(client: Client, namespace: String) {
-    let requester = format!("system:serviceaccount:{namespace}:liquid-kubelet");
-    let of_kubelets = watcher::Config::default().fields(&format!("spec.signerName={SIGNER}"));
     let requests: Api<CertificateSigningRequest> = Api::all(client.clone());
+    let of_kubelets = watcher::Config::default().fields(&format!("spec.signerName={SIGNER}"));
     let mut news = changes(requests.clone(), of_kubelets).boxed();
-    while let Some(change) = news.next().await {
-        let Change::Applied(request) = change else { continue };
-        if request.spec.username.as_deref() != Some(&requester) || is_decided(&request) {
-            continue;
+    let approver = Approver {
+        requester: format!("system:serviceaccount:{namespace}:liquid-kubelet"),
+        client,
+        namespace,
+        requests,
+    };
+    // Left undecided, and why: an administrator can see them and decide.
+    let mut undecided: BTreeMap<String, (CertificateSigningRequest, String)> = BTreeMap::new();
+    loop {
+        let change = match timeout(AGAIN, news.next()).await {
+            Ok(Some(change)) => change,
+            Ok(None) => return,
+            Err(_) if undecided.is_empty() => continue,
+            Err(_) => {
+                for (name, (request, known)) in std::mem::take(&mut undecided) {
+                    if let Err(reason) = approver.decide(&request, Some(&known)).await {
+                        undecided.insert(name, (request, reason));
+                    }
+                }
+                continue;
+            }
+        };
+        match change {
+            Change::Applied(request) => {
+                let name = request.name_any();
+                let known = undecided.remove(&name).map(|(_, reason)| reason);
+                if let Err(reason) = approver.decide(&request, known.as_deref()).await {
+                    undecided.insert(name, (request, reason));
+                }
+            }
+            Change::Deleted(request) => drop(undecided.remove(&request.name_any())),
+            Change::Listed(there) => {
+                undecided.retain(|name, _| there.contains(&(String::new(), name.clone())))
+            }
+        }
+    }
+}
+
+struct Approver {
+    client: Client,
+    namespace: String,
+    requester: String,
+    requests: Api<CertificateSigningRequest>,
+}
+
+impl Approver {
+    /// Approves a request if it is to be. The error says why it was left undecided; it is logged unless it is known.
+    async fn decide(&self, request: &CertificateSigningRequest, known: Option<&str>) -> Result<(), String> {
+        if request.spec.username.as_deref() != Some(&self.requester) || is_decided(request) {
+            return Ok(());
         }
         let name = request.name_any();
-        match check(&client, &namespace, &request).await {
-            Ok(node) => match write_approval(&requests, request).await {
-                Ok(()) => info!(request = %name, %node, "serving certificate of a virtual node approved"),
-                Err(error) => warn!(request = %name, %error, "approval not written"),
-            },
-            // Left undecided: an administrator can see it and decide.
+        let approved = async {
+            let node = check(&self.client, &self.namespace, request).await?;
+            write_approval(&self.requests, request.clone()).await.map_err(|error| error.to_string())?;
+            Ok(node)
+        };
+        let result: Result<String, String> = approved.await;
+        match &result {
+            Ok(node) => info!(request = %name, %node, "serving certificate of a virtual node approved"),
+            Err(reason) if known == Some(reason.as_str()) => {}
             Err(reason) => warn!(request = %name, %reason, "serving certificate not approved"),
         }
+        result.map(drop)
     }
 }
 
