@@ -8,6 +8,7 @@
 //!
 //! The manifests under `charts/liquid/crds` are generated from these types by `cargo xtask gen`.
 
+mod access;
 mod conditions;
 mod manifests;
 mod names;
@@ -22,6 +23,7 @@ mod shadow_pod;
 mod virtual_node;
 pub mod vocabulary;
 
+pub use access::{AccessPort, AccessRule, AccessSpec, NetworkSpec, Protocol, Verdict};
 pub use conditions::{ConditionUpdate, condition, is_true, set_condition};
 pub use manifests::{Manifest, manifests};
 pub use names::{ClusterId, ClusterName, InvalidName, MAX_CLUSTER_NAME, is_dns_label, is_dns_subdomain};

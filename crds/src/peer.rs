@@ -2,7 +2,7 @@
 
 use crate::schema::label_value;
 use crate::vocabulary::{ENDED_BY_PROVIDER, FORGET};
-use crate::{NetworkStatus, Offer, Price, condition};
+use crate::{NetworkSpec, NetworkStatus, Offer, Price, condition};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -46,6 +46,9 @@ pub struct PeerSpec {
     /// Present if this cluster lends to the peer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lend: Option<LendSpec>,
+    /// The network between the pods of both clusters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkSpec>,
 }
 
 /// No gateway of this cluster has a tunnel to the peer now.

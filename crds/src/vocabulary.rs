@@ -113,6 +113,9 @@ pub const ENDED_BY_PROVIDER: &str = "EndedByProvider";
 /// Condition of a `VirtualNode`: whether the offer of its provider is accepted.
 pub const OFFER_ACCEPTED: &str = "OfferAccepted";
 
+/// Reason of Events on a Peer: connections were denied by its `spec.network.access`.
+pub const ACCESS_DENIED: &str = "AccessDenied";
+
 /// Field of the Secret with the credentials for a provider: the `ConsumeSpec` they were written for.
 pub const CREDENTIALS_CONSUME: &str = "consume.json";
 

@@ -14,7 +14,7 @@ pub struct Table {
     /// Chains, in the order they are made.
     pub chains: Vec<Chain>,
     /// Sets of addresses by name; each of one family.
-    pub sets: BTreeMap<&'static str, AddressSet>,
+    pub sets: BTreeMap<String, AddressSet>,
 }
 
 /// Addresses of one family.
@@ -26,17 +26,24 @@ pub struct AddressSet {
     pub addresses: BTreeSet<IpAddr>,
 }
 
-/// A base chain that accepts what none of its rules is about.
+/// A chain that says nothing of what none of its rules is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
     /// Name.
-    pub name: &'static str,
-    /// Where packets pass it.
+    pub name: String,
+    /// Where packets pass it; none for chains that rules lead to.
+    pub base: Option<Base>,
+    /// Its rules.
+    pub rules: Vec<Rule>,
+}
+
+/// Where packets pass a chain by themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Base {
+    /// The hook.
     pub hook: Hook,
     /// Chains with lower values come first.
     pub priority: i32,
-    /// Its rules.
-    pub rules: Vec<Rule>,
 }
 
 /// Where packets pass a chain.
@@ -103,14 +110,30 @@ pub enum Condition {
         /// IPv6 instead of IPv4.
         v6: bool,
         /// Name of the set.
-        set: &'static str,
+        set: String,
     },
     /// Its destination is in the set of that name.
     DestinationIn {
         /// IPv6 instead of IPv4.
         v6: bool,
         /// Name of the set.
-        set: &'static str,
+        set: String,
+    },
+    /// Its destination is not in the set of that name.
+    DestinationNotIn {
+        /// IPv6 instead of IPv4.
+        v6: bool,
+        /// Name of the set.
+        set: String,
+    },
+    /// It is for one of these ports.
+    Ports {
+        /// Number of a protocol with ports.
+        protocol: u8,
+        /// The first.
+        first: u16,
+        /// The last.
+        last: u16,
     },
     /// It is UDP for this port.
     UdpPort(u16),
@@ -126,7 +149,7 @@ pub enum Condition {
 }
 
 /// What happens to a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Its source stays, whatever later NAT chains would say.
     KeepSource {
@@ -139,6 +162,8 @@ pub enum Action {
     Accept,
     /// It is dropped, and counted.
     Drop,
+    /// The rules of another chain are asked, then those that follow here.
+    Jump(String),
 }
 
 /// What can be read back of a table.
@@ -146,7 +171,7 @@ pub enum Action {
 /// A rule is known by its comment, which is its text: whoever replaces a rule replaces that too.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outline {
-    /// Chains by name: type, hook, priority, and the comments of the rules in their order.
+    /// Chains by name.
     pub chains: BTreeMap<String, ChainOutline>,
     /// Sets by name.
     pub sets: BTreeMap<String, BTreeSet<IpAddr>>,
@@ -155,12 +180,8 @@ pub struct Outline {
 /// What can be read back of a chain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ChainOutline {
-    /// `filter` or `nat`.
-    pub kind: String,
-    /// Number of the hook.
-    pub hook: u32,
-    /// Priority.
-    pub priority: i32,
+    /// `filter` or `nat`, number of the hook, and priority; none for chains that rules lead to.
+    pub base: Option<(String, u32, i32)>,
     /// Comments of its rules, in their order.
     pub rules: Vec<String>,
 }
@@ -170,17 +191,16 @@ impl Table {
     #[must_use]
     pub fn outline(&self) -> Outline {
         let chain = |chain: &Chain| {
+            let base = |base: Base| (base.hook.kind().to_owned(), base.hook.number(), base.priority);
             let outline = ChainOutline {
-                kind: chain.hook.kind().to_owned(),
-                hook: chain.hook.number(),
-                priority: chain.priority,
+                base: chain.base.map(base),
                 rules: chain.rules.iter().map(ToString::to_string).collect(),
             };
-            (chain.name.to_owned(), outline)
+            (chain.name.clone(), outline)
         };
         Outline {
             chains: self.chains.iter().map(chain).collect(),
-            sets: self.sets.iter().map(|(name, set)| ((*name).to_owned(), set.addresses.clone())).collect(),
+            sets: self.sets.iter().map(|(name, set)| (name.clone(), set.addresses.clone())).collect(),
         }
     }
 }
@@ -213,6 +233,10 @@ impl fmt::Display for Condition {
             Self::NotDestination(prefix) => write!(formatter, "{} daddr != {prefix}", family(prefix)),
             Self::SourceNotIn { v6, set } => write!(formatter, "{} saddr != @{set}", ip(*v6)),
             Self::DestinationIn { v6, set } => write!(formatter, "{} daddr @{set}", ip(*v6)),
+            Self::DestinationNotIn { v6, set } => write!(formatter, "{} daddr != @{set}", ip(*v6)),
+            Self::Ports { protocol, first, last } => {
+                write!(formatter, "protocol {protocol} dport {first}-{last}")
+            }
             Self::UdpPort(port) => write!(formatter, "udp dport {port}"),
             Self::Vni(vni) => write!(formatter, "vxlan vni {vni}"),
             Self::Icmp { v6 } => write!(formatter, "{}", if *v6 { "icmpv6" } else { "icmp" }),
@@ -228,6 +252,7 @@ impl fmt::Display for Action {
             Self::Source(address) => write!(formatter, "source becomes {address}"),
             Self::Accept => formatter.write_str("accept"),
             Self::Drop => formatter.write_str("drop"),
+            Self::Jump(chain) => write!(formatter, "jump {chain}"),
         }
     }
 }

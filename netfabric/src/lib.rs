@@ -10,13 +10,14 @@
 //!
 //! # What it needs
 //! `CAP_NET_ADMIN`; no writable `/proc/sys`. Kubernetes: `get`, `list` and `watch` of `peers`, `nodes`, and in the namespace
-//! of Liquid `pods` and `daemonsets` (on nodes); `create` and `patch` of `events` (`events.k8s.io`) in the namespaces
+//! of Liquid `pods` and `daemonsets` (on nodes); `pods` and `namespaces` everywhere, as soon as some peer may not reach all; `create` and `patch` of `events` (`events.k8s.io`) in the namespaces
 //! `default`, where Events on Nodes are, and of Liquid.
 //!
 //! # What it leaves
 //! Everything, when it is stopped: an upgrade must not interrupt traffic. All of it goes when there are no peers, when the
 //! DaemonSet is deleted (its pods still run then), and by `liquid-fabric cleanup`.
 
+pub mod access;
 pub mod cluster;
 pub mod diff;
 pub mod filter;

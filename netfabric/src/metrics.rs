@@ -1,5 +1,6 @@
 //! Metrics of `liquid-fabric`.
 
+use crate::access::peer_of;
 use crate::plan::Problem;
 use crate::probe::Figures;
 use crate::probe::task::Measured;
@@ -24,6 +25,11 @@ struct Reason {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfPeer {
+    peer: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct State {
     state: &'static str,
 }
@@ -40,7 +46,8 @@ pub struct Metrics {
     prefixes: Gauge,
     overlay_mtu: Gauge,
     path_mtu: Gauge,
-    dropped: Gauge,
+    dropped: Counter,
+    denied: Family<OfPeer, Counter>,
 }
 
 impl Metrics {
@@ -88,8 +95,13 @@ impl Metrics {
         );
         registry.register(
             "liquid_fabric_dropped_packets",
-            "Packets that the packet filter of the overlay has dropped since it was last written",
+            "Packets from outside the overlay, or for other things than pods, that its packet filter has dropped",
             metrics.dropped.clone(),
+        );
+        registry.register(
+            "liquid_fabric_denied_packets",
+            "Packets from a peer for what it may not reach (spec.network.access) that were dropped on this node",
+            metrics.denied.clone(),
         );
         for reason in Problem::REASONS {
             metrics.problems.get_or_create(&Reason { reason }).set(0);
@@ -130,9 +142,16 @@ impl Metrics {
         self.failures.inc();
     }
 
-    pub(crate) fn checked(&self, in_place: bool, dropped: u64) {
+    pub(crate) fn checked(&self, in_place: bool) {
         self.in_place.set(i64::from(in_place));
-        self.dropped.set(i64::try_from(dropped).unwrap_or(i64::MAX));
+    }
+
+    /// So many packets were dropped by a chain of the packet filter.
+    pub(crate) fn dropped(&self, chain: &str, packets: u64) {
+        match peer_of(chain) {
+            Some(peer) => self.denied.get_or_create(&OfPeer { peer: peer.to_owned() }).inc_by(packets),
+            None => self.dropped.inc_by(packets),
+        };
     }
 }
 

@@ -1,6 +1,7 @@
 //! From what the cluster says to what the kernel shall have: one function, without IO.
 
-use crate::filter::{Action, AddressSet, Chain, Condition, Hook, Rule as FilterRule, Table};
+use crate::access::Guard;
+use crate::filter::{Action, AddressSet, Base, Chain, Condition, Hook, Rule as FilterRule, Table};
 use crate::state::{
     Desired, DeviceSettings, Link, Mac, Route, RouteKey, Rule, TABLE_PEERS, TABLE_PODS, Target,
 };
@@ -81,6 +82,14 @@ pub enum Problem {
         "a packet over the overlay may have {0} bytes only, and IPv6 needs 1280: raise the MTU of the pod network"
     )]
     NarrowPath(u32),
+    /// What a peer may reach cannot be read.
+    #[error("nothing here lets in connections from peer {peer}: spec.network.access of the Peer has {why}")]
+    UnreadableAccess {
+        /// The peer.
+        peer: String,
+        /// What is wrong.
+        why: String,
+    },
 }
 
 impl Problem {
@@ -96,11 +105,12 @@ impl Problem {
             Self::NoTunnel(_) => "NoTunnel",
             Self::NoForwarding { .. } => "NoForwarding",
             Self::NarrowPath(_) => "NarrowPath",
+            Self::UnreadableAccess { .. } => "UnreadableAccess",
         }
     }
 
     /// All words, so that metrics can say that a problem is not there.
-    pub const REASONS: [&'static str; 8] = [
+    pub const REASONS: [&'static str; 9] = [
         "NoAddress",
         "AddressNotLocal",
         "NoPodCidr",
@@ -109,6 +119,7 @@ impl Problem {
         "NoTunnel",
         "NoForwarding",
         "NarrowPath",
+        "UnreadableAccess",
     ];
 }
 
@@ -253,7 +264,22 @@ fn node(
     }
     let gateways = topology.gateways.values();
     let senders = gateways.flat_map(|gateway| gateway.addresses.iter().chain(&gateway.hosts)).copied();
-    plan.desired.filter = Some(node_filter(node, addresses, senders.collect(), local, settings));
+    let guard = guarded(topology, settings, &mut plan.problems);
+    plan.desired.filter = Some(node_filter(node, addresses, senders.collect(), local, settings, guard));
+}
+
+/// What keeps peers from what they may not reach.
+fn guarded(topology: &Topology, settings: &Settings, problems: &mut BTreeSet<Problem>) -> Guard {
+    let inside = Condition::InDevice(settings.overlay.clone());
+    let mut guard = Guard::default();
+    for (peer, Peer { prefixes, access, .. }) in &topology.peers {
+        let Some(access) = access else { continue };
+        if let Some(why) = access.unreadable() {
+            problems.insert(Problem::UnreadableAccess { peer: peer.clone(), why: why.to_owned() });
+        }
+        guard.add(&inside, peer, prefixes, access, &topology.pods);
+    }
+    guard
 }
 
 /// The gateways to use: those that are ready and answer; if there is none, those that are about to end and still answer,
@@ -300,13 +326,14 @@ fn node_filter(
     senders: BTreeSet<IpAddr>,
     local: IpAddr,
     settings: &Settings,
+    access: Guard,
 ) -> Table {
     let inside = || Condition::InDevice(settings.overlay.clone());
     let outside = || Condition::OutDevice(settings.overlay.clone());
     let rule = |when: Vec<Condition>, action| FilterRule { when, action };
     // What is for an end of the overlay itself are probes, which are answered to the address that the overlay knows.
     let (probe, keep) =
-        (Condition::DestinationIn { v6: local.is_ipv6(), set: set_of(local) }, local.is_ipv6());
+        (Condition::DestinationIn { v6: local.is_ipv6(), set: set_of(local).to_owned() }, local.is_ipv6());
     let mut source = vec![rule(vec![outside(), probe], Action::KeepSource { v6: keep })];
     let mut input = vec![guard(local, settings)];
     // Of what passes through, that of the pods here: each node sees to its own, and none knows all others, which send to
@@ -321,16 +348,17 @@ fn node_filter(
         .collect();
     for (v6, own) in [(false, addresses[0]), (true, addresses[1])] {
         let Some(own) = own else { continue };
-        let keep = Action::KeepSource { v6 };
+        let keep = || Action::KeepSource { v6 };
         let prefixes: Vec<_> =
             node.pod_cidrs.iter().filter(|prefix| is_v6(prefix) == v6).map(IpNet::trunc).collect();
         // Pods of this node keep their address. Everybody else's replies have to come back here: a pod of another node
         // that was led through here, a client of a node port, this node.
-        source.extend(prefixes.iter().map(|prefix| rule(vec![outside(), Condition::Source(*prefix)], keep)));
+        source
+            .extend(prefixes.iter().map(|prefix| rule(vec![outside(), Condition::Source(*prefix)], keep())));
         source.push(rule(vec![outside(), Condition::Family { v6 }], Action::Source(own)));
         // Pods here see who calls. Where a Service leads on to another node, kube-proxy has its way.
         source.extend(
-            prefixes.iter().map(|prefix| rule(vec![inside(), Condition::Destination(*prefix)], keep)),
+            prefixes.iter().map(|prefix| rule(vec![inside(), Condition::Destination(*prefix)], keep())),
         );
         // Pods of peers reach pods of this node. Nothing else: not the node (but for ping), nor what is behind it.
         input.push(rule(vec![inside(), Condition::Icmp { v6 }], Action::Accept));
@@ -339,20 +367,26 @@ fn node_filter(
         elsewhere.extend(prefixes.into_iter().map(Condition::NotDestination));
         forward.push(rule(elsewhere, Action::Drop));
     }
-    Table {
-        chains: vec![
-            Chain { name: "input", hook: Hook::Input, priority: BEFORE_FILTERS, rules: input },
-            Chain { name: "forward", hook: Hook::Forward, priority: BEFORE_FILTERS, rules: forward },
-            Chain { name: "postrouting", hook: Hook::Source, priority: BEFORE_MASQUERADE, rules: source },
-        ],
-        sets: sender_set(senders, local),
-    }
+    forward.extend(access.jumps);
+    let mut chains = vec![
+        base("input", Hook::Input, BEFORE_FILTERS, input),
+        base("forward", Hook::Forward, BEFORE_FILTERS, forward),
+        base("postrouting", Hook::Source, BEFORE_MASQUERADE, source),
+    ];
+    chains.extend(access.chains);
+    let mut sets = sender_set(senders, local);
+    sets.extend(access.sets);
+    Table { chains, sets }
+}
+
+fn base(name: &str, hook: Hook, priority: i32, rules: Vec<FilterRule>) -> Chain {
+    Chain { name: name.to_owned(), base: Some(Base { hook, priority }), rules }
 }
 
 /// Only the ends of the overlay may speak VXLAN: whoever else can send UDP here, a pod for instance, could pass as any
 /// address of any cluster.
 fn guard(local: IpAddr, settings: &Settings) -> FilterRule {
-    let (v6, set) = (local.is_ipv6(), set_of(local));
+    let (v6, set) = (local.is_ipv6(), set_of(local).to_owned());
     let overlay = [Condition::UdpPort(settings.port), Condition::Vni(settings.vni)];
     let when = overlay.into_iter().chain([Condition::SourceNotIn { v6, set }]).collect();
     FilterRule { when, action: Action::Drop }
@@ -363,10 +397,10 @@ fn set_of(local: IpAddr) -> &'static str {
     if local.is_ipv6() { SENDERS6 } else { SENDERS }
 }
 
-fn sender_set(senders: BTreeSet<IpAddr>, local: IpAddr) -> BTreeMap<&'static str, AddressSet> {
+fn sender_set(senders: BTreeSet<IpAddr>, local: IpAddr) -> BTreeMap<String, AddressSet> {
     let v6 = local.is_ipv6();
     let addresses = senders.into_iter().filter(|address| address.is_ipv6() == v6).collect();
-    BTreeMap::from([(set_of(local), AddressSet { v6, addresses })])
+    BTreeMap::from([(set_of(local).to_owned(), AddressSet { v6, addresses })])
 }
 
 /// A gateway: what nodes send goes into the tunnel, what comes out of it goes to the node of the pod.
@@ -421,7 +455,7 @@ fn gateway(
     });
     let input = vec![guard(ends.local, settings)];
     desired.filter = Some(Table {
-        chains: vec![Chain { name: "input", hook: Hook::Input, priority: BEFORE_FILTERS, rules: input }],
+        chains: vec![base("input", Hook::Input, BEFORE_FILTERS, input)],
         sets: sender_set(senders.collect(), ends.local),
     });
 }

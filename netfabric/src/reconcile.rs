@@ -1,6 +1,7 @@
 //! Keeps the kernel as the cluster says: at each change of either, and once a second in any case.
 
-use crate::cluster::{Events, Knowledge};
+use crate::access::peer_of;
+use crate::cluster::{Denied, Events, Knowledge};
 use crate::diff::diff;
 use crate::kernel::{Kernel, KernelError, Monitor};
 use crate::metrics::Metrics;
@@ -24,6 +25,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const BURST: Duration = Duration::from_millis(20);
 /// Steps may have effects of their own, so that it takes another look; more than this is a fight with somebody.
 const ROUNDS: u32 = 3;
+
+/// Packets of a peer that were dropped are told about this often at most.
+const DENIED_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How long a gateway that begins waits for the probes of all nodes before it is ready: they hear of it from the API
 /// server, and a node that is away does not at all.
@@ -77,6 +81,8 @@ struct Said {
     problems: BTreeSet<Problem>,
     failure: Option<String>,
     topology: Topology,
+    /// By peer: packets that were dropped and not told of yet, and when that was done last.
+    denied: BTreeMap<String, (u64, Option<Instant>)>,
 }
 
 impl Reconciler {
@@ -149,8 +155,9 @@ impl Reconciler {
             info!(changes = pieces.join(", "), repaired, "overlay changed");
         }
         self.said.topology = topology.clone();
+        self.count_dropped(topology);
         let failure = failure.map(|error| error.to_string());
-        self.metrics.checked(failure.is_none(), self.kernel.dropped());
+        self.metrics.checked(failure.is_none());
         match &failure {
             Some(failure) => {
                 self.metrics.failed();
@@ -170,6 +177,26 @@ impl Reconciler {
             }
         }
         self.said.failure = failure;
+    }
+
+    /// Packets that were dropped, for metrics; those of peers also for people.
+    fn count_dropped(&mut self, topology: &Topology) {
+        for (chain, packets) in self.kernel.take_dropped() {
+            self.metrics.dropped(&chain, packets);
+            if let Some(peer) = peer_of(&chain) {
+                self.said.denied.entry(peer.to_owned()).or_default().0 += packets;
+            }
+        }
+        let now = Instant::now();
+        self.said.denied.retain(|peer, _| topology.peers.contains_key(peer));
+        for (peer, (packets, told)) in &mut self.said.denied {
+            let due = told.is_none_or(|told| now.duration_since(told) >= DENIED_INTERVAL);
+            if *packets > 0 && due {
+                let uid = topology.peers.get(peer).and_then(|peer| peer.uid.clone());
+                self.events.tell_denied(Denied { peer: peer.clone(), uid, packets: *packets });
+                (*packets, *told) = (0, Some(now));
+            }
+        }
     }
 
     /// How many nodes still have time to hear of this gateway, and have not.

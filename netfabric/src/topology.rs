@@ -1,5 +1,6 @@
 //! What the cluster says: nodes, gateways, and where peers are seen.
 
+use crate::access::{Access, Pods};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,6 +14,8 @@ pub struct Topology {
     pub gateways: BTreeMap<String, Gateway>,
     /// Peers by name.
     pub peers: BTreeMap<String, Peer>,
+    /// Pods of this node, while what a peer may reach depends on them.
+    pub pods: Pods,
 }
 
 /// A peer.
@@ -22,6 +25,10 @@ pub struct Peer {
     pub prefixes: BTreeSet<IpNet>,
     /// Gateways that say that they do not reach it.
     pub unreached_by: BTreeSet<String>,
+    /// UID of the Peer.
+    pub uid: Option<String>,
+    /// What it may reach here; everything, if none.
+    pub access: Option<Access>,
 }
 
 /// A node.

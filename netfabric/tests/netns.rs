@@ -11,9 +11,9 @@ use serde_json::json;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use support::api::{DAEMON_SETS, NODES, PEERS, PODS};
+use support::api::{ALL_PODS, DAEMON_SETS, NAMESPACES, NODES, PEERS, PODS};
 use support::netns::{Namespace, eventually, pause, within};
-use support::world::{Nat, World, binary, echo_in, get, peer_sees, sees};
+use support::world::{Nat, PEER, PEER6, World, binary, echo_in, get, peer_sees, sees};
 
 /// All that there is to see of a namespace's network, without what differs from one time to the next: numbers of devices,
 /// handles, counters and ages.
@@ -97,9 +97,9 @@ fn peers_see_addresses_that_they_can_answer_to() {
                 let own = address(&format!("10.244.{number}.0"));
                 assert_eq!(peer_sees(&world.nodes[at]), own, "{nat:?}");
                 let pod6 = address(&format!("fd00:244:0:{number}::7"));
-                assert_eq!(sees(&world.pods[at], support::world::PEER6), pod6, "{nat:?}");
+                assert_eq!(sees(&world.pods[at], PEER6), pod6, "{nat:?}");
                 let own6 = address(&format!("fd00:244:0:{number}::"));
-                assert_eq!(sees(&world.nodes[at], support::world::PEER6), own6, "{nat:?}");
+                assert_eq!(sees(&world.nodes[at], PEER6), own6, "{nat:?}");
                 let node_port = eventually("an answer of the node port", || {
                     let node = format!("192.0.2.1{number}");
                     support::world::source_seen(&world.lan, &node, support::world::NODE_PORT)
@@ -109,10 +109,9 @@ fn peers_see_addresses_that_they_can_answer_to() {
         });
         // The other way round.
         for at in [0, 1] {
-            for (pod, peer) in [
-                (format!("10.244.{}.7", at + 1), support::world::PEER),
-                (format!("fd00:244:0:{}::7", at + 1), support::world::PEER6),
-            ] {
+            for (pod, peer) in
+                [(format!("10.244.{}.7", at + 1), PEER), (format!("fd00:244:0:{}::7", at + 1), PEER6)]
+            {
                 let seen = echo_in(&world.pods[at], &pod, || sees(&world.peer, &pod));
                 assert_eq!(seen, address(peer), "{nat:?}");
             }
@@ -247,9 +246,7 @@ fn no_datagram_is_lost_when_gateways_and_the_program_come_and_go() {
                 while !stop.load(Ordering::Relaxed) {
                     // A new flow each time, so that either gateway is asked.
                     sent += 1;
-                    lost += u32::from(
-                        support::world::source_seen(&world.pods[0], support::world::PEER, 7000).is_none(),
-                    );
+                    lost += u32::from(support::world::source_seen(&world.pods[0], PEER, 7000).is_none());
                 }
                 (sent, lost)
             });
@@ -297,6 +294,110 @@ fn a_node_without_a_gateway_reaches_that_of_another_node() {
     });
 }
 
+/// Whether a datagram of the peer arrives at a pod.
+fn arrives(world: &World, at: usize, address: &str, port: u16) -> bool {
+    let socket = world.pods[at].inside(|| std::net::UdpSocket::bind((address, port)).unwrap());
+    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let own = if address.contains(':') { PEER6 } else { PEER };
+    world.peer.inside(|| {
+        let peer = std::net::UdpSocket::bind((own, 0)).unwrap();
+        // Refused at once where nothing listens any more.
+        drop(peer.send_to(b"hello", (address, port)));
+    });
+    socket.recv(&mut [0; 10]).is_ok()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_peer_reaches_what_its_rules_let_it_reach() {
+    let world = World::new(Nat::Nftables);
+    let running = world.start_all();
+    let pod = |number: u8, labels: &serde_json::Value| {
+        let addresses =
+            json!([{"ip": format!("10.244.{number}.7")}, {"ip": format!("fd00:244:0:{number}::7")}]);
+        json!({
+            "metadata": {"namespace": "shop", "labels": labels}, "spec": {"nodeName": format!("node-{number}")},
+            "status": {"phase": "Running", "podIPs": addresses},
+        })
+    };
+    world.cluster.set(NAMESPACES, "shop", json!({"metadata": {"labels": {"team": "shop"}}}));
+    world.cluster.set(ALL_PODS, "web", pod(1, &json!({"app": "web"})));
+    world.cluster.set(ALL_PODS, "db", pod(2, &json!({"app": "db"})));
+    // Web, port 7001 and 7003, and db: in both families.
+    let reached = || {
+        let web = [
+            ("10.244.1.7", 7001),
+            ("fd00:244:0:1::7", 7001),
+            ("10.244.1.7", 7003),
+            ("fd00:244:0:1::7", 7003),
+        ];
+        let web = web.map(|(address, port)| arrives(&world, 0, address, port));
+        let db = ["10.244.2.7", "fd00:244:0:2::7"].map(|address| arrives(&world, 1, address, 7001));
+        (web, db)
+    };
+    let become_ = |what: &str, wanted| {
+        eventually(what, || (reached() == wanted).then_some(()));
+    };
+    let (all, none) = (([true; 4], [true; 2]), ([false; 4], [false; 2]));
+    become_("all is reached without rules", all);
+
+    let web_ports = json!({
+        "action": "Allow", "namespaceSelector": {"matchLabels": {"team": "shop"}},
+        "podSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": ["web"]}]},
+        "ports": [{"protocol": "UDP", "port": 7001, "endPort": 7002}, {"port": 7003}],
+    });
+    world.set_access(&json!({"default": "Deny", "rules": [web_ports]}));
+    become_("only some ports of web are reached", ([true, true, false, false], [false; 2]));
+    // Who calls is answered, and the peer's own calls are what is denied.
+    world.with_echo(|| world.pods.each_ref().map(peer_sees));
+    let denied = |node: usize| {
+        let metrics = get(&world.nodes[node].name, "/metrics").unwrap();
+        let of_peer = "liquid_fabric_denied_packets_total{peer=\"milan\"} ";
+        let line = metrics.lines().find_map(|line| line.strip_prefix(of_peer));
+        line.map_or(0, |count| count.parse::<u64>().unwrap())
+    };
+    eventually("both nodes count", || (denied(0) >= 2 && denied(1) >= 2).then_some(()));
+    eventually("an Event on the Peer", || {
+        let events = world.cluster.events();
+        let about = |event: &&serde_json::Value| {
+            event["reason"] == "AccessDenied"
+                && event["regarding"]["name"] == "milan"
+                && event["note"].as_str().is_some_and(|note| note.starts_with("node node-2: "))
+        };
+        events.iter().find(about).map(drop)
+    });
+
+    // Rules follow labels, of pods and of their namespace.
+    world.cluster.set(ALL_PODS, "web", pod(1, &json!({"app": "other"})));
+    become_("nothing is reached", none);
+    world.cluster.set(ALL_PODS, "web", pod(1, &json!({"app": "web"})));
+    become_("web is reached again", ([true, true, false, false], [false; 2]));
+    world.cluster.set(NAMESPACES, "shop", json!({"metadata": {}}));
+    become_("nothing is reached", none);
+
+    // The first rule that fits decides. A pod that is not known may be one that a rule denies.
+    let db = json!({"action": "Deny", "podSelector": {"matchLabels": {"app": "db"}}});
+    world.set_access(
+        &json!({"rules": [{"action": "Allow", "ports": [{"protocol": "UDP", "port": 7003}]}, db]}),
+    );
+    become_("all but db is reached", ([true; 4], [false; 2]));
+    world.cluster.delete(ALL_PODS, "web");
+    become_("nothing is reached", none);
+
+    // What cannot be read lets nothing in, and says so.
+    world.set_access(&json!({"rules": [
+        {"action": "Deny", "podSelector": {"matchExpressions": [{"key": "app", "operator": "Like", "values": ["x"]}]}}
+    ]}));
+    eventually("a problem", || {
+        let metrics = get(&world.nodes[0].name, "/metrics").unwrap();
+        metrics.contains("liquid_fabric_problem{reason=\"UnreadableAccess\"} 1").then_some(())
+    });
+    become_("nothing is reached", none);
+    world.set_peer();
+    become_("all is reached without rules", all);
+    drop(running);
+}
+
 #[test]
 #[ignore = "needs root"]
 fn nobody_but_the_ends_of_the_overlay_gets_a_packet_in() {
@@ -336,7 +437,7 @@ fn nobody_but_the_ends_of_the_overlay_gets_a_packet_in() {
         let socket = world.nodes[0].inside(|| std::net::UdpSocket::bind("0.0.0.0:7002").unwrap());
         socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         world.peer.inside(|| {
-            let socket = std::net::UdpSocket::bind((support::world::PEER, 0)).unwrap();
+            let socket = std::net::UdpSocket::bind((PEER, 0)).unwrap();
             socket.send_to(b"hello", (target, 7002)).unwrap();
         });
         assert!(socket.recv(&mut [0; 10]).is_err(), "the peer reaches {target}");
@@ -417,7 +518,7 @@ fn gap(world: &World, break_it: impl FnOnce() + Send) -> Duration {
         let stream = scope.spawn(|| {
             world.pods[0].inside(|| {
                 let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-                socket.connect((support::world::PEER, 7000)).unwrap();
+                socket.connect((PEER, 7000)).unwrap();
                 socket.set_nonblocking(true).unwrap();
                 let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
                 while !stop.load(Ordering::Relaxed) {

@@ -50,7 +50,7 @@ fn gateway(addresses: &[&str], state: GatewayState) -> Gateway {
 }
 
 fn peer(prefixes: &[&str]) -> Peer {
-    Peer { prefixes: prefixes.iter().map(|text| net(text)).collect(), unreached_by: BTreeSet::new() }
+    Peer { prefixes: prefixes.iter().map(|text| net(text)).collect(), ..Peer::default() }
 }
 
 fn topology() -> Topology {
@@ -67,6 +67,7 @@ fn topology() -> Topology {
             ("g2".into(), gateway(&["10.244.2.5", "fd00:244:0:2::5"], GatewayState::Ready)),
         ]),
         peers: BTreeMap::from([("p".into(), peer(&["10.201.0.0/16", "fd00:201::/32"]))]),
+        ..Topology::default()
     }
 }
 

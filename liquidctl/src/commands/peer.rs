@@ -316,8 +316,12 @@ async fn make(
     secrets.patch(&join_secret(&name), &apply, &Patch::Apply(&secret)).await?;
     match known {
         None => {
-            let spec =
-                PeerSpec { cluster_id: token.cluster_id.to_string(), consume: Some(consume), lend: None };
+            let spec = PeerSpec {
+                cluster_id: token.cluster_id.to_string(),
+                consume: Some(consume),
+                lend: None,
+                network: None,
+            };
             peers.create(&PostParams::default(), &Peer::new(&name, spec)).await?;
             Ok(Begun { name, before: Before::Nothing })
         }

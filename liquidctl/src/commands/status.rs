@@ -4,15 +4,17 @@ use crate::cluster::{ClusterArgs, require_info};
 use crate::failure::Failure;
 use crate::output::{Format, print, print_data, table};
 use clap::Args;
+use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::quantity::amounts;
-use liquid_crds::vocabulary::OFFER_ACCEPTED;
+use liquid_crds::vocabulary::{ACCESS_DENIED, OFFER_ACCEPTED};
 use liquid_crds::{
-    NamespaceOffloading, NetworkStatus, Peer, PodCidr, Price, ShadowPod, Transport, VirtualNode, condition,
-    is_true, show_price,
+    AccessSpec, NamespaceOffloading, NetworkStatus, Peer, PodCidr, Price, ShadowPod, Transport, VirtualNode,
+    condition, is_true, show_price,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -64,7 +66,18 @@ struct PeerStatus {
     transport: Option<Transport>,
     lends: Option<String>,
     network: Option<NetworkState>,
+    /// What its pods may reach here, if that is not everything.
+    access: Option<AccessSpec>,
+    /// What they were denied, as far as there are Events of it still: the latest first.
+    denied: Vec<Denied>,
     shadow_pods: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Denied {
+    at: Option<Timestamp>,
+    message: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -146,6 +159,14 @@ async fn gather(client: &Client, namespace: &str) -> Result<Status, Failure> {
     let nodes = Api::<VirtualNode>::all(client.clone()).list(&all).await?;
     let offloadings = Api::<NamespaceOffloading>::all(client.clone()).list(&all).await?;
     let mut problems = Vec::new();
+    let of_denials = ListParams::default().fields(&format!("reason={ACCESS_DENIED}"));
+    let denials = match Api::<Event>::all(client.clone()).list(&of_denials).await {
+        Ok(events) => events.items,
+        Err(error) => {
+            problems.push(format!("what peers were denied cannot be read: {error}"));
+            Vec::new()
+        }
+    };
     let peers = peers_listed
         .iter()
         .map(|peer| {
@@ -173,6 +194,8 @@ async fn gather(client: &Client, namespace: &str) -> Result<Status, Failure> {
                 transport: peer.spec.consume.as_ref().map(|consume| consume.transport),
                 network,
                 lends: peer.spec.lend.as_ref().map(|_| reason(conditions, "ConsumerConnected")),
+                access: access(peer),
+                denied: denied(&denials, &name),
                 shadow_pods: shadows.iter().filter(mine).count(),
                 name,
             }
@@ -189,6 +212,31 @@ async fn gather(client: &Client, namespace: &str) -> Result<Status, Failure> {
         endpoints: info.endpoints,
     };
     Ok(Status { cluster, peers, virtual_nodes, lent, namespaces, problems })
+}
+
+/// What pods of a peer may reach, if that is not everything.
+fn access(peer: &Peer) -> Option<AccessSpec> {
+    let access = peer.spec.network.as_ref().and_then(|network| network.access.as_ref());
+    access.filter(|access| access.restricts()).cloned()
+}
+
+/// What a peer was denied, the latest first.
+fn denied(events: &[Event], peer: &str) -> Vec<Denied> {
+    let of_peer = events.iter().filter(|event| {
+        event
+            .regarding
+            .as_ref()
+            .is_some_and(|about| about.kind.as_deref() == Some("Peer") && about.name.as_deref() == Some(peer))
+    });
+    let mut denied: Vec<Denied> = of_peer
+        .map(|event| {
+            let again = event.series.as_ref().map(|series| series.last_observed_time.0);
+            let at = again.or_else(|| event.event_time.as_ref().map(|time| time.0));
+            Denied { at, message: event.note.clone().unwrap_or_default() }
+        })
+        .collect();
+    denied.sort_by_key(|denied| std::cmp::Reverse(denied.at));
+    denied
 }
 
 /// None without a network.
@@ -339,6 +387,23 @@ fn render(status: &Status) -> String {
         &["PEER", "BORROWS", "TRANSPORT", "LENDS", "NETWORK", "PODS SEEN", "SHADOW PODS"],
         rows,
     );
+    let rows = peers
+        .iter()
+        .filter_map(|peer| {
+            let access = peer.access.as_ref()?;
+            let last = peer
+                .denied
+                .first()
+                .map_or_else(|| "-".to_owned(), |last| shown_denied(last, Timestamp::now()));
+            Some(vec![
+                peer.name.clone(),
+                format!("{:?}", access.default),
+                access.rules.len().to_string(),
+                last,
+            ])
+        })
+        .collect();
+    section(&mut text, &["ACCESS FROM", "DEFAULT", "RULES", "LAST DENIED"], rows);
     let rows = virtual_nodes
         .iter()
         .map(|node| {
@@ -397,6 +462,13 @@ fn render(status: &Status) -> String {
         }
     }
     text
+}
+
+fn shown_denied(denied: &Denied, now: Timestamp) -> String {
+    match denied.at {
+        Some(at) => format!("{} s ago, {}", now.duration_since(at).as_secs().max(0), denied.message),
+        None => denied.message.clone(),
+    }
 }
 
 fn section(text: &mut String, header: &[&str], rows: Vec<Vec<String>>) {

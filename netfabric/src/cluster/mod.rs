@@ -3,12 +3,13 @@
 mod events;
 mod objects;
 
-pub use events::Events;
+pub use events::{Denied, Events};
 
 use crate::topology::{Gateway, Node, Peer, Place, Topology};
 use futures::StreamExt as _;
 use futures::stream::{BoxStream, SelectAll};
 use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::Namespace;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Config;
 use kube::{Api, Client, ResourceExt as _};
@@ -52,6 +53,8 @@ enum Event {
     Gateway(Change<PodObject>),
     Peer(Change<PeerObject>),
     DaemonSet(Change<PartialObjectMeta<DaemonSet>>),
+    Namespace(Change<PartialObjectMeta<Namespace>>),
+    Pod(Change<PodObject>),
 }
 
 /// Follows the cluster for ever, and tells what is known of it.
@@ -60,6 +63,11 @@ pub async fn follow(client: Client, watched: Watched, known: watch::Sender<Knowl
     let mut events = streams(&client, &watched);
     while let Some(event) = events.next().await {
         index.apply(event);
+        if let Place::Node(node) = &watched.place
+            && index.begins_to_need_pods()
+        {
+            follow_pods(&client, node, &mut events);
+        }
         let knowledge = index.knowledge();
         known.send_if_modified(|before| {
             let modified = *before != knowledge;
@@ -92,6 +100,13 @@ fn streams(client: &Client, watched: &Watched) -> SelectAll<BoxStream<'static, E
     streams
 }
 
+fn follow_pods(client: &Client, node: &str, streams: &mut SelectAll<BoxStream<'static, Event>>) {
+    let here = Config::default().fields(&format!("spec.nodeName={node}"));
+    streams.push(changes(Api::<PodObject>::all(client.clone()), here).map(Event::Pod).boxed());
+    let namespaces = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
+    streams.push(changes(namespaces, Config::default()).map(Event::Namespace).boxed());
+}
+
 /// What has been heard so far.
 #[derive(Debug, Default)]
 struct Index {
@@ -101,6 +116,8 @@ struct Index {
     /// The DaemonSet has been seen, and whether its pods shall outlive it.
     daemon_set: Option<bool>,
     uninstalled: bool,
+    /// The pods of this node are followed.
+    follows_pods: bool,
 }
 
 impl Index {
@@ -120,9 +137,45 @@ impl Index {
         }
     }
 
+    /// True once: when pods are to be followed from now on, for some peer may not reach all of them. They are known before
+    /// anything is changed because of that.
+    fn begins_to_need_pods(&mut self) -> bool {
+        let needed = self.topology.peers.values().any(|peer| peer.access.is_some());
+        let begins = needed && !self.follows_pods;
+        if begins {
+            self.follows_pods = true;
+            self.missing.extend(["pods of this node", "Namespace"]);
+        }
+        begins
+    }
+
     fn apply(&mut self, event: Event) {
         let topology = &mut self.topology;
+        let pods = &mut topology.pods;
         match event {
+            Event::Pod(Change::Applied(pod)) => {
+                let name = object_name(&pod);
+                match pod.pod() {
+                    Some(pod) => drop(pods.pods.insert(name, pod)),
+                    None => drop(pods.pods.remove(&name)),
+                }
+            }
+            Event::Pod(Change::Deleted(pod)) => drop(pods.pods.remove(&object_name(&pod))),
+            Event::Pod(Change::Listed(names)) => {
+                pods.pods.retain(|name, _| names.contains(name));
+                self.missing.remove("pods of this node");
+            }
+            Event::Namespace(Change::Applied(mut namespace)) => {
+                let labels = namespace.metadata.labels.take().unwrap_or_default();
+                pods.namespaces.insert(namespace.name_any(), labels);
+            }
+            Event::Namespace(Change::Deleted(namespace)) => {
+                pods.namespaces.remove(&namespace.name_any());
+            }
+            Event::Namespace(Change::Listed(names)) => {
+                pods.namespaces.retain(|name, _| names.contains(&(String::new(), name.clone())));
+                self.missing.remove("Namespace");
+            }
             Event::Node(Change::Applied(node)) => {
                 topology.nodes.insert(node.name_any(), Node::from(node));
             }

@@ -1,11 +1,12 @@
 //! The few fields of objects that are read. What is not named here is not even kept while an object is decoded: a Node
 //! lists all its images, and changes every few minutes.
 
+use crate::access::{Access, Pod};
 use crate::topology::{Gateway, GatewayState, Node, Peer};
 use k8s_openapi::api::core::v1 as core;
 use kube::Resource;
 use kube::api::ObjectMeta;
-use liquid_crds::PodCidr;
+use liquid_crds::{AccessSpec, PodCidr};
 use serde::Deserialize;
 use std::net::IpAddr;
 
@@ -55,7 +56,16 @@ impl From<NodeObject> for Node {
 pub(super) struct PodObject {
     metadata: ObjectMeta,
     #[serde(default)]
+    spec: PodSpec,
+    #[serde(default)]
     status: PodStatus,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodSpec {
+    #[serde(default)]
+    host_network: bool,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -104,6 +114,17 @@ impl PodObject {
         }
         Some(Gateway { addresses: status.pod_ips.into_iter().map(|it| it.ip).collect(), hosts, state })
     }
+
+    /// The pod it is; none while it has no address of its own, and after it has ended, when others may get its address.
+    pub(super) fn pod(self) -> Option<Pod> {
+        let PodStatus { phase, pod_ips, .. } = self.status;
+        let ended = phase == "Succeeded" || phase == "Failed";
+        if ended || pod_ips.is_empty() || self.spec.host_network {
+            return None;
+        }
+        let labels = self.metadata.labels.unwrap_or_default();
+        Some(Pod { labels, addresses: pod_ips.into_iter().map(|address| address.ip).collect() })
+    }
 }
 
 /// A Peer.
@@ -112,7 +133,20 @@ impl PodObject {
 pub(super) struct PeerObject {
     metadata: ObjectMeta,
     #[serde(default)]
+    spec: PeerSpec,
+    #[serde(default)]
     status: PeerStatus,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct PeerSpec {
+    #[serde(default)]
+    network: NetworkSpec,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct NetworkSpec {
+    access: Option<AccessSpec>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -143,6 +177,8 @@ impl From<PeerObject> for Peer {
         Self {
             prefixes: pod_cidrs.iter().filter_map(PodCidr::prefixes).map(|(_, seen)| seen).collect(),
             unreached_by: down.map(|tunnel| tunnel.gateway).collect(),
+            uid: object.metadata.uid,
+            access: object.spec.network.access.as_ref().and_then(Access::read),
         }
     }
 }

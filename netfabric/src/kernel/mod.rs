@@ -66,6 +66,37 @@ impl Devices {
     }
 }
 
+/// Packets dropped, by chain. The kernel counts from zero whenever the table is written.
+#[derive(Debug, Default)]
+struct Dropped {
+    new: BTreeMap<String, u64>,
+    /// What was read last; none before the first time, when there may be counters of an earlier process.
+    last: Option<BTreeMap<String, u64>>,
+}
+
+impl Dropped {
+    fn read(&mut self, now: Option<&BTreeMap<String, u64>>) {
+        let now = now.cloned().unwrap_or_default();
+        if let Some(last) = &self.last {
+            for (chain, count) in &now {
+                let before = last.get(chain).copied().unwrap_or(0);
+                // Less than before: somebody else has written it.
+                let new = count.checked_sub(before).unwrap_or(*count);
+                if new > 0 {
+                    *self.new.entry(chain.clone()).or_default() += new;
+                }
+            }
+        }
+        self.last = Some(now);
+    }
+
+    fn began_anew(&mut self, written: bool) {
+        if written {
+            self.last = Some(BTreeMap::new());
+        }
+    }
+}
+
 /// Reads and changes the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Kernel {
@@ -73,7 +104,7 @@ pub struct Kernel {
     netfilter: Netlink,
     settings: Settings,
     devices: Devices,
-    dropped: u64,
+    dropped: Dropped,
 }
 
 impl Kernel {
@@ -89,14 +120,13 @@ impl Kernel {
                 .map_err(|error| failed("opening a socket for nftables", error))?,
             settings: settings.clone(),
             devices: Devices { overlay: settings.overlay.clone(), by_name: BTreeMap::new() },
-            dropped: 0,
+            dropped: Dropped::default(),
         })
     }
 
-    /// Packets that the packet filter of ours has dropped, as last read.
-    #[must_use]
-    pub fn dropped(&self) -> u64 {
-        self.dropped
+    /// Packets that each chain of the packet filter of ours has dropped since this was called last, as far as they were read.
+    pub fn take_dropped(&mut self) -> BTreeMap<String, u64> {
+        std::mem::take(&mut self.dropped.new)
     }
 
     /// Number of the overlay device, as last seen.
@@ -141,7 +171,7 @@ impl Kernel {
         observed.routes = routes::list(&mut self.route, &self.devices).map_err(failed("listing routes"))?;
         observed.rules = routes::rules(&mut self.route).map_err(failed("listing rules"))?;
         let filter = nftables::read(&mut self.netfilter).map_err(failed("reading the nftables table"))?;
-        self.dropped = filter.as_ref().map_or(0, |found| found.dropped);
+        self.dropped.read(filter.as_ref().map(|found| &found.dropped));
         observed.filter = filter.map(|found| found.outline);
         Ok(observed)
     }
@@ -172,7 +202,11 @@ impl Kernel {
         // An index of zero is no device: the kernel refuses it.
         let index = overlay.unwrap_or(0);
         let taken = match step {
-            Step::SetFilter(table) => nftables::set(&mut self.netfilter, table),
+            Step::SetFilter(table) => {
+                let set = nftables::set(&mut self.netfilter, table);
+                self.dropped.began_anew(set.is_ok());
+                set
+            }
             Step::RemoveFilter => nftables::remove(&mut self.netfilter),
             Step::AddLink(link) => links::add(route, link).and_then(|()| {
                 let made = links::find(route, &link.name)?;

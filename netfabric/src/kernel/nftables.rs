@@ -5,11 +5,11 @@
 
 use super::message::{Attributes, Message, Reply, address};
 use super::socket::{CREATE, Error, Netlink};
-use crate::filter::{Action, AddressSet, Chain, ChainOutline, Condition, Outline, Rule, TABLE, Table};
+use crate::filter::{Action, AddressSet, Base, Chain, ChainOutline, Condition, Outline, Rule, TABLE, Table};
 use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::libc;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// Length of `struct nfgenmsg`.
@@ -66,6 +66,8 @@ const META_FAMILY: u32 = 15;
 const META_PROTOCOL: u32 = 16;
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
+const NOT_MORE: u32 = 3;
+const NOT_LESS: u32 = 5;
 /// `NF_CT_STATE_BIT(IP_CT_NEW)`.
 const STATE_NEW: u32 = 1 << 3;
 /// `NFT_LOOKUP_F_INV`.
@@ -104,9 +106,10 @@ pub(super) fn set(netlink: &mut Netlink, table: &Table) -> Result<(), Error> {
     for (number, (name, set)) in (1..).zip(&table.sets) {
         new_set(&mut changes, number, name, set);
     }
+    // Before any rule: rules may lead to chains that come later.
+    changes.extend(table.chains.iter().map(new_chain));
     for chain in &table.chains {
-        changes.push(new_chain(chain));
-        changes.extend(chain.rules.iter().map(|rule| new_rule(chain.name, rule)));
+        changes.extend(chain.rules.iter().map(|rule| new_rule(&chain.name, rule)));
     }
     netlink.transaction(batch(BATCH_BEGIN), changes, batch(BATCH_END))
 }
@@ -144,12 +147,13 @@ fn new_set(changes: &mut Vec<Message>, number: u32, name: &str, set: &AddressSet
 
 fn new_chain(chain: &Chain) -> Message {
     let mut made = message(NEW_CHAIN, CREATE);
-    made.put_text(CHAIN_NAME, chain.name)
-        .nest(CHAIN_HOOK, |hook| {
-            hook.put_be32(HOOK_NUMBER, chain.hook.number())
-                .put_be32(HOOK_PRIORITY, chain.priority.cast_unsigned());
+    made.put_text(CHAIN_NAME, &chain.name);
+    if let Some(Base { hook, priority }) = chain.base {
+        made.nest(CHAIN_HOOK, |place| {
+            place.put_be32(HOOK_NUMBER, hook.number()).put_be32(HOOK_PRIORITY, priority.cast_unsigned());
         })
-        .put_text(CHAIN_TYPE, chain.hook.kind());
+        .put_text(CHAIN_TYPE, hook.kind());
+    }
     made
 }
 
@@ -161,7 +165,7 @@ fn new_rule(chain: &str, rule: &Rule) -> Message {
         for condition in &rule.when {
             expressions.condition(condition);
         }
-        expressions.action(rule.action);
+        expressions.action(&rule.action);
     });
     made.put(RULE_USER_DATA, &comment(rule));
     made
@@ -275,6 +279,18 @@ impl Expressions<'_> {
                 self.address(DESTINATION, *v6);
                 self.lookup(set, 0);
             }
+            Condition::DestinationNotIn { v6, set } => {
+                self.family(*v6);
+                self.address(DESTINATION, *v6);
+                self.lookup(set, NOT_IN_SET);
+            }
+            Condition::Ports { protocol, first, last } => {
+                self.protocol(*protocol);
+                // In network byte order, which the kernel compares byte by byte.
+                self.payload(TRANSPORT_HEADER, 2, 2);
+                self.compare(NOT_LESS, &first.to_be_bytes());
+                self.compare(NOT_MORE, &last.to_be_bytes());
+            }
             Condition::UdpPort(port) => {
                 self.protocol(UDP);
                 self.payload(TRANSPORT_HEADER, 2, 2);
@@ -299,23 +315,24 @@ impl Expressions<'_> {
         }
     }
 
-    fn action(&mut self, action: Action) {
+    fn action(&mut self, action: &Action) {
         match action {
             Action::KeepSource { v6 } => {
-                self.address(SOURCE, v6);
-                self.source_nat(v6);
+                self.address(SOURCE, *v6);
+                self.source_nat(*v6);
             }
             Action::Source(address) => {
                 self.immediate(|value| {
-                    value.put_address(VALUE, address);
+                    value.put_address(VALUE, *address);
                 });
                 self.source_nat(address.is_ipv6());
             }
-            Action::Accept => self.verdict(libc::NF_ACCEPT),
+            Action::Accept => self.verdict(libc::NF_ACCEPT, None),
             Action::Drop => {
                 self.add("counter", |_| {});
-                self.verdict(libc::NF_DROP);
+                self.verdict(libc::NF_DROP, None);
             }
+            Action::Jump(chain) => self.verdict(libc::NFT_JUMP, Some(chain)),
         }
     }
 
@@ -325,11 +342,14 @@ impl Expressions<'_> {
         });
     }
 
-    fn verdict(&mut self, code: i32) {
+    fn verdict(&mut self, code: i32, chain: Option<&str>) {
         self.add("immediate", |immediate| {
             immediate.put_be32(1, REGISTER_VERDICT).nest(2, |data| {
                 data.nest(VERDICT, |verdict| {
                     verdict.put_be32(1, code.cast_unsigned());
+                    if let Some(chain) = chain {
+                        verdict.put_text(2, chain);
+                    }
                 });
             });
         });
@@ -355,8 +375,8 @@ fn bytes(address: IpAddr) -> Vec<u8> {
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub(super) outline: Outline,
-    /// Packets dropped.
-    pub(super) dropped: u64,
+    /// Packets dropped, by chain.
+    pub(super) dropped: BTreeMap<String, u64>,
 }
 
 /// Reads the table back; nothing if there is none.
@@ -371,13 +391,11 @@ pub(super) fn read(netlink: &mut Netlink) -> Result<Option<Found>, Error> {
         let attributes = reply.attributes(HEADER);
         let Some(name) = attributes.text(CHAIN_NAME) else { continue };
         let hook = attributes.inner(CHAIN_HOOK);
-        let outline = ChainOutline {
-            kind: attributes.text(CHAIN_TYPE).unwrap_or_default(),
-            hook: hook.be32(HOOK_NUMBER).unwrap_or(u32::MAX),
-            priority: hook.be32(HOOK_PRIORITY).unwrap_or(0).cast_signed(),
-            rules: Vec::new(),
-        };
-        found.outline.chains.insert(name, outline);
+        let base = hook.be32(HOOK_NUMBER).map(|number| {
+            let priority = hook.be32(HOOK_PRIORITY).unwrap_or(0).cast_signed();
+            (attributes.text(CHAIN_TYPE).unwrap_or_default(), number, priority)
+        });
+        found.outline.chains.insert(name, ChainOutline { base, rules: Vec::new() });
     }
     for reply in objects(netlink, GET_RULE)? {
         let attributes = reply.attributes(HEADER);
@@ -385,7 +403,7 @@ pub(super) fn read(netlink: &mut Netlink) -> Result<Option<Found>, Error> {
         if let Some(chain) = found.outline.chains.get_mut(&chain) {
             chain.rules.push(attributes.get(RULE_USER_DATA).and_then(read_comment).unwrap_or_default());
         }
-        found.dropped += packets(attributes.inner(RULE_EXPRESSIONS));
+        *found.dropped.entry(chain).or_default() += packets(attributes.inner(RULE_EXPRESSIONS));
     }
     for reply in objects(netlink, GET_SET)? {
         let Some(name) = reply.attributes(HEADER).text(SET_NAME) else { continue };

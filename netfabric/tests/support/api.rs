@@ -17,6 +17,8 @@ use tokio::sync::watch;
 
 pub(crate) const NODES: &str = "/api/v1/nodes";
 pub(crate) const PODS: &str = "/api/v1/namespaces/liquid-system/pods";
+pub(crate) const ALL_PODS: &str = "/api/v1/pods";
+pub(crate) const NAMESPACES: &str = "/api/v1/namespaces";
 pub(crate) const PEERS: &str = "/apis/liquid.mesh/v1alpha1/peers";
 pub(crate) const DAEMON_SETS: &str = "/apis/apps/v1/namespaces/liquid-system/daemonsets";
 
@@ -132,21 +134,22 @@ async fn answer(
         cluster.inner.lock().unwrap().events.push(event.clone());
         return axum::Json(event).into_response();
     }
-    if method != Method::GET || ![NODES, PODS, PEERS, DAEMON_SETS].contains(&path.as_str()) {
+    if method != Method::GET
+        || ![NODES, PODS, ALL_PODS, NAMESPACES, PEERS, DAEMON_SETS].contains(&path.as_str())
+    {
         return StatusCode::NOT_FOUND.into_response();
     }
-    let field = query.get("fieldSelector").and_then(|field| field.strip_prefix("metadata.name="));
-    let field = field.map(ToOwned::to_owned);
+    let field = query.get("fieldSelector").and_then(|field| field.split_once('='));
+    let field = field.map(|(field, value)| (format!("/{}", field.replace('.', "/")), value.to_owned()));
     if query.get("watch").is_some_and(|watch| watch == "true" || watch == "1") {
         let from = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
         return watched(cluster, path, field, from);
     }
     let inner = cluster.inner.lock().unwrap();
-    let selected = |(_, name): &(String, String)| field.as_ref().is_none_or(|wanted| wanted == name);
     let items: Vec<_> = inner
         .objects
         .iter()
-        .filter(|(key, _)| key.0 == path && selected(key))
+        .filter(|(key, object)| key.0 == path && selects(field.as_ref(), object))
         .map(|(_, object)| object.clone())
         .collect();
     axum::Json(json!({
@@ -155,7 +158,12 @@ async fn answer(
     .into_response()
 }
 
-fn watched(cluster: Cluster, path: String, field: Option<String>, from: u64) -> Response {
+/// Whether an object has this value at this place.
+fn selects(field: Option<&(String, String)>, object: &Value) -> bool {
+    field.is_none_or(|(place, value)| object.pointer(place).and_then(Value::as_str) == Some(value))
+}
+
+fn watched(cluster: Cluster, path: String, field: Option<(String, String)>, from: u64) -> Response {
     let changed = cluster.changed.subscribe();
     let lines = stream::unfold((cluster, changed, from), move |(cluster, mut changed, from)| {
         let (path, field) = (path.clone(), field.clone());
@@ -165,8 +173,7 @@ fn watched(cluster: Cluster, path: String, field: Option<String>, from: u64) -> 
                 let (version, text) = {
                     let inner = cluster.inner.lock().unwrap();
                     let of_interest = |(version, of, event): &&(u64, String, Value)| {
-                        let name = event["object"]["metadata"]["name"].as_str();
-                        *version > from && *of == path && (field.is_none() || field.as_deref() == name)
+                        *version > from && *of == path && selects(field.as_ref(), &event["object"])
                     };
                     let new = inner.log.iter().filter(of_interest);
                     (inner.version, new.map(|(_, _, event)| format!("{event}\n")).collect::<String>())

@@ -13,7 +13,7 @@
 
 use super::api::{Cluster, DAEMON_SETS, NODES, PEERS, PODS, Server};
 use super::netns::{Namespace, Process, eventually};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -171,11 +171,18 @@ impl World {
     }
 
     pub(crate) fn set_peer(&self) {
+        self.set_access(&json!(null));
+    }
+
+    /// What the peer may reach.
+    pub(crate) fn set_access(&self, access: &Value) {
         let cidrs = json!([
             {"real": "10.244.0.0/16", "seen": "10.201.0.0/16"},
             {"real": "fd00:244::/32", "seen": "fd00:201::/32"},
         ]);
-        self.cluster.set(PEERS, "milan", json!({"metadata": {}, "status": {"network": {"podCIDRs": cidrs}}}));
+        let (spec, status) =
+            (json!({"network": {"access": access}}), json!({"network": {"podCIDRs": cidrs}}));
+        self.cluster.set(PEERS, "milan", json!({"metadata": {"uid": "u"}, "spec": spec, "status": status}));
     }
 
     pub(crate) fn set_gateway(&self, node: usize, name: &str, ready: &str, leaving: bool) {

@@ -203,6 +203,7 @@ impl EnrollmentService {
                     cluster_id: applicant.id.to_string(),
                     consume: None,
                     lend: Some(LendSpec::default()),
+                    network: None,
                 };
                 let mut peer = Peer::new(applicant.name.as_str(), spec);
                 let key = (CONSUMER_KEYS.to_owned(), applicant.key_digest.clone());

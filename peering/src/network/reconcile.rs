@@ -295,7 +295,8 @@ mod tests {
     fn peer(name: &str, seen: &[(&str, &str)]) -> (String, Peer) {
         let consume = ConsumeSpec { endpoints: vec!["192.0.2.9:7443".to_owned()], ..ConsumeSpec::default() };
         let cluster_id = format!("{}0000000-0000-4000-8000-000000000000", name.len());
-        let mut peer = Peer::new(name, PeerSpec { cluster_id, consume: Some(consume), lend: None });
+        let mut peer =
+            Peer::new(name, PeerSpec { cluster_id, consume: Some(consume), lend: None, network: None });
         let pod_cidrs =
             seen.iter().map(|(real, seen)| PodCidr { real: (*real).to_owned(), seen: (*seen).to_owned() });
         let network = NetworkStatus { pod_cidrs: pod_cidrs.collect(), ..NetworkStatus::default() };

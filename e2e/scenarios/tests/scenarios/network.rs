@@ -3,6 +3,7 @@
 use ipnet::Ipv4Net;
 use liquid_crds::{Peer, PodCidr, condition};
 use liquid_scenarios::{Cluster, Environment, Look};
+use serde_json::json;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -66,13 +67,18 @@ pub(crate) async fn connected(cluster: &Cluster, peer: &str) -> anyhow::Result<V
         .await
 }
 
+fn udp(to: &Server) -> String {
+    format!("/agnhost connect --protocol udp --timeout 2s {}:8081 && echo reached", to.seen)
+}
+
 async fn call(from: &Cluster, script: &str) -> anyhow::Result<String> {
     let output = from.kubectl.run(["exec", "-n", NAMESPACE, "server", "--", "sh", "-c", script]).await?;
     Ok(format!("{}{}", output.out, output.err))
 }
 
 /// Would catch: pods that do not reach pods of a peer with the same prefixes, one direction or protocol that works without
-/// the other, sources that lead back to somebody else, and routes that outlive the peering.
+/// the other, sources that lead back to somebody else, rules of a cluster about what a peer may reach that are not heeded,
+/// or hold up its own calls or say nothing of what they drop, and routes that outlive the peering.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs two clusters"]
 async fn pods_reach_each_other_although_both_clusters_use_the_same_addresses() -> anyhow::Result<()> {
@@ -97,14 +103,40 @@ async fn pods_reach_each_other_although_both_clusters_use_the_same_addresses() -
             })
         })
         .await?;
-        let udp =
-            format!("/agnhost connect --protocol udp --timeout 3s {}:8081 && echo reached", called.seen);
-        let answer = call(from, &udp).await?;
+        let answer = call(from, &udp(called)).await?;
         assert!(answer.contains("reached"), "{answer}");
     }
 
-    home.liquidctl.run(["unpeer", "provider"]).await?.ok()?;
+    // The provider lets in what its rules say, and nothing else of that peer; what it sends itself is answered.
+    let label = json!({"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}});
+    let rules = json!([{"action": "Allow", "namespaceSelector": label, "ports": [{"port": 8080}]}]);
+    let access = json!({"default": "Deny", "rules": rules});
+    provider.change_peer("home", json!({"network": {"access": access}})).await?;
     let tcp = format!("/agnhost connect --timeout 2s {}:8080 && echo reached", at_provider.seen);
+    home.wait("UDP is not let in, and TCP is", SOON, || async {
+        let (udp, tcp) = (call(home, &udp(&at_provider)).await?, call(home, &tcp).await?);
+        let as_told = !udp.contains("reached") && tcp.contains("reached");
+        Ok(if as_told { Look::Done(()) } else { Look::NotYet(format!("UDP {udp:?}, TCP {tcp:?}")) })
+    })
+    .await?;
+    let answer = call(provider, &udp(&at_home)).await?;
+    assert!(answer.contains("reached"), "{answer}");
+    provider
+        .wait("status tells what was denied", SOON, || async {
+            let status = provider.liquidctl.run(["status"]).await?.ok()?;
+            let line = status.lines().find(|line| line.starts_with("home ") && line.contains(" Deny "));
+            let told = line.is_some_and(|line| line.contains(" s ago, node ") && line.contains("dropped"));
+            Ok(if told { Look::Done(()) } else { Look::NotYet(status) })
+        })
+        .await?;
+    provider.change_peer("home", json!({"network": null})).await?;
+    home.wait("UDP is let in again", SOON, || async {
+        let answer = call(home, &udp(&at_provider)).await?;
+        Ok(if answer.contains("reached") { Look::Done(()) } else { Look::NotYet(answer) })
+    })
+    .await?;
+
+    home.liquidctl.run(["unpeer", "provider"]).await?.ok()?;
     home.wait(&format!("{} answers no more", at_provider.seen), SOON, || async {
         let answer = call(home, &tcp).await?;
         Ok(if answer.contains("reached") { Look::NotYet(answer) } else { Look::Done(()) })
