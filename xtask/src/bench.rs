@@ -1,46 +1,89 @@
-//! `cargo xtask bench`: the latency of pods on virtual nodes.
+//! `cargo xtask bench`: what Liquid costs, measured beside the floor, in a lab of its own.
 
-use std::process::ExitCode;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::builder::PossibleValuesParser;
-use clap::{Args, value_parser};
-use liquid_lab::{Lab, LabName};
+use clap::{Args, Subcommand};
+use liquid_lab::{LabName, ProductImage};
 
 use crate::child::{self, Interrupt};
-use crate::{demo, output};
+use crate::temporary_lab::TemporaryLab;
+use crate::{output, workspace};
 
-/// A hundred rounds of a hundred pods, each of which takes a second or two.
-const LIMIT: Duration = Duration::from_secs(6 * 3600);
+/// The profile of everything that takes part, the benchmark itself included: it shares the machine with what it measures.
+const PROFILE: &str = "release";
+/// No step may take longer: the slowest, the full benchmark, takes most of an hour on two cores.
+const LIMIT: Duration = Duration::from_secs(3 * 3600);
 
 #[derive(Debug, Args)]
+#[command(disable_help_subcommand = true)]
 pub(crate) struct Arguments {
-    /// The lab; Liquid must be installed in it, and cluster a must borrow from b (`cargo xtask demo` does that).
-    #[arg(long = "lab", env = "LIQUID_LAB", default_value = "lab", value_name = "NAME")]
+    #[command(subcommand)]
+    subject: Subject,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subject {
+    /// Pods that go to another cluster: time, processor, memory, API requests and bytes on the link, on two control planes
+    /// with fake nodes. docs/benchmarks.md says how, and what was measured last.
+    Reflection(Reflection),
+}
+
+#[derive(Debug, Args)]
+struct Reflection {
+    /// Name of the lab; one of that name is taken down before and after.
+    #[arg(long = "lab", env = "LIQUID_LAB", default_value = "bench", value_name = "NAME")]
     lab: LabName,
-    /// Pods per round, created one after the other.
-    #[arg(long, default_value_t = 20, value_parser = value_parser!(u16).range(1..=100), value_name = "N")]
-    pods: u16,
-    /// Rounds; all pods of a round are deleted before the next.
-    #[arg(long, default_value_t = 3, value_parser = value_parser!(u16).range(1..=100), value_name = "N")]
-    rounds: u16,
+    /// Fewer measurements, and no burst larger than 500 pods: some minutes.
+    #[arg(long)]
+    quick: bool,
     /// How to show the result.
     #[arg(short, long, default_value = "table", value_parser = PossibleValuesParser::new(["table", "json"]))]
     output: String,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    // Before anything is built.
-    Lab::open(&arguments.lab)?;
+    let Subject::Reflection(arguments) = &arguments.subject;
     let interrupt = Interrupt::watch()?;
-    demo::build(&interrupt)?;
-    let mut bench = demo::program(&arguments.lab);
-    bench.args(["bench", "--pods", &arguments.pods.to_string(), "--rounds", &arguments.rounds.to_string()]);
-    bench.args(["--output", &arguments.output]);
-    let ended = child::run(&mut bench, &interrupt, LIMIT)?;
+    let measured = reflection(arguments, &interrupt);
     if interrupt.is_set() {
         output::note("interrupted");
         return Ok(interrupt.exit_code());
     }
-    ended.success("the benchmark").map(|()| ExitCode::SUCCESS)
+    measured.map(|()| ExitCode::SUCCESS)
+}
+
+fn reflection(arguments: &Reflection, interrupt: &Interrupt) -> anyhow::Result<()> {
+    // Built before the lab is up: compilers would be measured too.
+    let programs = ProductImage::programs(PROFILE)?;
+    let programs =
+        programs.first().and_then(|program| program.parent()).context("the image holds no programs")?;
+    let packages = ["--package", "liquid-demo", "--package", "liquidctl"];
+    let mut build = workspace::cargo(&["build", "--profile", PROFILE]);
+    child::run(build.args(packages), interrupt, LIMIT)?.success("building the benchmark")?;
+
+    let lab = TemporaryLab::new(&arguments.lab)?;
+    let mut up = workspace::xtask(&["lab", "up", "--lab", arguments.lab.as_str(), "--no-nodes", "--audit"]);
+    child::run(&mut up, interrupt, LIMIT)?.success("lab up")?;
+    let mut bench = Command::new(released("liquid-demo")?);
+    bench.env("LIQUID_LAB", arguments.lab.as_str()).env("LIQUIDCTL", released("liquidctl")?);
+    bench.arg("reflection").arg("--programs").arg(programs).args(["--output", &arguments.output]);
+    if arguments.quick {
+        bench.arg("--quick");
+    }
+    let measured = child::run(&mut bench, interrupt, LIMIT)?.success("the benchmark");
+    // Also after a failure.
+    let removed = lab.down();
+    measured.and(removed)
+}
+
+/// A program of the workspace, built with [`PROFILE`].
+fn released(name: &str) -> anyhow::Result<PathBuf> {
+    let own = workspace::built(name);
+    let target =
+        own.parent().and_then(|profile| profile.parent()).context("where is the target directory?")?;
+    Ok(target.join(PROFILE).join(name))
 }

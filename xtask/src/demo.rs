@@ -73,8 +73,8 @@ fn image(arguments: &Arguments, interrupt: &Interrupt) -> anyhow::Result<String>
     last.context("cargo xtask image does not say what the image is called")
 }
 
-/// Builds what the demo and the benchmark run on this machine.
-pub(crate) fn build(interrupt: &Interrupt) -> anyhow::Result<()> {
+/// Builds what the demo runs on this machine.
+fn build(interrupt: &Interrupt) -> anyhow::Result<()> {
     // The whole workspace, as in `cargo xtask test`: with another choice of packages, cargo chooses other features of what
     // they depend on, and compiles it again.
     let mut build = workspace::cargo(&["build", "--workspace", "--bin", "liquidctl", "--bin", "liquid-demo"]);
@@ -82,7 +82,7 @@ pub(crate) fn build(interrupt: &Interrupt) -> anyhow::Result<()> {
 }
 
 /// The program that shows and measures, for a lab.
-pub(crate) fn program(lab: &LabName) -> Command {
+fn program(lab: &LabName) -> Command {
     let mut command = Command::new(workspace::built("liquid-demo"));
     command.env("LIQUID_LAB", lab.as_str()).env("LIQUIDCTL", workspace::built("liquidctl"));
     command
@@ -99,7 +99,6 @@ fn what_next(lab: &LabName) -> String {
          kubectl --kubeconfig $KUBECONFIG_B -n demo-home get pods -o wide\n  \
          KUBECONFIG=$KUBECONFIG_A {liquidctl} status\n  \
          cargo xtask lab link a b cut --lab {lab}       # the pods run on; mend it: restore\n  \
-         cargo xtask bench --lab {lab}\n  \
          KUBECONFIG=$KUBECONFIG_A {liquidctl} unpeer provider\n  \
          cargo xtask lab down --lab {lab}               # takes everything down"
     )

@@ -28,7 +28,7 @@ struct Arguments {
 enum Command {
     /// Two clusters with Liquid in both, a Deployment of one that runs in the other, and what that takes.
     Demo(demo::Arguments),
-    /// Measure how long pods take to get to the other cluster, in a lab that is peered.
+    /// Measure what Liquid costs, beside the floor, in a lab of its own.
     Bench(bench::Arguments),
     /// Real Kubernetes clusters on this machine: start, look into, stop.
     Lab(lab::Arguments),

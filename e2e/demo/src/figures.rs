@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
 use serde::Serialize;
 
 use crate::latency::Sample;
@@ -31,8 +30,7 @@ pub(crate) struct Latencies {
 impl Latencies {
     /// Summarises a series, which may not be empty.
     pub(crate) fn of(samples: &[Sample]) -> anyhow::Result<Self> {
-        let summary =
-            |of: fn(&Sample) -> Duration| Summary::of(samples.iter().map(of)).context("no pod was measured");
+        let summary = |of: fn(&Sample) -> Duration| Summary::require(samples.iter().map(of));
         let (local_write, twin) = (summary(|sample| sample.local)?, summary(|sample| sample.twin)?);
         Ok(Self {
             local_write,
@@ -46,12 +44,12 @@ impl Latencies {
     /// The figures and the goal.
     pub(crate) fn lines(&self) -> Vec<Line> {
         let show = |summary: Summary| {
-            format!("{:.1} / {}", summary.median_ms, Unit::Milliseconds.show(summary.p90_ms))
+            format!("{:.1} / {}", summary.median_ms, Unit::Milliseconds.show(summary.p95_ms))
         };
         let count = self.twin.count;
         vec![
             Line::plain(
-                &format!("pod at home -> pod in the provider, median / p90 of {count}"),
+                &format!("pod at home -> pod in the provider, median / p95 of {count}"),
                 show(self.twin),
             ),
             Line::plain("  of which until home's scheduler has bound it", show(self.bound)),
@@ -62,7 +60,7 @@ impl Latencies {
                 OVERHEAD_LIMIT_MS,
                 Unit::Milliseconds,
             ),
-            Line::plain("pod at home -> Ready at home, median / p90", show(self.ready)),
+            Line::plain("pod at home -> Ready at home, median / p95", show(self.ready)),
         ]
     }
 }

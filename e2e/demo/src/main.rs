@@ -1,9 +1,9 @@
 //! Liquid shown and measured on the clusters of a lab: `a` is home, `b` the provider.
 
-mod bench;
 mod figures;
 mod latency;
 mod memory;
+mod reflection;
 mod report;
 mod statistics;
 mod terminal;
@@ -24,8 +24,11 @@ struct Arguments {
 enum Command {
     /// Install Liquid in both clusters, peer them, run a Deployment in the other cluster, and measure.
     Tour,
-    /// Measure the latency of pods on clusters that are peered.
-    Bench(bench::Arguments),
+    /// Measure what reflection of pods costs, on two control planes without anything of Liquid.
+    Reflection(reflection::Arguments),
+    /// Pass connections to the link endpoint on late; part of the benchmark.
+    #[command(hide = true)]
+    Delay(reflection::delay::Arguments),
 }
 
 #[tokio::main]
@@ -33,7 +36,8 @@ async fn main() -> ExitCode {
     liquid_runtime::tls::install_crypto_provider();
     let result = match Arguments::parse().command {
         Command::Tour => tour::run().await,
-        Command::Bench(arguments) => bench::run(&arguments).await,
+        Command::Reflection(arguments) => reflection::run(&arguments).await,
+        Command::Delay(arguments) => reflection::delay::run(&arguments).await,
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use serde::Serialize;
 
 /// What a series of measurements looks like, in milliseconds.
@@ -12,8 +13,10 @@ pub(crate) struct Summary {
     pub(crate) count: usize,
     /// Half of them are below.
     pub(crate) median_ms: f64,
-    /// Nine of ten are below.
-    pub(crate) p90_ms: f64,
+    /// Nineteen of twenty are below.
+    pub(crate) p95_ms: f64,
+    /// Ninety-nine of a hundred are below.
+    pub(crate) p99_ms: f64,
     /// The quickest.
     pub(crate) min_ms: f64,
     /// The slowest.
@@ -29,12 +32,25 @@ impl Summary {
             count: sorted.len(),
             median_ms: (at(&sorted, sorted.len().checked_sub(1)? / 2)? + at(&sorted, sorted.len() / 2)?)
                 / 2.0,
-            // The nearest rank: a value that was measured.
-            p90_ms: at(&sorted, (sorted.len() * 9).div_ceil(10).checked_sub(1)?)?,
+            p95_ms: percentile(&sorted, 95)?,
+            p99_ms: percentile(&sorted, 99)?,
             min_ms: at(&sorted, 0)?,
             max_ms: at(&sorted, sorted.len().checked_sub(1)?)?,
         })
     }
+
+    /// Summarises a series that is not empty.
+    ///
+    /// # Errors
+    /// If it is.
+    pub(crate) fn require(series: impl IntoIterator<Item = Duration>) -> anyhow::Result<Self> {
+        Self::of(series).context("nothing was measured")
+    }
+}
+
+/// The nearest rank: a value that was measured.
+fn percentile(sorted: &[f64], percent: usize) -> Option<f64> {
+    at(sorted, (sorted.len() * percent).div_ceil(100).checked_sub(1)?)
 }
 
 fn at(sorted: &[f64], index: usize) -> Option<f64> {
@@ -61,9 +77,10 @@ mod tests {
     }
 
     #[test]
-    fn a_tenth_lies_above_the_ninetieth_percentile() {
-        assert_eq!(of(1..=20).unwrap().p90_ms, 18.0);
-        assert_eq!(of([7]).unwrap().p90_ms, 7.0);
+    fn a_twentieth_lies_above_the_ninety_fifth_percentile() {
+        let summary = of(1..=200).unwrap();
+        assert_eq!((summary.p95_ms, summary.p99_ms), (190.0, 198.0));
+        assert_eq!(of([7]).unwrap().p95_ms, 7.0);
     }
 
     #[test]

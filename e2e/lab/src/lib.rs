@@ -18,6 +18,7 @@ pub use build::images;
 pub use build::product_image::ProductImage;
 pub use build::toolchain::Toolchain;
 pub use cluster::api_client::ApiClient;
+pub use cluster::fake_nodes::FakeNodes;
 pub use host::wait::until;
 pub use lab::down::{down, leftovers};
 pub use lab::status::{ClusterStatus, LabStatus, MachineStatus};

@@ -42,9 +42,9 @@ impl ProductImage {
     /// # Errors
     /// If the binaries do not compile, are not static, or buildah fails.
     pub fn build(profile: &str, cache: &Cache, progress: &Progress) -> anyhow::Result<Self> {
-        let workspace = Path::new(WORKSPACE).canonicalize().context("the source tree is missing")?;
+        let workspace = workspace()?;
         let containerfile = workspace.join("Containerfile");
-        let binaries = compile(&workspace, profile)?;
+        let binaries = Self::programs(profile)?;
         let mut key = KeyBuilder::new(REPOSITORY).file(&containerfile)?;
         for binary in &binaries {
             key = key.file(binary)?;
@@ -57,6 +57,18 @@ impl ProductImage {
         })?;
         Ok(Self { reference, archive: entry.join("image.tar") })
     }
+
+    /// Builds what the image holds: the programs as they are in it.
+    ///
+    /// # Errors
+    /// If the binaries do not compile, or are not static.
+    pub fn programs(profile: &str) -> anyhow::Result<Vec<PathBuf>> {
+        compile(&workspace()?, profile)
+    }
+}
+
+fn workspace() -> anyhow::Result<PathBuf> {
+    Path::new(WORKSPACE).canonicalize().context("the source tree is missing")
 }
 
 fn compile(workspace: &Path, profile: &str) -> anyhow::Result<Vec<PathBuf>> {

@@ -62,9 +62,11 @@ const TOOLS: &[Tool] = &[
     published("helm", "helm.sh/helm/v3", "v3.22.0", &["cmd/helm"], ""),
 ];
 
-/// What only some scenarios need: built when the first of them asks for it.
+/// What only some scenarios and the benchmark need: built when the first of them asks for it.
 const ON_DEMAND: &[Tool] = &[
     published("metrics-server", "sigs.k8s.io/metrics-server", "v0.9.0", &["cmd/metrics-server"], ""),
+    // Nodes of benchmarks.
+    published("kwok", "sigs.k8s.io/kwok", "v0.8.0", &["cmd/kwok"], ""),
     // What other ends of tunnels may run.
     published("wireguard", "golang.zx2c4.com/wireguard", "v0.0.0-20260522210424-ecfc5a8d5446", &["."], ""),
     own("network-policies", "policies", "."),

@@ -199,6 +199,9 @@ fn scheduler() -> Vec<String> {
         "--kubeconfig=/etc/kubernetes/kube-scheduler.kubeconfig".into(),
         "--bind-address=127.0.0.1".into(),
         "--leader-elect=false".into(),
+        // As for the controller manager: the default is 50.
+        "--kube-api-qps=1000".into(),
+        "--kube-api-burst=2000".into(),
     ]
 }
 

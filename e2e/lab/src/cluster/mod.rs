@@ -4,6 +4,7 @@ pub(crate) mod addons;
 pub(crate) mod api_client;
 pub(crate) mod container_runtime;
 pub(crate) mod control_plane;
+pub(crate) mod fake_nodes;
 mod kubeconfig;
 pub(crate) mod node;
 pub(crate) mod pki;

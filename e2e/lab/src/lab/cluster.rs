@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::anyhow;
+use serde_json::Value;
 
 use super::{Lab, Node};
 use crate::Usage;
@@ -12,6 +13,7 @@ use crate::build::cache::Cache;
 use crate::build::images::OnDemand;
 use crate::build::toolchain::Toolchain;
 use crate::cluster::api_client::{ApiClient, has_condition};
+use crate::cluster::fake_nodes::{self, FakeNodes};
 use crate::cluster::{addons, control_plane};
 use crate::host::{command, wait};
 use crate::network::topology::{self, Port};
@@ -23,6 +25,8 @@ use crate::progress::Progress;
 const METRICS_LIMIT: Duration = Duration::from_secs(120);
 /// A pod from an image that is there starts within seconds.
 const POLICIES_LIMIT: Duration = Duration::from_secs(60);
+/// Fake nodes are Ready half a second after they were made.
+const FAKE_NODES_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(200);
 
 /// A cluster of a lab.
@@ -160,6 +164,44 @@ impl<'a> Cluster<'a> {
     ) -> anyhow::Result<()> {
         let archive = image.write(program, cache, progress)?;
         self.nodes().iter().filter(|node| node.is_running()).try_for_each(|node| node.import_image(&archive))
+    }
+
+    /// Adds nodes without machines behind them: they are Ready, and what is bound to them is Running as soon as it is, and
+    /// gone as soon as it is deleted. They last as long as what is returned. The program behind them (kwok) is built the
+    /// first time on a machine, which takes about three minutes.
+    ///
+    /// # Errors
+    /// If it cannot be built, or the nodes do not become Ready.
+    pub fn fake_nodes(&self, count: u8, progress: &Progress) -> anyhow::Result<FakeNodes> {
+        let cache = Cache::open()?;
+        let program = Toolchain::on_demand("kwok", &cache, progress)?;
+        let config = self.lab.layout.root().join(format!("{}.kwok.yaml", self.name()));
+        fake_nodes::write_config(&config)?;
+        let machine = self.control_plane();
+        let address = machine.address();
+        let mut command = machine.network_command(&program);
+        command.args(fake_nodes::arguments(&self.kubeconfig(), &config, address));
+        let mut fake = FakeNodes::start(command, &config.with_extension("log"))?;
+        let api = self.api()?;
+        let nodes: Vec<_> = (0..count).map(|number| fake_nodes::node(number, address)).collect();
+        for node in &nodes {
+            api.apply(node)?;
+        }
+        wait::until("fake nodes that are Ready", FAKE_NODES_LIMIT, POLL, || {
+            fake.check()?;
+            let ready = |node: &Value| -> anyhow::Result<bool> {
+                let name = node["metadata"]["name"].as_str().unwrap_or_default();
+                Ok(has_condition(&api.get(&format!("/api/v1/nodes/{name}"))?, "Ready"))
+            };
+            Ok(nodes
+                .iter()
+                .map(ready)
+                .collect::<anyhow::Result<Vec<_>>>()?
+                .iter()
+                .all(|it| *it)
+                .then_some(()))
+        })?;
+        Ok(fake)
     }
 
     /// A `kubectl` command for this cluster, to be given arguments.

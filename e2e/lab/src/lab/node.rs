@@ -1,5 +1,6 @@
 //! A machine of a running lab.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -162,6 +163,15 @@ impl<'a> Node<'a> {
     /// If the machine is off.
     pub fn command(&self, program: &str) -> anyhow::Result<Command> {
         self.machine.command(program).with_context(|| format!("machine {}", self.name()))
+    }
+
+    /// A command that runs a program of the host in the machine's network, with nothing else of the machine. The process
+    /// is a child like any other.
+    #[must_use]
+    pub fn network_command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.netns()]).arg(program);
+        command
     }
 
     /// Runs a program inside the machine to its end and returns what it wrote to stdout.
