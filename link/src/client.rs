@@ -137,8 +137,8 @@ impl Dialer {
         Endpoint::from_static("https://link.liquid.mesh")
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .http2_keep_alive_interval(self.liveness.interval())
-            .keep_alive_timeout(self.liveness.timeout())
+            .http2_keep_alive_interval(self.liveness.ask())
+            .keep_alive_timeout(self.liveness.answer())
             .keep_alive_while_idle(true)
             .connect_with_connector(once)
             .await

@@ -8,6 +8,7 @@ use crate::limits::{
 use crate::liveness::Liveness;
 use futures::Stream;
 use liquid_runtime::shares::{Share, Shares};
+use socket2::SockRef;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -45,21 +46,27 @@ pub fn builder(liveness: Liveness) -> Server {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
-        .http2_keepalive_interval(Some(liveness.interval()))
-        .http2_keepalive_timeout(Some(liveness.timeout()))
+        .http2_keepalive_interval(Some(liveness.doubt()))
+        .http2_keepalive_timeout(Some(liveness.acknowledgement()))
 }
 
 /// Accepts connections on `listener` until the stream is dropped.
 pub fn accept(
     listener: TcpListener,
     tls: TlsAcceptor,
+    liveness: Liveness,
 ) -> impl Stream<Item = Result<Connection, std::io::Error>> {
     let (sender, mut accepted) = mpsc::channel(ACCEPT_QUEUE);
-    tokio::spawn(accept_loop(listener, tls, sender));
+    tokio::spawn(accept_loop(listener, tls, liveness, sender));
     futures::stream::poll_fn(move |cx| accepted.poll_recv(cx).map(|connection| connection.map(Ok)))
 }
 
-async fn accept_loop(listener: TcpListener, tls: TlsAcceptor, sender: mpsc::Sender<Connection>) {
+async fn accept_loop(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    liveness: Liveness,
+    sender: mpsc::Sender<Connection>,
+) {
     let slots = Slots {
         handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
         peers: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
@@ -85,7 +92,7 @@ async fn accept_loop(listener: TcpListener, tls: TlsAcceptor, sender: mpsc::Send
         };
         let (tls, sender, slots) = (tls.clone(), sender.clone(), slots.clone());
         tokio::spawn(async move {
-            match authenticate(stream, address, tls, &slots).await {
+            match authenticate(stream, address, tls, liveness, &slots).await {
                 // The queue is bounded and the server reads it at once; if it is gone there is nobody to serve.
                 Ok(connection) => drop(sender.send(connection).await),
                 Err(reason) => debug!(%address, %reason, "link connection refused"),
@@ -108,10 +115,13 @@ async fn authenticate(
     stream: TcpStream,
     address: SocketAddr,
     tls: TlsAcceptor,
+    liveness: Liveness,
     slots: &Slots,
 ) -> Result<Connection, String> {
     // Without it an exec keystroke waits for the acknowledgement of the last segment.
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
+    let acknowledgement = Some(liveness.acknowledgement());
+    SockRef::from(&stream).set_tcp_user_timeout(acknowledgement).map_err(|error| error.to_string())?;
     let stream = timeout(HANDSHAKE_TIMEOUT, tls.accept(stream))
         .await
         .map_err(|_| "TLS handshake timed out".to_owned())?

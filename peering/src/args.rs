@@ -32,7 +32,7 @@ pub(crate) struct Args {
     pub(crate) advertise: Vec<String>,
 
     /// Seconds after which a peer that is out of reach is taken to be
-    #[arg(long, env = "LIQUID_LINK_TIMEOUT", default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..=600))]
+    #[arg(long, env = "LIQUID_LINK_TIMEOUT", default_value_t = 12, value_parser = clap::value_parser!(u64).range(2..=600))]
     pub(crate) link_timeout: u64,
 
     /// Address of the admission webhook

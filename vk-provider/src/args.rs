@@ -35,7 +35,7 @@ pub(crate) struct Args {
     pub(crate) kubelet_client_ca: PathBuf,
 
     /// Seconds after which a provider that is out of reach is taken to be: its virtual nodes are not Ready then
-    #[arg(long, env = "LIQUID_LINK_TIMEOUT", default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..=600))]
+    #[arg(long, env = "LIQUID_LINK_TIMEOUT", default_value_t = 12, value_parser = clap::value_parser!(u64).range(2..=600))]
     pub(crate) link_timeout: u64,
 
     #[command(flatten)]

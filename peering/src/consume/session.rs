@@ -139,7 +139,7 @@ pub(super) fn dialer(
     tls: ClientConfig,
     name: ServerName<'static>,
 ) -> Result<Dialer, LinkError> {
-    let dialer = Dialer::new(peer.dial(consume)?, tls, name).noticing(cluster.liveness);
+    let dialer = Dialer::new(peer.dial(consume)?, tls, name).noticing(cluster.liveness.patient());
     Ok(match consume.transport {
         Transport::Direct => dialer,
         Transport::InBand => dialer.over_relays(),
@@ -154,7 +154,7 @@ pub(super) async fn open(
     cluster: &Cluster,
 ) -> Result<Session, LinkError> {
     let mut client = dial(peer, consume, credentials, cluster).await?;
-    let watch = WatchRequest { consumer: Some(cluster.info()) };
+    let watch = cluster.liveness.patient().request(WatchRequest { consumer: Some(cluster.info()) });
     let events = timeout(CALL_TIMEOUT, client.watch(watch))
         .await
         .map_err(|_| LinkError::Unreachable("the provider does not answer".to_owned()))??
@@ -175,7 +175,7 @@ pub(super) async fn next(events: &mut Streaming<proto::PeeringEvent>) -> Result<
             Some(peering_event::Event::Ended(ended)) => {
                 return Ok(Said::Ended(ended.reason.chars().take(256).collect()));
             }
-            // Something newer than this version.
+            // A beat, or something newer than this version.
             None => {}
         }
     }

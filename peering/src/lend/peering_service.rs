@@ -17,6 +17,7 @@ use liquid_crds::vocabulary::CONSUMER_KEYS;
 use liquid_crds::{ClusterId, Offer, Peer};
 use liquid_link::ca::check_request;
 use liquid_link::identity::PeerIdentity;
+use liquid_link::liveness::{self, Beating};
 use liquid_link::proto;
 use liquid_link::proto::peering_server::Peering;
 use liquid_link::proto::{
@@ -135,6 +136,7 @@ impl Peering for PeeringService {
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let consumer = self.consumers.authorize(request.extensions())?;
+        let beat = liveness::asked(&request);
         let version = request.into_inner().consumer.map(|info| info.version).unwrap_or_default();
         let version = version.chars().take(32).collect();
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
@@ -152,7 +154,7 @@ impl Peering for PeeringService {
             connections.close(&consumer.id);
             info!(peer = %consumer.name, "consumer disconnected");
         });
-        Ok(Response::new(stream_of(receiver)))
+        Ok(Response::new(Box::pin(Beating::new(stream_of(receiver), beat))))
     }
 
     async fn network(

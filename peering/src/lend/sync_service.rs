@@ -2,6 +2,7 @@
 
 use super::consumers::Consumers;
 use super::shadows::{Outbox, Shadows};
+use liquid_link::liveness::{self, Beating};
 use liquid_link::proto;
 use liquid_link::proto::reflection_server::Reflection;
 use liquid_reflection::ConsumerFrame;
@@ -22,16 +23,17 @@ pub(crate) struct SyncService {
 
 #[tonic::async_trait]
 impl Reflection for SyncService {
-    type SyncStream = Outbox;
+    type SyncStream = Beating<Outbox>;
 
     async fn sync(
         &self,
         request: Request<Streaming<proto::ConsumerFrame>>,
-    ) -> Result<Response<Outbox>, Status> {
+    ) -> Result<Response<Self::SyncStream>, Status> {
         let consumer = self.consumers.authorize(request.extensions())?;
         if consumer.ending {
             return Err(Status::failed_precondition("the provider is ending this peering"));
         }
+        let beat = liveness::asked(&request);
         let stream = self.streams.fetch_add(1, Ordering::Relaxed);
         let outbox = Outbox::default();
         let mut frames = request.into_inner();
@@ -68,6 +70,6 @@ impl Reflection for SyncService {
             outbox.close(end);
             shadows.disconnected(id, stream).await;
         });
-        Ok(Response::new(answers))
+        Ok(Response::new(Beating::new(answers, beat)))
     }
 }

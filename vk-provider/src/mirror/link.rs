@@ -273,7 +273,7 @@ impl Keeper {
         let answers = ReflectionClient::new(channel.clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
-            .sync(outgoing)
+            .sync(self.dialing.liveness.request(outgoing))
             .await
             .map_err(|status| format!("the provider refuses: {}", status.message()))?;
         Ok((channel, frames, answers.into_inner()))
@@ -320,6 +320,10 @@ impl Keeper {
                 Ok(None) => return "the provider hung up".to_owned(),
                 Err(status) => return format!("the link broke: {}", status.message()),
             };
+            // A beat.
+            if frame.frame.is_none() {
+                continue;
+            }
             match ProviderFrame::try_from(frame) {
                 Ok(frame) => {
                     if self.events.send(LinkEvent::Frame(frame)).await.is_err() {
