@@ -30,8 +30,8 @@ pub const MAX_GUESTS: usize = 16;
 /// TLS handshakes at one time, of peers and strangers.
 pub const MAX_HANDSHAKES: usize = 256;
 
-/// Connections of one peer: two, and as many again while lost ones are not noticed yet.
-pub const MAX_CONNECTIONS_PER_PEER: usize = 8;
+/// Connections of one peer: two, and those that were lost and are not noticed yet, of a link that breaks every few seconds.
+pub const MAX_CONNECTIONS_PER_PEER: usize = 16;
 
 /// Largest message that is read whole before it is known who sent it. With the streams of all guests it bounds what
 /// strangers can pin: 256 MiB, for 30 s.

@@ -20,6 +20,9 @@ const METADATA: &str = "liquid-beat-ms";
 /// The interval a provider goes by: nobody can make it send all the time.
 const BEATS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(600)];
 
+/// Time for an answer over a link with a second of delay.
+const LEAST_ANSWER: Duration = Duration::from_secs(1);
+
 /// The longest time for which a connection whose other end is out of reach is taken for a living one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Liveness {
@@ -41,17 +44,18 @@ impl Liveness {
 
     /// The interval of beats.
     fn beat(self) -> Duration {
-        self.within * 3 / 4
+        self.within * 2 / 3
     }
 
-    /// How long a consumer waits for a sign of life before it asks for one: until a beat is a ninth late.
+    /// How long a consumer waits for a sign of life before it asks for one: until a beat is an eighth late, if that leaves time
+    /// for an answer.
     pub(crate) fn ask(self) -> Duration {
-        self.within * 5 / 6
+        self.within.saturating_sub(self.answer())
     }
 
-    /// How long the answer may take.
+    /// How long the answer may take. A beat that is late and comes after all does not put this off.
     pub(crate) fn answer(self) -> Duration {
-        self.within - self.ask()
+        (self.within / 4).max(LEAST_ANSWER.min(self.within / 2))
     }
 
     /// How long what a provider has sent may not be acknowledged.
@@ -61,7 +65,7 @@ impl Liveness {
 
     /// How often a provider asks for a sign of life itself: whatever acknowledges what it does not pass on is rare.
     pub(crate) fn doubt(self) -> Duration {
-        self.within * 8
+        self.within * 12
     }
 
     /// A request for a stream that beats.
@@ -131,15 +135,16 @@ mod tests {
     #[test]
     fn a_beat_may_be_late_and_an_answer_comes_in_time() {
         let liveness = Liveness::default();
-        assert_eq!(liveness.beat(), Duration::from_secs(9));
-        assert_eq!(liveness.ask(), Duration::from_secs(10));
+        assert_eq!(liveness.beat(), Duration::from_secs(8));
+        assert_eq!(liveness.ask(), Duration::from_secs(9));
         assert_eq!(liveness.ask() + liveness.answer(), Duration::from_secs(12));
+        assert_eq!(Liveness::within(Duration::from_secs(2)).answer(), Duration::from_secs(1));
     }
 
     #[test]
     fn what_is_asked_for_has_bounds() {
         let interval = |within| asked(&Liveness::within(Duration::from_millis(within)).request(()));
-        assert_eq!(interval(12_000), Some(Duration::from_secs(9)));
+        assert_eq!(interval(12_000), Some(Duration::from_secs(8)));
         assert_eq!(interval(1), Some(BEATS[0]));
         assert_eq!(interval(u64::MAX / 16), Some(BEATS[1]));
         assert_eq!(asked(&Request::new(())), None);

@@ -4,6 +4,7 @@
 
 use crate::filter::{Action, AddressSet, Chain, Condition, Rule};
 use ipnet::IpNet;
+use k8s_openapi::jiff::Timestamp;
 use kube::core::{Selector, SelectorExt as _};
 use liquid_crds::{AccessPort, AccessRule, AccessSpec, Protocol, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,8 @@ pub type Labels = BTreeMap<String, String>;
 /// The pods of a node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pods {
+    /// They cannot be read.
+    pub unknown: bool,
     /// Labels of all namespaces.
     pub namespaces: BTreeMap<String, Labels>,
     /// Those with addresses of their own, by namespace and name.
@@ -31,6 +34,8 @@ pub struct Pods {
 pub struct Pod {
     /// Its labels.
     pub labels: Labels,
+    /// When it was created.
+    pub created: Option<Timestamp>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
 }
@@ -42,6 +47,24 @@ pub struct Access {
     default: Verdict,
     /// Why the rules could not be read. Nothing is let in then.
     unreadable: Option<String>,
+}
+
+impl Pods {
+    /// Each address with the pod that has it: the latest, for that of an earlier one may be another's before it is known to
+    /// have ended. Pods of namespaces whose labels are not known are not among them.
+    fn by_address(&self) -> BTreeMap<IpAddr, (&Labels, &Pod)> {
+        let mut found: BTreeMap<IpAddr, (&Labels, &Pod)> = BTreeMap::new();
+        for ((namespace, _), pod) in &self.pods {
+            let Some(labels) = self.namespaces.get(namespace) else { continue };
+            for address in &pod.addresses {
+                let known = found.entry(*address).or_insert((labels, pod));
+                if known.1.created < pod.created {
+                    *known = (labels, pod);
+                }
+            }
+        }
+        found
+    }
 }
 
 /// A rule.
@@ -90,13 +113,11 @@ impl Selecting {
         all(&self.namespaces) && all(&self.pods)
     }
 
-    fn fits(&self, namespace: &str, pod: &Pod, pods: &Pods) -> bool {
-        let unknown = Labels::new();
-        let labels = pods.namespaces.get(namespace).unwrap_or(&unknown);
+    fn fits(&self, namespace: &Labels, pod: &Labels) -> bool {
         let fits = |selector: &Option<Selector>, labels: &Labels| {
             selector.as_ref().is_none_or(|selector| selector.matches(labels))
         };
-        fits(&self.namespaces, labels) && fits(&self.pods, &pod.labels)
+        fits(&self.namespaces, namespace) && fits(&self.pods, pod)
     }
 }
 
@@ -127,20 +148,20 @@ impl Guard {
     ) {
         let name = format!("{CHAIN}{peer}");
         self.jumps.extend(prefixes.iter().map(|prefix| Rule {
-            when: vec![inside.clone(), Condition::Source(prefix.trunc()), Condition::New],
+            when: vec![inside.clone(), Condition::Source(prefix.trunc()), Condition::Unconnected],
             action: Action::Jump(name.clone()),
         }));
         let mut rules = Vec::new();
+        let known = pods.by_address();
         // Whether a pod is meant is not known before the pod is.
         for (v6, set) in [(false, KNOWN[0]), (true, KNOWN[1])] {
             let set = set.to_owned();
-            let addresses = pods.pods.values().flat_map(|pod| &pod.addresses);
-            let addresses = addresses.filter(|it| it.is_ipv6() == v6).copied().collect();
+            let addresses = known.keys().filter(|it| it.is_ipv6() == v6).copied().collect();
             self.sets.entry(set.clone()).or_insert(AddressSet { v6, addresses });
             rules.push(Rule { when: vec![Condition::DestinationNotIn { v6, set }], action: Action::Drop });
         }
         for (number, rule) in access.rules.iter().enumerate() {
-            for which in self.destinations(peer, number, rule, pods) {
+            for which in self.destinations(peer, number, rule, &known) {
                 let action = || if rule.verdict == Verdict::Allow { Action::Accept } else { Action::Drop };
                 if rule.ports.is_empty() {
                     rules.push(Rule { when: which.clone(), action: action() });
@@ -163,13 +184,13 @@ impl Guard {
         peer: &str,
         number: usize,
         rule: &Selecting,
-        pods: &Pods,
+        known: &BTreeMap<IpAddr, (&Labels, &Pod)>,
     ) -> Vec<Vec<Condition>> {
         if rule.is_about_all() {
             return vec![Vec::new()];
         }
-        let fitting = pods.pods.iter().filter(|((namespace, _), pod)| rule.fits(namespace, pod, pods));
-        let all: BTreeSet<IpAddr> = fitting.flat_map(|(_, pod)| pod.addresses.iter().copied()).collect();
+        let fitting = known.iter().filter(|(_, (namespace, pod))| rule.fits(namespace, &pod.labels));
+        let all: BTreeSet<IpAddr> = fitting.map(|(address, _)| *address).collect();
         let mut conditions = Vec::new();
         for (v6, family) in [(false, 4), (true, 6)] {
             let addresses: BTreeSet<_> = all.iter().copied().filter(|it| it.is_ipv6() == v6).collect();
@@ -207,14 +228,20 @@ mod tests {
         };
         let pod = |app: &str, addresses: &[&str]| Pod {
             labels: labels(&[("app", app)]),
+            created: None,
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         };
         let name = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
         Pods {
-            namespaces: BTreeMap::from([("shop".to_owned(), labels(&[("team", "shop")]))]),
+            unknown: false,
+            namespaces: BTreeMap::from([
+                ("shop".to_owned(), labels(&[("team", "shop")])),
+                ("ops".to_owned(), Labels::new()),
+            ]),
             pods: BTreeMap::from([
                 (name("shop", "web"), pod("web", &["10.244.1.7", "fd00::7"])),
                 (name("ops", "web"), pod("web", &["10.244.1.8"])),
+                (name("new", "web"), pod("web", &["10.244.1.9"])),
             ]),
         }
     }
@@ -250,7 +277,7 @@ mod tests {
                 {"action": "Allow", "podSelector": {"matchLabels": {"app": "none"}}},
             ],
         }));
-        assert_eq!(text(&jumps), ["iif o ip saddr 10.201.0.0/16 new jump from-milan"]);
+        assert_eq!(text(&jumps), ["iif o ip saddr 10.201.0.0/16 unconnected jump from-milan"]);
         assert_eq!(
             text(&chains[0].rules),
             [
@@ -269,6 +296,21 @@ mod tests {
         assert_eq!(set("milan.1.4"), ["10.244.1.7"]);
         assert_eq!(set("milan.1.6"), ["fd00::7"]);
         assert_eq!(peer_of(&chains[0].name), Some("milan"));
+    }
+
+    #[test]
+    fn an_address_is_that_of_the_latest_pod_that_has_it() {
+        let mut pods = pods();
+        let name = ("ops".to_owned(), "later".to_owned());
+        let later = Pod {
+            labels: Labels::from([("app".to_owned(), "db".to_owned())]),
+            created: Some(Timestamp::UNIX_EPOCH),
+            addresses: vec!["10.244.1.7".parse().unwrap()],
+        };
+        pods.pods.insert(name, later);
+        let app =
+            |address: &str| pods.by_address()[&address.parse::<IpAddr>().unwrap()].1.labels["app"].clone();
+        assert_eq!((app("10.244.1.7"), app("fd00::7")), ("db".to_owned(), "web".to_owned()));
     }
 
     #[test]

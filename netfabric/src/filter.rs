@@ -3,7 +3,11 @@
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
+
+/// A comment has one byte for its length, and `nft` allows 128 with the end of the text.
+const LONGEST_COMMENT: usize = 127;
 
 /// Name of the table, of family `inet`.
 pub const TABLE: &str = "liquid";
@@ -101,6 +105,8 @@ pub enum Condition {
     },
     /// Its source is in the prefix.
     Source(IpNet),
+    /// Its source is not in the prefix.
+    NotSource(IpNet),
     /// Its destination is in the prefix.
     Destination(IpNet),
     /// Its destination is not in the prefix.
@@ -144,8 +150,8 @@ pub enum Condition {
         /// ICMPv6 instead of ICMP.
         v6: bool,
     },
-    /// It begins a connection.
-    New,
+    /// It belongs to no connection that was let in.
+    Unconnected,
 }
 
 /// What happens to a packet.
@@ -194,7 +200,7 @@ impl Table {
             let base = |base: Base| (base.hook.kind().to_owned(), base.hook.number(), base.priority);
             let outline = ChainOutline {
                 base: chain.base.map(base),
-                rules: chain.rules.iter().map(ToString::to_string).collect(),
+                rules: chain.rules.iter().map(Rule::comment).collect(),
             };
             (chain.name.clone(), outline)
         };
@@ -213,6 +219,22 @@ fn family(prefix: &IpNet) -> &'static str {
     ip(matches!(prefix, IpNet::V6(_)))
 }
 
+impl Rule {
+    /// What it is known by: its text, or as much of that as a comment holds, and a number that stands for the rest.
+    #[must_use]
+    pub fn comment(&self) -> String {
+        let mut text = self.to_string();
+        if text.len() > LONGEST_COMMENT {
+            let mut hasher = DefaultHasher::new();
+            text.hash(&mut hasher);
+            // All of it is ASCII.
+            text.truncate(LONGEST_COMMENT - 17);
+            text.push_str(&format!("#{:016x}", hasher.finish()));
+        }
+        text
+    }
+}
+
 impl fmt::Display for Rule {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for condition in &self.when {
@@ -229,6 +251,7 @@ impl fmt::Display for Condition {
             Self::OutDevice(name) => write!(formatter, "oif {name}"),
             Self::Family { v6 } => write!(formatter, "{}", ip(*v6)),
             Self::Source(prefix) => write!(formatter, "{} saddr {prefix}", family(prefix)),
+            Self::NotSource(prefix) => write!(formatter, "{} saddr != {prefix}", family(prefix)),
             Self::Destination(prefix) => write!(formatter, "{} daddr {prefix}", family(prefix)),
             Self::NotDestination(prefix) => write!(formatter, "{} daddr != {prefix}", family(prefix)),
             Self::SourceNotIn { v6, set } => write!(formatter, "{} saddr != @{set}", ip(*v6)),
@@ -240,7 +263,7 @@ impl fmt::Display for Condition {
             Self::UdpPort(port) => write!(formatter, "udp dport {port}"),
             Self::Vni(vni) => write!(formatter, "vxlan vni {vni}"),
             Self::Icmp { v6 } => write!(formatter, "{}", if *v6 { "icmpv6" } else { "icmp" }),
-            Self::New => formatter.write_str("new"),
+            Self::Unconnected => formatter.write_str("unconnected"),
         }
     }
 }

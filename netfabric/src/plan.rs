@@ -82,6 +82,12 @@ pub enum Problem {
         "a packet over the overlay may have {0} bytes only, and IPv6 needs 1280: raise the MTU of the pod network"
     )]
     NarrowPath(u32),
+    /// The pods of this node cannot be read.
+    #[error(
+        "nothing here lets in connections from peers whose Peer has spec.network.access: pods and namespaces cannot be read; \
+         liquid-fabric needs list and watch of both in all namespaces"
+    )]
+    UnknownPods,
     /// What a peer may reach cannot be read.
     #[error("nothing here lets in connections from peer {peer}: spec.network.access of the Peer has {why}")]
     UnreadableAccess {
@@ -106,11 +112,12 @@ impl Problem {
             Self::NoForwarding { .. } => "NoForwarding",
             Self::NarrowPath(_) => "NarrowPath",
             Self::UnreadableAccess { .. } => "UnreadableAccess",
+            Self::UnknownPods => "UnknownPods",
         }
     }
 
     /// All words, so that metrics can say that a problem is not there.
-    pub const REASONS: [&'static str; 9] = [
+    pub const REASONS: [&'static str; 10] = [
         "NoAddress",
         "AddressNotLocal",
         "NoPodCidr",
@@ -120,6 +127,7 @@ impl Problem {
         "NoForwarding",
         "NarrowPath",
         "UnreadableAccess",
+        "UnknownPods",
     ];
 }
 
@@ -272,8 +280,20 @@ fn node(
 fn guarded(topology: &Topology, settings: &Settings, problems: &mut BTreeSet<Problem>) -> Guard {
     let inside = Condition::InDevice(settings.overlay.clone());
     let mut guard = Guard::default();
+    if topology.peers.values().any(|peer| peer.access.is_some()) {
+        // From nobody that is known, or not yet: whom the rules are about is not to be told by other sources.
+        for v6 in [false, true] {
+            let all = topology.peers.values().flat_map(|peer| &peer.prefixes).filter(|it| is_v6(it) == v6);
+            let mut when = vec![inside.clone(), Condition::Family { v6 }, Condition::Unconnected];
+            when.extend(all.map(|prefix| Condition::NotSource(prefix.trunc())));
+            guard.jumps.push(FilterRule { when, action: Action::Drop });
+        }
+    }
     for (peer, Peer { prefixes, access, .. }) in &topology.peers {
         let Some(access) = access else { continue };
+        if topology.pods.unknown {
+            problems.insert(Problem::UnknownPods);
+        }
         if let Some(why) = access.unreadable() {
             problems.insert(Problem::UnreadableAccess { peer: peer.clone(), why: why.to_owned() });
         }
@@ -362,8 +382,8 @@ fn node_filter(
         );
         // Pods of peers reach pods of this node. Nothing else: not the node (but for ping), nor what is behind it.
         input.push(rule(vec![inside(), Condition::Icmp { v6 }], Action::Accept));
-        input.push(rule(vec![inside(), Condition::Family { v6 }, Condition::New], Action::Drop));
-        let mut elsewhere = vec![inside(), Condition::Family { v6 }, Condition::New];
+        input.push(rule(vec![inside(), Condition::Family { v6 }, Condition::Unconnected], Action::Drop));
+        let mut elsewhere = vec![inside(), Condition::Family { v6 }, Condition::Unconnected];
         elsewhere.extend(prefixes.into_iter().map(Condition::NotDestination));
         forward.push(rule(elsewhere, Action::Drop));
     }

@@ -2,7 +2,7 @@
 
 use crate::access::peer_of;
 use crate::cluster::{Denied, Events, Knowledge};
-use crate::diff::diff;
+use crate::diff::{Step, diff};
 use crate::kernel::{Kernel, KernelError, Monitor};
 use crate::metrics::Metrics;
 use crate::plan::{Plan, Problem, plan};
@@ -193,7 +193,7 @@ impl Reconciler {
             let due = told.is_none_or(|told| now.duration_since(told) >= DENIED_INTERVAL);
             if *packets > 0 && due {
                 let uid = topology.peers.get(peer).and_then(|peer| peer.uid.clone());
-                self.events.tell_denied(Denied { peer: peer.clone(), uid, packets: *packets });
+                self.events.tell_denied(Denied { peer: peer.clone(), uid });
                 (*packets, *told) = (0, Some(now));
             }
         }
@@ -286,6 +286,11 @@ pub fn bring(kernel: &mut Kernel, desired: &Desired, metrics: &Metrics) -> Resul
                 Ok(()) => {
                     *outcome.changes.entry(step.piece()).or_default() += 1;
                     metrics.changed(step.piece());
+                }
+                // Nothing may get in before the filter is up.
+                Err(error) if matches!(step, Step::SetFilter(_)) => {
+                    outcome.failure = Some(error);
+                    return Ok(outcome);
                 }
                 // The others may still be possible: one route that is refused must not cut off the rest.
                 Err(error) => drop(outcome.failure.get_or_insert(error)),

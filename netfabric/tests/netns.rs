@@ -384,6 +384,19 @@ fn a_peer_reaches_what_its_rules_let_it_reach() {
     world.cluster.delete(ALL_PODS, "web");
     become_("nothing is reached", none);
 
+    // As many rules as a Peer may have.
+    world.cluster.set(ALL_PODS, "web", pod(1, &json!({"app": "web"})));
+    let rule = |number: u16| {
+        let ports: Vec<_> =
+            (0..16).map(|at| json!({"protocol": "UDP", "port": 6999 + number * 16 - at})).collect();
+        json!({"action": "Allow", "podSelector": {"matchLabels": {"app": "web"}}, "ports": ports})
+    };
+    let rules: Vec<_> = [0, 2].into_iter().chain(3..33).map(rule).collect();
+    world.set_access(&json!({"default": "Deny", "rules": rules}));
+    become_("nothing is reached but by the last rules", none);
+    world.set_access(&json!({"default": "Deny", "rules": (1..33).map(rule).collect::<Vec<_>>()}));
+    become_("web is reached", ([true; 4], [false; 2]));
+
     // What cannot be read lets nothing in, and says so.
     world.set_access(&json!({"rules": [
         {"action": "Deny", "podSelector": {"matchExpressions": [{"key": "app", "operator": "Like", "values": ["x"]}]}}

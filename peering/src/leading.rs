@@ -172,7 +172,10 @@ pub(crate) async fn lead(
         .add_service(PeeringServer::new(peering).max_decoding_message_size(MAX_UNARY))
         .add_service(ReflectionServer::new(sync).max_decoding_message_size(MAX_MESSAGE))
         .add_service(KubeletServer::new(kubelet))
-        .serve_with_incoming_shutdown(server::accept(listener, acceptor, cluster.liveness), drain.token().cancelled_owned());
+        .serve_with_incoming_shutdown(
+            server::accept(listener, acceptor, cluster.liveness),
+            drain.token().cancelled_owned(),
+        );
     tokio::select! {
         served = serving => served.context("the link endpoint failed"),
         () = async { drain.requested().await; sleep(LINK_DRAIN).await } => {

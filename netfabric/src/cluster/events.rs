@@ -20,8 +20,6 @@ pub struct Denied {
     pub peer: String,
     /// UID of the Peer.
     pub uid: Option<String>,
-    /// How many since this was told last.
-    pub packets: u64,
 }
 
 #[derive(Debug)]
@@ -82,14 +80,12 @@ fn problem_event(problem: &Problem) -> Event {
 }
 
 fn denied_event(denied: Denied, here: &ObjectReference) -> (Event, ObjectReference) {
-    let Denied { peer, uid, packets } = denied;
+    let Denied { peer, uid } = denied;
     let node = here.name.as_deref().unwrap_or_default();
     let event = Event {
         type_: EventType::Warning,
         reason: ACCESS_DENIED.to_owned(),
-        note: Some(format!(
-            "node {node}: {packets} packets for what spec.network.access denies were dropped"
-        )),
+        note: Some(format!("node {node}: packets for what spec.network.access denies were dropped")),
         action: "Access".to_owned(),
         secondary: None,
     };

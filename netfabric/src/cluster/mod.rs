@@ -16,11 +16,17 @@ use kube::{Api, Client, ResourceExt as _};
 use liquid_runtime::watch::{Change, changes, object_name};
 use objects::{NodeObject, PeerObject, PodObject};
 use std::collections::BTreeSet;
+use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 use tracing::info;
 
 /// Label of the pods of `liquid-gateway`.
 const GATEWAYS: &str = "app.kubernetes.io/name=liquid,app.kubernetes.io/component=gateway";
+/// How long the pods of this node are waited for: without them nothing is let in that there are rules about, but everything else
+/// goes on.
+const PODS_PATIENCE: Duration = Duration::from_secs(5);
+const PODS_HERE: &str = "pods of this node";
 /// Finalizer of an owner that is deleted while what it owns shall live on.
 const ORPHAN: &str = "orphan";
 
@@ -61,12 +67,20 @@ enum Event {
 pub async fn follow(client: Client, watched: Watched, known: watch::Sender<Knowledge>) {
     let mut index = Index::new(&watched);
     let mut events = streams(&client, &watched);
-    while let Some(event) = events.next().await {
-        index.apply(event);
+    let mut deadline: Option<Instant> = None;
+    loop {
+        let far = Instant::now() + PODS_PATIENCE;
+        match timeout_at(deadline.unwrap_or(far), events.next()).await {
+            Ok(Some(event)) => index.apply(event),
+            Ok(None) => return,
+            Err(_) if deadline.take().is_some() => index.go_on_without_pods(),
+            Err(_) => continue,
+        }
         if let Place::Node(node) = &watched.place
             && index.begins_to_need_pods()
         {
             follow_pods(&client, node, &mut events);
+            deadline = Some(Instant::now() + PODS_PATIENCE);
         }
         let knowledge = index.knowledge();
         known.send_if_modified(|before| {
@@ -118,6 +132,8 @@ struct Index {
     uninstalled: bool,
     /// The pods of this node are followed.
     follows_pods: bool,
+    /// Kinds that nobody waits for any more although they have not been listed.
+    unread: BTreeSet<&'static str>,
 }
 
 impl Index {
@@ -144,9 +160,25 @@ impl Index {
         let begins = needed && !self.follows_pods;
         if begins {
             self.follows_pods = true;
-            self.missing.extend(["pods of this node", "Namespace"]);
+            self.missing.extend([PODS_HERE, "Namespace"]);
         }
         begins
+    }
+
+    /// They may be read later.
+    fn go_on_without_pods(&mut self) {
+        for kind in [PODS_HERE, "Namespace"] {
+            if self.missing.remove(kind) {
+                self.unread.insert(kind);
+            }
+        }
+        self.topology.pods.unknown = !self.unread.is_empty();
+    }
+
+    fn read(&mut self, kind: &'static str) {
+        self.missing.remove(kind);
+        self.unread.remove(kind);
+        self.topology.pods.unknown = !self.unread.is_empty();
     }
 
     fn apply(&mut self, event: Event) {
@@ -163,7 +195,7 @@ impl Index {
             Event::Pod(Change::Deleted(pod)) => drop(pods.pods.remove(&object_name(&pod))),
             Event::Pod(Change::Listed(names)) => {
                 pods.pods.retain(|name, _| names.contains(name));
-                self.missing.remove("pods of this node");
+                self.read(PODS_HERE);
             }
             Event::Namespace(Change::Applied(mut namespace)) => {
                 let labels = namespace.metadata.labels.take().unwrap_or_default();
@@ -174,7 +206,7 @@ impl Index {
             }
             Event::Namespace(Change::Listed(names)) => {
                 pods.namespaces.retain(|name, _| names.contains(&(String::new(), name.clone())));
-                self.missing.remove("Namespace");
+                self.read("Namespace");
             }
             Event::Node(Change::Applied(node)) => {
                 topology.nodes.insert(node.name_any(), Node::from(node));

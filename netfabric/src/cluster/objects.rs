@@ -123,7 +123,8 @@ impl PodObject {
             return None;
         }
         let labels = self.metadata.labels.unwrap_or_default();
-        Some(Pod { labels, addresses: pod_ips.into_iter().map(|address| address.ip).collect() })
+        let created = self.metadata.creation_timestamp.map(|time| time.0);
+        Some(Pod { labels, created, addresses: pod_ips.into_iter().map(|address| address.ip).collect() })
     }
 }
 
@@ -132,16 +133,13 @@ impl PodObject {
 #[resource(inherit = "liquid_crds::Peer")]
 pub(super) struct PeerObject {
     metadata: ObjectMeta,
-    #[serde(default)]
-    spec: PeerSpec,
-    #[serde(default)]
-    status: PeerStatus,
+    spec: Option<PeerSpec>,
+    status: Option<PeerStatus>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 struct PeerSpec {
-    #[serde(default)]
-    network: NetworkSpec,
+    network: Option<NetworkSpec>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -151,8 +149,7 @@ struct NetworkSpec {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 struct PeerStatus {
-    #[serde(default)]
-    network: Network,
+    network: Option<Network>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -172,13 +169,15 @@ struct Tunnel {
 
 impl From<PeerObject> for Peer {
     fn from(object: PeerObject) -> Self {
-        let Network { pod_cidrs, tunnels } = object.status.network;
+        let network = object.status.and_then(|status| status.network).unwrap_or_default();
+        let Network { pod_cidrs, tunnels } = network;
+        let access = object.spec.and_then(|spec| spec.network).and_then(|network| network.access);
         let down = tunnels.into_iter().filter(|tunnel| !tunnel.up);
         Self {
             prefixes: pod_cidrs.iter().filter_map(PodCidr::prefixes).map(|(_, seen)| seen).collect(),
             unreached_by: down.map(|tunnel| tunnel.gateway).collect(),
             uid: object.metadata.uid,
-            access: object.spec.network.access.as_ref().and_then(Access::read),
+            access: access.as_ref().and_then(Access::read),
         }
     }
 }

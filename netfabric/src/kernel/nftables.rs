@@ -68,8 +68,8 @@ const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 const NOT_MORE: u32 = 3;
 const NOT_LESS: u32 = 5;
-/// `NF_CT_STATE_BIT(IP_CT_NEW)`.
-const STATE_NEW: u32 = 1 << 3;
+/// `NF_CT_STATE_BIT` of `IP_CT_ESTABLISHED` and `IP_CT_RELATED`.
+const STATES_CONNECTED: u32 = 1 << 1 | 1 << 2;
 /// `NFT_LOOKUP_F_INV`.
 const NOT_IN_SET: u32 = 1;
 const UDP: u8 = 17;
@@ -81,8 +81,6 @@ const DESTINATION: [(u32, usize); 2] = [(16, 4), (24, 16)];
 const VNI_OFFSET: u32 = 12;
 /// Type of comments in the user data of rules, as `nft` writes and shows them.
 const COMMENT: u8 = 0;
-/// A comment has one byte for its length, and `nft` allows 128.
-const LONGEST_COMMENT: usize = 127;
 /// Set elements in a message: 2,000 IPv6 addresses take 48 kB of the 64 kB that fit in an attribute.
 const ELEMENTS_PER_MESSAGE: usize = 2000;
 /// Types of set keys, as `nft` shows them.
@@ -171,10 +169,9 @@ fn new_rule(chain: &str, rule: &Rule) -> Message {
     made
 }
 
-/// A rule's text as its comment.
+/// User data with a rule's comment.
 fn comment(rule: &Rule) -> Vec<u8> {
-    let mut text = rule.to_string().into_bytes();
-    text.truncate(LONGEST_COMMENT);
+    let mut text = rule.comment().into_bytes();
     text.push(0);
     let length = u8::try_from(text.len()).unwrap_or(u8::MAX);
     [&[COMMENT, length], text.as_slice()].concat()
@@ -267,6 +264,7 @@ impl Expressions<'_> {
             Condition::OutDevice(name) => self.device(META_OUT_NAME, name),
             Condition::Family { v6 } => self.family(*v6),
             Condition::Source(prefix) => self.prefix(SOURCE, EQUAL, prefix),
+            Condition::NotSource(prefix) => self.prefix(SOURCE, NOT_EQUAL, prefix),
             Condition::Destination(prefix) => self.prefix(DESTINATION, EQUAL, prefix),
             Condition::NotDestination(prefix) => self.prefix(DESTINATION, NOT_EQUAL, prefix),
             Condition::SourceNotIn { v6, set } => {
@@ -304,13 +302,13 @@ impl Expressions<'_> {
                 self.family(*v6);
                 self.protocol(ICMP[usize::from(*v6)]);
             }
-            Condition::New => {
+            Condition::Unconnected => {
                 // Key 0: the state, in the byte order of this machine.
                 self.add("ct", |ct| {
                     ct.put_be32(1, REGISTER).put_be32(2, 0);
                 });
-                self.mask(&STATE_NEW.to_ne_bytes());
-                self.compare(NOT_EQUAL, &[0; 4]);
+                self.mask(&STATES_CONNECTED.to_ne_bytes());
+                self.compare(EQUAL, &[0; 4]);
             }
         }
     }

@@ -5,7 +5,7 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 use std::io;
 use thiserror::Error;
@@ -146,6 +146,7 @@ impl Netlink {
         }
         let acknowledged = self.sequence;
         batch.extend(last.finish(self.next(), REQUEST));
+        self.make_room(batch.len())?;
         self.socket.send(&batch, 0)?;
         loop {
             for reply in self.receive()? {
@@ -161,6 +162,14 @@ impl Netlink {
                 }
             }
         }
+    }
+
+    /// A transaction is one message, whose length the send buffer bounds: 200 kB by default, which a few hundred rules take.
+    fn make_room(&self, length: usize) -> Result<(), Error> {
+        if getsockopt(&self.socket, sockopt::SndBuf).map_err(io::Error::from)? < 2 * length {
+            setsockopt(&self.socket, sockopt::SndBufForce, &(2 * length)).map_err(io::Error::from)?;
+        }
+        Ok(())
     }
 
     fn receive(&self) -> Result<Vec<Reply>, Error> {

@@ -180,8 +180,9 @@ impl World {
             {"real": "10.244.0.0/16", "seen": "10.201.0.0/16"},
             {"real": "fd00:244::/32", "seen": "fd00:201::/32"},
         ]);
-        let (spec, status) =
-            (json!({"network": {"access": access}}), json!({"network": {"podCIDRs": cidrs}}));
+        // The API server keeps a null.
+        let network = if access.is_null() { json!(null) } else { json!({"access": access}) };
+        let (spec, status) = (json!({"network": network}), json!({"network": {"podCIDRs": cidrs}}));
         self.cluster.set(PEERS, "milan", json!({"metadata": {"uid": "u"}, "spec": spec, "status": status}));
     }
 
