@@ -90,12 +90,12 @@ impl Provider {
 
     /// Whether nothing is known of the consumer, so that nothing of it exists, but for what is kept for its data.
     pub fn is_empty(&self) -> bool {
-        self.members.values().all(Member::is_kept)
+        self.members.iter().all(|((set, _), member)| member.is_kept(set.kind))
     }
 
     /// Whether an object only stays for the data of the consumer's users.
     pub fn is_kept(&self, set: &SetRef, key: &Key) -> bool {
-        self.members.get(&(set.clone(), key.clone())).is_some_and(Member::is_kept)
+        self.members.get(&(set.clone(), key.clone())).is_some_and(|member| member.is_kept(set.kind))
     }
 
     /// Whether an object is stored or runs.

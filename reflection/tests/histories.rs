@@ -278,3 +278,22 @@ fn how_something_ended_is_told_also_when_it_is_gone() {
     let told = Action::SendStatus { target: target("u1"), hash: Hash::of(b"succeeded"), interim: false };
     assert!(actions(&mut provider).contains(&told));
 }
+
+/// A claim of which nobody has used the volume yet is in the namespace when the peering ends: it stays, and nothing waits for it.
+#[test]
+fn the_end_of_a_peering_does_not_wait_for_a_claim_that_is_still_pending() {
+    let (claims, claim) = (SetRef::claims(), Key::new("shop", "data-1"));
+    let (namespaces, shop) = (SetRef::namespaces(), Key::new("", "shop"));
+    let namespace = Ref { set: namespaces.clone(), key: shop.clone(), uid: Uid::from("offloading") };
+    let mut provider = Provider::default();
+    provider.record_changed(&claims, &claim, Ok(record("c1", 1, "claim")));
+    provider.record_changed(&namespaces, &shop, Ok(record("n1", 2, "offloading")));
+    provider.end();
+    assert_eq!(steps(&mut provider), [Step::Retire(Uid::from("n1"))]);
+    assert!(!provider.is_empty(), "the namespace is not retired yet");
+    let retired = Record { hold: Hold::Retired, ..record("n1", 3, "offloading") };
+    let found = Outcome::Found { record: Some(retired), instance: None };
+    provider.done(&namespace, found, Instant::now(), 0);
+    assert_eq!(steps(&mut provider), []);
+    assert!(provider.is_empty());
+}

@@ -32,6 +32,7 @@ fn both_halves_agree_after_any_history() {
             }
         }
         world.calm_down();
+        world.leave();
         totals.add(&world.counts);
     }
     println!("{totals:?}");

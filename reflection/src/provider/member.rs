@@ -2,7 +2,7 @@
 
 use super::state::{Hold, Instance, Record};
 use crate::digest::StatusDigest;
-use crate::key::Uid;
+use crate::key::{Kind, Uid};
 use bytes::Bytes;
 use liquid_link::digest::Hash;
 use liquid_runtime::backoff::Backoff;
@@ -142,11 +142,17 @@ impl Member {
         }
     }
 
-    /// Whether nothing happens to it, and nothing more is to happen: it is kept for the data of a user.
-    pub(super) fn is_kept(&self) -> bool {
-        let spoken = matches!(self.wish, Wish::Unspoken | Wish::Omitted { .. });
-        let held = self.record.as_ref().is_some_and(|record| record.hold != Hold::Nothing);
-        spoken && held && self.running.is_none() && self.instance.is_none()
+    /// Whether nothing happens to it, and nothing more is to happen: it is kept for the data of a user. So is a claim of which
+    /// nothing was said, also if nobody has written to it yet: at home a volume may stand for it, to be found again.
+    pub(super) fn is_kept(&self, kind: Kind) -> bool {
+        let Some(record) = &self.record else { return false };
+        let held = record.hold != Hold::Nothing;
+        let stays = match self.wish {
+            Wish::Unspoken => held || kind == Kind::PersistentVolumeClaim,
+            Wish::Omitted { .. } => held,
+            Wish::Present { .. } | Wish::Absent { .. } => false,
+        };
+        stays && !self.outdated && self.running.is_none() && self.instance.is_none()
     }
 
     /// UID at home this member is about now.

@@ -176,6 +176,47 @@ impl World {
         }
     }
 
+    /// The peering ends for good, and the provider alone goes on until it says that nothing is left of it.
+    pub(crate) fn leave(&mut self) {
+        self.end_peering();
+        self.foreign.clear();
+        for _ in 0..1000 {
+            self.now += Duration::from_secs(60);
+            self.provider.handle_timeout(self.now);
+            self.drain();
+            while let Some(Request { target, step, answer }) = self.requests.pop() {
+                let outcome = answer.unwrap_or_else(|| self.carry_out(&target, &step));
+                self.provider.done(&target, outcome, self.now, 0);
+                self.drain();
+            }
+            while !self.record_events.is_empty() {
+                self.deliver_record_event();
+                self.drain();
+            }
+            let ending: Vec<_> = self
+                .pods
+                .iter()
+                .filter(|(_, pod)| pod.instance.terminating)
+                .map(|(key, _)| key.clone())
+                .collect();
+            for key in ending {
+                self.delete_pod(&key);
+            }
+            while !self.pod_events.is_empty() {
+                self.deliver_pod_event();
+                self.drain();
+            }
+            let quiet =
+                self.requests.is_empty() && self.record_events.is_empty() && self.pod_events.is_empty();
+            if quiet && self.provider.poll_timeout().is_none() {
+                break;
+            }
+        }
+        let seed = self.seed;
+        assert!(self.provider.is_empty(), "seed {seed}: the peering never ends: {:?}", self.provider);
+        assert!(self.pods.is_empty(), "seed {seed}: pods are left: {:?}", self.pods);
+    }
+
     pub(super) fn compare(&mut self) {
         self.counts.agreements += 1;
         let seed = self.seed;
