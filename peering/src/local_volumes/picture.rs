@@ -74,6 +74,8 @@ pub(super) struct Beside {
     /// The node it was made for, and whether its provisioner still means to use it.
     made_for: String,
     selected: bool,
+    /// Its storage class.
+    class: String,
     pub(super) volume: Option<String>,
     pub(super) deleting: bool,
 }
@@ -92,6 +94,7 @@ impl Beside {
             of: text(ORIGIN_UID)?,
             made_for: text(MADE_FOR)?,
             selected: annotations.contains_key(SELECTED_NODE),
+            class: claim.spec.as_ref()?.storage_class_name.clone().unwrap_or_default(),
             volume: claim.spec.as_ref()?.volume_name.clone().filter(|name| !name.is_empty()),
             deleting: claim.metadata.deletion_timestamp.is_some(),
         })
@@ -332,8 +335,9 @@ impl Picture {
             let policy = class.reclaim_policy.clone();
             return Some(Step::HandOver { claim: Box::new(claim.clone()), volume: volume.clone(), policy });
         }
-        // Its provisioner finds no room on this node.
-        let given_up = !beside.selected && beside.volume.is_none();
+        // Its provisioner finds no room on this node. One that does not wait for a node was never told of one.
+        let waits = self.classes.get(&beside.class).is_some_and(|(_, class)| class.waits_for_consumer);
+        let given_up = waits && !beside.selected && beside.volume.is_none();
         given_up.then(|| Step::Reschedule(Box::new(claim.clone())))
     }
 
@@ -454,6 +458,7 @@ mod tests {
             of: "c1".to_owned(),
             made_for: "n1".to_owned(),
             selected,
+            class: "local".to_owned(),
             volume: volume.map(str::to_owned),
             deleting: false,
         }
@@ -551,6 +556,30 @@ mod tests {
         assert_eq!(picture.next_step("c1"), Some(settle));
         picture.volume_applied("v1", None);
         assert_eq!(picture.next_step("c1"), None);
+    }
+
+    /// The volume is made at once, wherever its provisioner likes; the scheduler goes by where it is when it is bound.
+    #[test]
+    fn a_volume_of_a_class_that_does_not_wait_for_a_node_is_waited_for_and_handed_over() {
+        let mut picture = picture(Some(claim(|_| ())));
+        picture.set_classes(classes(class("x", false, true)));
+        let Some(Step::Ask { beside: Ok(mut made), .. }) = picture.next_step("c1") else {
+            panic!("not asked")
+        };
+        made["metadata"]["uid"] = json!("b1");
+        let asked = Beside::read(&serde_json::from_value(made).unwrap()).unwrap();
+        assert_eq!(asked, beside(None, false));
+        picture.beside_applied(asked);
+        assert_eq!(picture.next_step("c1"), None, "its provisioner is at it");
+        picture.beside_applied(beside(Some("v1"), false));
+        picture.volume_applied("v1", Some(volume("b1", None)));
+        assert!(matches!(picture.next_step("c1"), Some(Step::HandOver { .. })));
+        picture.volume_applied("v1", Some(volume("c1", Some("Delete"))));
+        assert_eq!(picture.next_step("c1"), None, "not bound yet");
+        picture.claim_applied(claim(|claim| claim["spec"]["volumeName"] = json!("v1")));
+        assert_eq!(picture.next_step("c1"), Some(Step::Discard(beside(Some("v1"), false))));
+        picture.beside_deleted(&beside(Some("v1"), false));
+        assert!(matches!(picture.next_step("c1"), Some(Step::Settle(..))));
     }
 
     #[test]
