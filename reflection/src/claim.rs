@@ -28,6 +28,11 @@ pub fn remote_name(name: &str, uid: &Uid) -> String {
     format!("{}-{}", short.trim_end_matches(['-', '.']), part.to_ascii_lowercase())
 }
 
+/// Name of the PersistentVolume that is made at home for the claim with this UID. Provisioners call theirs `pvc-UID`.
+pub fn volume_name(uid: &Uid) -> String {
+    format!("liquid-{uid}")
+}
+
 /// Annotations that say how a claim fares in its own cluster.
 const CLUSTER_ANNOTATIONS: [&str; 3] =
     ["pv.kubernetes.io/", "volume.kubernetes.io/", "volume.beta.kubernetes.io/"];

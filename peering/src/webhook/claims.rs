@@ -4,6 +4,8 @@
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::{Api, Client};
 use liquid_crds::vocabulary::STORAGE_DRIVER;
+use liquid_reflection::Uid;
+use liquid_reflection::claim::volume_name;
 use liquid_runtime::storage_classes::StorageClasses;
 use serde_json::Value;
 use std::time::Duration;
@@ -98,8 +100,8 @@ impl<'a> Asked<'a> {
 /// Whether a claim has its volume in another cluster: its class may be gone by now.
 fn is_remote(claim: &PersistentVolumeClaim) -> bool {
     let volume = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_ref());
-    let uid = claim.metadata.uid.as_ref();
-    volume.zip(uid).is_some_and(|(volume, uid)| *volume == format!("pvc-{uid}"))
+    let uid = claim.metadata.uid.as_deref().map(Uid::from);
+    volume.zip(uid).is_some_and(|(volume, uid)| *volume == volume_name(&uid))
 }
 
 #[cfg(test)]
@@ -152,7 +154,8 @@ mod tests {
             claim("local", json!("local"), Value::Null),
             claim("default", Value::Null, Value::Null),
             claim("by-hand", json!(""), json!("nfs")),
-            claim("of-a-class-that-is-gone", json!("old"), json!("pvc-u1")),
+            claim("of-a-class-that-is-gone", json!("old"), json!("liquid-u1")),
+            claim("of-a-provisioner-here", json!("local"), json!("pvc-u1")),
         ]);
         let named = |name: &str| json!({"persistentVolumeClaim": {"claimName": name}});
         let made = |spec: Value| json!({"ephemeral": {"volumeClaimTemplate": {"spec": spec}}});
@@ -162,6 +165,7 @@ mod tests {
             (named("default"), true),
             (named("by-hand"), true),
             (named("of-a-class-that-is-gone"), false),
+            (named("of-a-provisioner-here"), true),
             (named("absent"), false),
             (made(json!({"storageClassName": "liquid"})), false),
             (made(json!({})), true),

@@ -8,7 +8,9 @@ use liquid_crds::vocabulary::{
     CLUSTER_ID, DELETE_VOLUME, FINALIZER_VOLUME, MANAGED_BY, MANAGED_BY_LIQUID, PARAMETER_REMOTE_CLASS,
     STORAGE_DRIVER, VOLUME_CLAIM, VOLUME_NAMESPACE, VOLUME_PEER, VOLUME_UID,
 };
-use liquid_reflection::claim::{ClaimReport, SELECTED_NODE, WantedClaim, is_portable, unsupported};
+use liquid_reflection::claim::{
+    ClaimReport, SELECTED_NODE, WantedClaim, is_portable, unsupported, volume_name,
+};
 use liquid_reflection::{Key, Uid};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -58,7 +60,7 @@ impl Claim {
         let asked = annotations.get(PROVISIONER).is_some_and(|name| name == STORAGE_DRIVER);
         Some(Self {
             key: Key::new(&claim.namespace()?, &claim.name_any()),
-            ours: asked || volume.as_ref() == Some(&Volume::name_for(&uid)),
+            ours: asked || volume.as_ref() == Some(&volume_name(&uid)),
             uid,
             storage_class: spec.storage_class_name.clone().unwrap_or_default(),
             selected_node: annotations.get(SELECTED_NODE).cloned(),
@@ -140,11 +142,6 @@ impl Volume {
             object,
         })
     }
-
-    /// The name of the volume of a claim.
-    pub(super) fn name_for(claim: &Uid) -> String {
-        format!("pvc-{claim}")
-    }
 }
 
 /// The peer a volume is made in.
@@ -179,7 +176,7 @@ pub(super) fn volume(
         "apiVersion": "v1",
         "kind": "PersistentVolume",
         "metadata": {
-            "name": Volume::name_for(&claim.uid),
+            "name": volume_name(&claim.uid),
             "labels": { MANAGED_BY: MANAGED_BY_LIQUID },
             "annotations": { PROVISIONED_BY: STORAGE_DRIVER },
             "finalizers": [FINALIZER_VOLUME],

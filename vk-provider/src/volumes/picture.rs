@@ -8,7 +8,7 @@ use super::objects::{Claim, Place, Volume, amount, volume};
 use bytes::Bytes;
 use liquid_crds::vocabulary::{FINALIZER_VOLUME, PARAMETER_REMOTE_CLASS, STORAGE_DRIVER};
 use liquid_link::digest::Hash;
-use liquid_reflection::claim::{ClaimBody, ClaimReport, remote_name};
+use liquid_reflection::claim::{ClaimBody, ClaimReport, remote_name, volume_name};
 use liquid_reflection::frame::Refusal;
 use liquid_reflection::{Key, Uid};
 use liquid_runtime::storage_classes::StorageClasses;
@@ -520,7 +520,7 @@ impl Picture {
                 "the volume of PersistentVolumeClaim {name} is in cluster {}",
                 volume.peer
             )),
-            (None, Some(volume)) if *volume != Volume::name_for(&claim.uid) => Resolution::Refused(format!(
+            (None, Some(volume)) if *volume != volume_name(&claim.uid) => Resolution::Refused(format!(
                 "PersistentVolumeClaim {name} is bound to volume {volume} of this cluster, which is not in the provider"
             )),
             (None, _) => {
@@ -535,7 +535,7 @@ impl Picture {
             return None;
         }
         match self.creating.get(uid) {
-            Some(Creating::Unknown) => return Some(Step::Find(Volume::name_for(uid))),
+            Some(Creating::Unknown) => return Some(Step::Find(volume_name(uid))),
             Some(Creating::UnderWay) => return None,
             None => {}
         }
@@ -699,7 +699,7 @@ mod tests {
 
     fn volume() -> Volume {
         Volume {
-            name: Volume::name_for(&uid()),
+            name: volume_name(&uid()),
             object: "v1".to_owned(),
             claim: key(),
             uid: uid(),
@@ -830,7 +830,7 @@ mod tests {
         assert_eq!((state(&picture, MILAN), picture.next_step(&uid())), (Some("deleting"), None));
         picture.told(MILAN, ClaimNews::Gone(uid()));
         assert_eq!(picture.next_step(&uid()), Some(Step::Delete(Volume { released: true, ..volume() })));
-        picture.volume_deleted(&Volume::name_for(&uid()));
+        picture.volume_deleted(&volume_name(&uid()));
         assert_eq!((state(&picture, MILAN), picture.next_step(&uid())), (None, None));
     }
 
@@ -861,7 +861,7 @@ mod tests {
         let another = Uid::from("another");
         picture.claim_applied(Claim {
             uid: another.clone(),
-            volume: Some(Volume::name_for(&uid())),
+            volume: Some(volume_name(&uid())),
             ..claim(None)
         });
         picture.volume_applied(Volume { uid: another.clone(), delete_data: false, ..volume() });
@@ -894,7 +894,7 @@ mod tests {
         picture.claim_applied(claim(Some("liquid-ohio")));
         assert_eq!(state(&picture, MILAN), Some("present"), "there may be a volume, and pods that use it");
         let find = picture.next_step(&uid());
-        assert_eq!(find, Some(Step::Find(Volume::name_for(&uid()))));
+        assert_eq!(find, Some(Step::Find(volume_name(&uid()))));
         picture.begun(&uid(), &find.unwrap());
         picture.not_created(&uid());
         assert_eq!(state(&picture, MILAN), Some("deleting"));
@@ -927,7 +927,7 @@ mod tests {
     fn a_volume_that_has_grown_is_shown_on_both_objects() {
         let mut picture = picture();
         let bound = |capacity: &str| Claim {
-            volume: Some(Volume::name_for(&uid())),
+            volume: Some(volume_name(&uid())),
             capacity: Some(capacity.to_owned()),
             ..claim(Some("liquid-milan"))
         };
@@ -965,9 +965,11 @@ mod tests {
         assert_eq!(is(&picture), Resolution::Ready("data-3f2c0a44".to_owned()));
         picture.volume_applied(Volume { cluster: "c-ohio".to_owned(), ..volume() });
         assert!(matches!(is(&picture), Resolution::Refused(_)), "it is in another one");
-        picture.volume_deleted(&Volume::name_for(&uid()));
-        picture.claim_applied(Claim { volume: Some("nfs".to_owned()), ..claim(None) });
-        assert!(matches!(is(&picture), Resolution::Refused(_)), "it is here");
+        picture.volume_deleted(&volume_name(&uid()));
+        for here in ["nfs".to_owned(), format!("pvc-{}", uid())] {
+            picture.claim_applied(Claim { volume: Some(here), ..claim(None) });
+            assert!(matches!(is(&picture), Resolution::Refused(_)), "it is here");
+        }
         picture.told(MILAN, ClaimNews::Unfollow(key()));
         assert_eq!(picture.resolution(MILAN, &key()), None);
     }
@@ -1024,7 +1026,7 @@ mod tests {
                         stood = true;
                         picture.volume_applied(Volume { released, delete_data: delete, deleting, ..volume() });
                     }
-                    Event::VolumeDeleted => picture.volume_deleted(&Volume::name_for(&uid())),
+                    Event::VolumeDeleted => picture.volume_deleted(&volume_name(&uid())),
                     Event::Told(peer, what) => picture.told(peers[peer], match what {
                         0 => ClaimNews::Settled(uid()),
                         1 => ClaimNews::Report(uid(), report(Some("1Gi"))),
