@@ -505,13 +505,7 @@ impl Actor {
 
     /// Looks at a pod again that could not go to the provider as things were.
     fn read_pod_again(&self, node: String, pod: Key) {
-        let (client, changes) = (self.client.clone(), self.changes.clone());
-        tokio::spawn(async move {
-            let pods: Api<DynamicObject> = Api::namespaced_with(client, &pod.namespace, &pod_resource());
-            if let Ok(Some(pod)) = pods.get_opt(&pod.name).await {
-                drop(changes.send(PodChange { node, change: Change::Applied(pod), again: true }).await);
-            }
-        });
+        tokio::spawn(read_pod(self.client.clone(), node, pod, self.changes.clone()));
     }
 
     /// Returns the namespaces whose pods have another access to this cluster's API server than before.
@@ -642,19 +636,18 @@ impl Actor {
         self.callers.set(node, &target.key, addresses);
         let claims = match claims {
             Ok(claims) => claims,
-            // What runs there already goes on until it is deleted.
-            Err(_) if self.consumer.knows(&target) => return None,
             Err(Unresolved { claim, refusal }) => {
-                let known = self.nodes.get(node).copied().unwrap_or(false);
                 // The provider's kubelet sets the time; before that nothing runs.
                 let started = pod.data.pointer("/status/startTime").is_some();
-                if started || (!known && refusal.is_none()) {
-                    // It may run there: the provider keeps what it has of it, and is told the rest when that is known.
-                    self.consumer.observe(target.clone(), Wanted::Present(unresolved()), status);
-                }
-                match refusal.filter(|_| !started) {
-                    Some(refusal) => self.hold(node, &target, refusal),
-                    None => self.claims.wait(claim, node, target),
+                let listed = self.nodes.get(node).copied().unwrap_or(false);
+                match (meanwhile(self.consumer.knows(&target), started, listed, refusal.is_some()), refusal) {
+                    (Meanwhile::Hold, Some(refusal)) => self.hold(node, &target, refusal),
+                    (next, _) => {
+                        if next == Meanwhile::NameAndWait {
+                            self.consumer.observe(target.clone(), Wanted::Present(unresolved()), status);
+                        }
+                        self.claims.wait(claim, node, target, started);
+                    }
                 }
                 return None;
             }
@@ -853,6 +846,51 @@ async fn watch_pods(client: Client, node: String, changes: mpsc::Sender<PodChang
     }
 }
 
+/// What is done with a pod until it is known what its claims are called in the provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meanwhile {
+    /// It stays at home.
+    Hold,
+    /// It waits, and is named as it was, if it was: what runs there goes on until it is deleted.
+    Wait,
+    /// It may run there: the provider keeps what it has of it, and is told the rest later.
+    NameAndWait,
+}
+
+/// `known` to the provider; `started` as its status says; all pods of its node were `listed`; a claim is `refused`.
+fn meanwhile(known: bool, started: bool, listed: bool, refused: bool) -> Meanwhile {
+    match (known, started) {
+        (true, _) => Meanwhile::Wait,
+        (false, true) => Meanwhile::NameAndWait,
+        (false, false) if refused => Meanwhile::Hold,
+        (false, false) if listed => Meanwhile::Wait,
+        (false, false) => Meanwhile::NameAndWait,
+    }
+}
+
+/// Reads a pod, as if it had changed. It is waited for: nothing else may ever happen to it.
+async fn read_pod(client: Client, node: String, pod: Key, changes: mpsc::Sender<PodChange>) {
+    let pods: Api<DynamicObject> = Api::namespaced_with(client, &pod.namespace, &pod_resource());
+    let mut backoff = Backoff::new(READ_RETRY, READ_RETRY_CAP);
+    while !changes.is_closed() {
+        match within(pods.get_opt(&pod.name)).await {
+            Ok(found) => {
+                let on_node = |pod: &DynamicObject| {
+                    pod.data.pointer("/spec/nodeName").and_then(Value::as_str) == Some(&node)
+                };
+                if let Some(pod) = found.filter(on_node) {
+                    drop(changes.send(PodChange { node, change: Change::Applied(pod), again: true }).await);
+                }
+                return;
+            }
+            Err(error) => {
+                debug!(%pod, %error, "pod not read; trying again");
+                sleep(backoff.next(entropy())).await;
+            }
+        }
+    }
+}
+
 /// Reads the pods of a namespace on a virtual node, as if they had changed.
 async fn read_pods(client: Client, node: String, namespace: String, changes: mpsc::Sender<PodChange>) {
     let pods: Api<DynamicObject> = Api::namespaced_with(client, &namespace, &pod_resource());
@@ -940,4 +978,63 @@ fn namespace_body(namespace: &WantedNamespace) -> Bytes {
 
 fn refusal(reason: &str, message: String) -> Refusal {
     Refusal { reason: reason.to_owned(), message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{Request, Response};
+    use kube::client::Body;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[tokio::test]
+    async fn a_pod_that_waited_is_read_until_the_api_server_answers() {
+        let asked = Arc::new(AtomicU32::new(0));
+        let counted = asked.clone();
+        let service = tower::service_fn(move |_: Request<Body>| {
+            let first = counted.fetch_add(1, Ordering::Relaxed) == 0;
+            let answer = if first {
+                (503, json!({"kind": "Status", "status": "Failure", "code": 503, "message": "later"}))
+            } else {
+                (
+                    200,
+                    json!({
+                        "apiVersion": "v1", "kind": "Pod",
+                        "metadata": {"name": "web", "namespace": "shop", "uid": "u1"}, "spec": {"nodeName": "liquid-milan"},
+                    }),
+                )
+            };
+            let answer =
+                Response::builder().status(answer.0).body(Body::from(answer.1.to_string().into_bytes()));
+            async move { Ok::<_, std::convert::Infallible>(answer.unwrap()) }
+        });
+        let client = Client::new(service, "default");
+        let (changes, mut changed) = mpsc::channel(1);
+        let node = "liquid-milan".to_owned();
+        read_pod(client.clone(), node.clone(), Key::new("shop", "web"), changes.clone()).await;
+        let change = changed.try_recv().unwrap();
+        assert!(change.again && matches!(change.change, Change::Applied(pod) if pod.name_any() == "web"));
+        assert_eq!(asked.load(Ordering::Relaxed), 2);
+        read_pod(client, "liquid-ohio".to_owned(), Key::new("shop", "web"), changes).await;
+        assert!(changed.try_recv().is_err(), "another pod of that name");
+    }
+
+    #[test]
+    fn what_may_run_is_named_and_waits_until_its_claims_are_known() {
+        for (known, started, listed, refused, next) in [
+            (false, true, true, true, Meanwhile::NameAndWait),
+            (false, false, false, false, Meanwhile::NameAndWait),
+            (false, false, true, false, Meanwhile::Wait),
+            (false, false, false, true, Meanwhile::Hold),
+            // Forgotten, it would be named without a body for ever.
+            (true, false, true, false, Meanwhile::Wait),
+            (true, true, true, true, Meanwhile::Wait),
+        ] {
+            assert_eq!(
+                meanwhile(known, started, listed, refused),
+                next,
+                "{known} {started} {listed} {refused}"
+            );
+        }
+    }
 }

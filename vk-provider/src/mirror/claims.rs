@@ -14,6 +14,8 @@ use tracing::warn;
 
 /// Reason of a pod that waits for a volume.
 const NOT_READY: &str = "VolumeNotReady";
+/// Reason of a pod that has a volume elsewhere.
+const UNSUPPORTED: &str = "UnsupportedOnVirtualNode";
 /// Reports (of 10 s) a pod waits before that is told: a claim is known a moment after the pod.
 const PATIENCE: u8 = 2;
 
@@ -27,6 +29,8 @@ pub(super) struct Unresolved {
 /// A pod that waits.
 struct Waiting {
     target: Ref,
+    /// Its owner is not told: it runs.
+    runs: bool,
     reports: u8,
 }
 
@@ -95,8 +99,7 @@ impl Claims {
             match self.resolved.get(&claim) {
                 Some(Resolution::Ready(there)) => Ok((name.clone(), there.clone())),
                 Some(Resolution::Refused(why)) => {
-                    let refusal =
-                        Refusal { reason: "UnsupportedOnVirtualNode".to_owned(), message: why.clone() };
+                    let refusal = Refusal { reason: UNSUPPORTED.to_owned(), message: why.clone() };
                     Err(Unresolved { claim, refusal: Some(refusal) })
                 }
                 Some(Resolution::Waiting(_)) | None => Err(Unresolved { claim, refusal: None }),
@@ -105,12 +108,13 @@ impl Claims {
         claims.map(resolve).collect()
     }
 
-    /// A pod waits for a claim.
-    pub(super) fn wait(&mut self, claim: Key, node: &str, target: Ref) {
+    /// A pod waits for a claim, or for what becomes of it.
+    pub(super) fn wait(&mut self, claim: Key, node: &str, target: Ref, runs: bool) {
         let pods = self.waiting.entry(claim).or_default();
         let pod = (node.to_owned(), target.key.clone());
-        if pods.get(&pod).is_none_or(|known| known.target.uid != target.uid) {
-            pods.insert(pod, Waiting { target, reports: 0 });
+        match pods.get_mut(&pod).filter(|known| known.target.uid == target.uid) {
+            Some(known) => known.runs = runs,
+            None => drop(pods.insert(pod, Waiting { target, runs, reports: 0 })),
         }
     }
 
@@ -135,14 +139,15 @@ impl Claims {
     pub(super) fn overdue(&mut self) -> Vec<(Ref, Refusal)> {
         let mut overdue = Vec::new();
         for (claim, pods) in &mut self.waiting {
-            let message = match self.resolved.get(claim) {
-                Some(Resolution::Waiting(message)) => message.clone(),
-                _ => format!("PersistentVolumeClaim {} is not known yet", claim.name),
+            let (reason, message) = match self.resolved.get(claim) {
+                Some(Resolution::Waiting(message)) => (NOT_READY, message.clone()),
+                Some(Resolution::Refused(why)) => (UNSUPPORTED, why.clone()),
+                _ => (NOT_READY, format!("PersistentVolumeClaim {} is not known yet", claim.name)),
             };
-            for waiting in pods.values_mut() {
+            for waiting in pods.values_mut().filter(|waiting| !waiting.runs) {
                 waiting.reports = waiting.reports.saturating_add(1);
                 if waiting.reports == PATIENCE {
-                    let refusal = Refusal { reason: NOT_READY.to_owned(), message: message.clone() };
+                    let refusal = Refusal { reason: reason.to_owned(), message: message.clone() };
                     overdue.push((waiting.target.clone(), refusal));
                 }
             }
@@ -190,5 +195,43 @@ impl Claims {
             Ok(report) => self.teller.tell(ClaimNews::Report(target.uid, report)).await,
             Err(error) => warn!(claim = %target.key, %error, "what the provider tells of it cannot be read"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use liquid_reflection::Uid;
+
+    /// After a restart all becomes known bit by bit. A pod that was named meanwhile goes on waiting for the rest.
+    #[test]
+    fn a_pod_waits_for_each_of_its_claims() {
+        let (sender, news) = watch::channel(ProviderClaims::default());
+        let mut claims = Claims::new(news, Teller::to_nobody());
+        let (mut consumer, pod) = (Consumer::default(), Key::new("shop", "db"));
+        let names = ["data", "logs"];
+        let references = names.map(|name| (Kind::PersistentVolumeClaim, name.to_owned())).into();
+        let wait = |claims: &mut Claims, runs| {
+            let Err(Unresolved { claim, refusal: None }) = claims.of_pod(&pod, &references) else {
+                panic!("it does not wait")
+            };
+            let target = Ref { set: SetRef::pods("n"), key: pod.clone(), uid: Uid::from("u1") };
+            claims.wait(claim, "n", target, runs);
+        };
+        wait(&mut claims, false);
+        for known in names {
+            let name = Key::new("shop", known);
+            sender.send_modify(|news| {
+                news.resolved.insert(name, Resolution::Ready(format!("{known}-1")));
+            });
+            assert_eq!(claims.learn(&mut consumer), [("n".to_owned(), pod.clone())], "{known}");
+            if known == names[0] {
+                wait(&mut claims, true);
+                assert_eq!([claims.overdue().len(), claims.overdue().len()], [0, 0], "it runs");
+                wait(&mut claims, false);
+                assert_eq!([claims.overdue().len(), claims.overdue().len()], [0, 1]);
+            }
+        }
+        assert_eq!(claims.of_pod(&pod, &references).map_err(|_| ()).unwrap().len(), 2);
     }
 }

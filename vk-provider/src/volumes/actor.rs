@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 /// What waits for the actor; it does everything in microseconds.
@@ -90,6 +90,11 @@ pub(crate) struct Teller {
 }
 
 impl Teller {
+    #[cfg(test)]
+    pub(crate) fn to_nobody() -> Self {
+        Self { peer: String::new(), news: mpsc::channel(1).0 }
+    }
+
     /// Tells something.
     pub(crate) async fn tell(&self, news: ClaimNews) {
         drop(self.news.send((self.peer.clone(), news)).await);
@@ -240,9 +245,18 @@ impl Actor {
             let number = self.claims_watch.as_ref().map_or(0, |(number, _)| *number);
             tokio::spawn(async move {
                 let claims: Api<PersistentVolumeClaim> = Api::namespaced(client, &key.namespace);
-                // What cannot be read now comes with its next change.
-                if let Ok(found) = within(claims.get_opt(&key.name)).await {
-                    drop(watched.send((number, Watched::Read(key, Box::new(found)))).await);
+                let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
+                while !watched.is_closed() {
+                    match within(claims.get_opt(&key.name)).await {
+                        Ok(found) => {
+                            drop(watched.send((number, Watched::Read(key, Box::new(found)))).await);
+                            return;
+                        }
+                        Err(error) => {
+                            debug!(claim = %key, %error, "claim not read; trying again");
+                            sleep(backoff.next(entropy())).await;
+                        }
+                    }
                 }
             });
         }
