@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use liquid_crds::quantity::{Amounts, Milli, parse};
+use liquid_crds::quantity::{Amounts, MAX, Milli, parse};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -49,19 +49,19 @@ enum Amount {
 }
 
 impl Amount {
-    /// Negative amounts and texts that are none count as nothing: no API server lets such a pod run.
+    /// Negative amounts count as nothing, and texts that are none as more than there is: no API server lets such a pod run.
     fn value(&self) -> Milli {
         let text = match self {
             Amount::Text(text) => text.clone(),
             Amount::Number(number) => number.to_string(),
         };
-        parse(&Quantity(text)).unwrap_or(0).max(0)
+        parse(&Quantity(text)).unwrap_or(MAX).max(0)
     }
 }
 
 /// What a pod asks for: the larger of the sum over its containers and sidecars, and the need of any init container
-/// together with the sidecars started before it; what is asked for the pod as a whole in place of that; plus the
-/// overhead of its runtime. It takes one of `pods`.
+/// together with the sidecars started before it; what is asked for the pod as a whole if that is more (it cannot be less where
+/// API servers know it); plus the overhead of its runtime. It takes one of `pods`.
 pub(crate) fn demand(spec: &SpecView) -> Amounts {
     let mut sidecars = Amounts::new();
     let mut peak = Amounts::new();
@@ -75,7 +75,7 @@ pub(crate) fn demand(spec: &SpecView) -> Amounts {
     let running = spec.containers.iter().fold(sidecars, |sum, container| plus(&sum, container));
     raise(&mut peak, &running);
     if let Some(whole) = &spec.resources {
-        peak.extend(requests(whole));
+        raise(&mut peak, &requests(whole).collect());
     }
     for (resource, overhead) in &spec.overhead {
         add(&mut peak, resource, overhead.value());
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_the_whole_pod_stands_in_place_of_its_containers() {
+    fn what_is_asked_for_the_whole_pod_counts_if_it_is_more_than_that_of_its_containers() {
         let spec = json!({
             "containers": [container("500m", None), {"resources": {"requests": {"memory": "1Mi"}}}],
             "resources": {"requests": {"cpu": "2"}},
@@ -181,6 +181,9 @@ mod tests {
         });
         let found = of(spec);
         assert_eq!((found["cpu"], found["memory"], found["pods"]), (2_010, 1_048_576_000, 1000));
+        // An API server that does not know the field drops it.
+        let less = json!({"containers": [container("2", None)], "resources": {"requests": {"cpu": "0"}}});
+        assert_eq!(of(less)["cpu"], 2_000);
     }
 
     #[test]
@@ -196,9 +199,9 @@ mod tests {
         let huge = "9999999999999999999E";
         let found = of(json!({"containers": [
             {"resources": {"requests": {"cpu": "-5", "memory": "much", "a": -3, "b": 1e3, "c": "1E"}}},
-            {"resources": {"requests": {"cpu": "1", "c": huge}}},
+            {"resources": {"requests": {"cpu": "0000000000000000000001", "c": huge}}},
         ]}));
-        assert_eq!((found["cpu"], found["memory"], found["a"], found["b"]), (1_000, 0, 0, 1_000_000));
-        assert!(found["c"] >= 1_000_000_000_000_000_000_000);
+        assert_eq!((found["cpu"], found["memory"], found["a"], found["b"]), (1_000, MAX, 0, 1_000_000));
+        assert!(found["c"] >= MAX);
     }
 }

@@ -849,18 +849,22 @@ impl Actor {
                         }
                         _ => None,
                     };
-                    if let Some(demand) = demand {
-                        let at = (target.set.clone(), target.key.clone());
-                        let admitted = lent.ledger.admit(&at, demand, &lent.limits);
-                        if let Err(shortage) = admitted {
-                            let refusal = Refusal {
-                                reason: shortage.reason().to_owned(),
-                                message: shortage.to_string(),
-                            };
-                            let (cluster, outcome) = (cluster.clone(), Outcome::Failed(refusal));
-                            drop(self.answers.send(Answer::Done { cluster, target, held: 0, outcome }));
-                            continue;
+                    let refused = match demand {
+                        None => None,
+                        Some(Err(refusal)) => Some(refusal),
+                        Some(Ok(demand)) => {
+                            let at = (target.set.clone(), target.key.clone());
+                            let short = lent.ledger.admit(&at, demand, &lent.limits).err();
+                            short.map(|short| Refusal {
+                                reason: short.reason().to_owned(),
+                                message: short.to_string(),
+                            })
                         }
+                    };
+                    if let Some(refusal) = refused {
+                        let (cluster, outcome) = (cluster.clone(), Outcome::Failed(refusal));
+                        drop(self.answers.send(Answer::Done { cluster, target, held: 0, outcome }));
+                        continue;
                     }
                     lent.held += held;
                     let job = Job {

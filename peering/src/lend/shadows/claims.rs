@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams, PostParams, Preconditions};
 use liquid_crds::LendState;
-use liquid_crds::quantity::{Amounts, Milli, parse};
+use liquid_crds::quantity::{Amounts, MAX, Milli, parse};
 use liquid_crds::vocabulary::{
     HASH, HOME_KEYS, KEPT, KEPT_BECAUSE, LAST_CLAIM, MANAGED_BY, MANAGED_BY_LIQUID, ORIGIN_CLUSTER,
     ORIGIN_NAME, ORIGIN_NAMESPACE, ORIGIN_UID,
@@ -52,13 +52,18 @@ pub(super) fn read(claim: &PersistentVolumeClaim) -> Option<Owned<Record>> {
 pub(super) fn demand(claim: &PersistentVolumeClaim) -> Amounts {
     let requests = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.requests.as_ref());
     let storage = requests.and_then(|requests| requests.get("storage"));
-    amounts(storage.and_then(|storage| parse(storage).ok()).unwrap_or(0))
+    amounts(storage.map_or(0, |storage| parse(storage).unwrap_or(MAX).max(0)))
 }
 
-/// What a claim, as it comes from a consumer, asks for.
-pub(super) fn body_demand(body: &[u8]) -> Amounts {
-    let body = serde_json::from_slice::<ClaimBody>(body).ok();
-    amounts(body.and_then(|body| parse(&Quantity(body.wanted.storage)).ok()).unwrap_or(0))
+/// What a claim, as it comes from a consumer, asks for; or why it is none.
+pub(super) fn body_demand(body: &[u8]) -> Result<Amounts, Refusal> {
+    let body = serde_json::from_slice::<ClaimBody>(body)
+        .map_err(|error| refusal("InvalidObject", format!("it cannot be read: {error}")))?;
+    let storage = body.wanted.storage;
+    match parse(&Quantity(storage.clone())) {
+        Ok(amount) if amount > 0 => Ok(amounts(amount)),
+        _ => Err(refusal("InvalidObject", format!("{storage:?} is no size of a volume"))),
+    }
 }
 
 fn amounts(storage: Milli) -> Amounts {
@@ -293,4 +298,31 @@ pub(super) async fn report(
     let status = owned.and_then(|owned| owned.what.status);
     let found = status.map_or(StatusFound::Nothing, StatusFound::Kept);
     Ok((found, json!(claim.map(|claim| ClaimReport::of(&json!(claim))))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_size_that_kubernetes_takes_counts_and_all_others_are_refused() {
+        let of = |storage: &str| {
+            let wanted = WantedClaim { storage: storage.to_owned(), ..WantedClaim::default() };
+            body_demand(json!(ClaimBody { wanted, bound: false }).to_string().as_bytes())
+        };
+        for (size, amount) in [
+            ("101Gi", 101 * (1000 << 30)),
+            ("0000000000000000000101Gi", 101 * (1000 << 30)),
+            ("100.0000000000Ti", 100 * (1000 << 40)),
+            ("1e99", MAX),
+        ] {
+            assert_eq!(of(size).unwrap()[STORAGE], amount, "{size}");
+        }
+        for none in ["-101Gi", "0", "0.0Gi", "", "much"] {
+            assert_eq!(of(none).unwrap_err().reason, "InvalidObject", "{none}");
+        }
+        assert_eq!(body_demand(b"{}").unwrap_err().reason, "InvalidObject");
+        let negative = json!({"spec": {"resources": {"requests": {"storage": "-1Gi"}}}});
+        assert_eq!(demand(&serde_json::from_value(negative).unwrap())[STORAGE], 0);
+    }
 }

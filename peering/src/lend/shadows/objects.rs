@@ -13,7 +13,7 @@ use liquid_crds::vocabulary::{
 use liquid_crds::{ClusterId, HomePod, Placement, ShadowPod, ShadowPodSpec, is_dns_label};
 use liquid_link::digest::Hash;
 use liquid_reflection::digest::StatusDigest;
-use liquid_reflection::frame::Ref;
+use liquid_reflection::frame::{Ref, Refusal};
 use liquid_reflection::provider::{Hold, Instance, Record};
 use liquid_reflection::{Key, Kind, SetRef, Uid};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -43,12 +43,33 @@ struct BodyView {
 fn demand_of_body<'de, D: Deserializer<'de>>(body: D) -> Result<Amounts, D::Error> {
     // A watch must not break because a consumer has sent nonsense.
     let body = Value::deserialize(body)?;
-    Ok(demand(&serde_json::from_value::<BodyView>(body).unwrap_or_default().spec))
+    Ok(demand_of(body).unwrap_or_else(|| demand(&SpecView::default())))
 }
 
-/// What a body, as it comes from a consumer, asks for.
-pub(crate) fn body_demand(body: &[u8]) -> Amounts {
-    demand(&serde_json::from_slice::<BodyView>(body).unwrap_or_default().spec)
+/// What a body, as it comes from a consumer, asks for; or why it is none.
+pub(super) fn body_demand(body: &[u8]) -> Result<Amounts, Refusal> {
+    let read = serde_json::from_slice(body).ok().and_then(demand_of);
+    read.ok_or_else(|| Refusal {
+        reason: "InvalidPod".to_owned(),
+        message: "what the pod asks for cannot be read".to_owned(),
+    })
+}
+
+fn demand_of(mut body: Value) -> Option<Amounts> {
+    drop_nulls(&mut body);
+    serde_json::from_value::<BodyView>(body).ok().map(|body| demand(&body.spec))
+}
+
+/// To an API server a field that is null is one that is not there.
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 /// Part of [`liquid_crds::ShadowPodStatus`].
@@ -736,14 +757,21 @@ mod tests {
     #[test]
     fn what_a_shadow_asks_for_is_known_whatever_is_in_it() {
         let body = |cpu: Value| json!({"spec": {"containers": [{"resources": {"requests": {"cpu": cpu}}}]}});
-        for (body, cpu) in
-            [(body(json!("250m")), 250), (body(json!(2)), 2000), (body(json!({})), 0), (json!([]), 0)]
-        {
-            assert_eq!(
-                body_demand(body.to_string().as_bytes()).get("cpu").copied().unwrap_or(0),
-                cpu,
-                "{body}"
-            );
+        let nulls = json!({"spec": {"initContainers": null, "overhead": null, "containers": [
+            {"restartPolicy": null, "resources": {"requests": {"cpu": "2", "memory": null}, "limits": null}},
+        ]}});
+        for (body, cpu) in [
+            (body(json!("250m")), 250),
+            (body(json!(2)), 2000),
+            (body(Value::Null), 0),
+            (nulls, 2000),
+            (body(json!({})), 0),
+            (json!([]), 0),
+        ] {
+            match body_demand(body.to_string().as_bytes()) {
+                Ok(found) => assert_eq!(found.get("cpu").copied().unwrap_or(0), cpu, "{body}"),
+                Err(refusal) => assert_eq!((refusal.reason.as_str(), cpu), ("InvalidPod", 0), "{body}"),
+            }
             let (shadow, _) = made(body);
             let view: ShadowView = serde_json::from_value(serde_json::to_value(&shadow).unwrap()).unwrap();
             assert_eq!(view.spec.demand.get("cpu").copied().unwrap_or(0), cpu);
