@@ -140,23 +140,71 @@ const CONDITION_FIELDS: [&str; 4] = ["type", "status", "reason", "message"];
 /// Conditions of one claim; Kubernetes knows a handful.
 const MAX_CONDITIONS: usize = 16;
 
+/// Phases of a claim.
+const PHASES: [&str; 3] = ["Pending", "Bound", "Lost"];
+
+/// Longest quantity an API server writes.
+const MAX_QUANTITY: usize = 64;
+
+/// Longest text of a condition, in bytes: as that of an Event.
+const MAX_TEXT: usize = 1024;
+
+/// Conditions as both sides know them, and as an API server takes and keeps them: each type once, texts, none empty or too long.
+fn conditions<'a>(all: impl IntoIterator<Item = &'a Value>) -> Vec<Value> {
+    let shown = |condition: &Value| -> Option<Map<String, Value>> {
+        let fields = CONDITION_FIELDS.iter().filter_map(|field| {
+            let text = condition.get(*field)?.as_str().filter(|text| !text.is_empty())?;
+            Some(((*field).to_owned(), Value::from(cut(text, MAX_TEXT))))
+        });
+        let fields: Map<_, _> = fields.collect();
+        (fields.contains_key("type") && fields.contains_key("status")).then_some(fields)
+    };
+    let mut kept: Vec<Map<String, Value>> = Vec::new();
+    for condition in all.into_iter().filter_map(shown) {
+        if kept.len() < MAX_CONDITIONS && kept.iter().all(|known| known.get("type") != condition.get("type"))
+        {
+            kept.push(condition);
+        }
+    }
+    kept.into_iter().map(Value::from).collect()
+}
+
+fn cut(text: &str, longest: usize) -> &str {
+    text.get(..text.floor_char_boundary(longest)).unwrap_or(text)
+}
+
 impl ClaimReport {
     /// What `claim` (as the provider's API server has it) tells.
     pub fn of(claim: &Value) -> Self {
         let text = |pointer: &str| claim.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
-        let conditions = claim.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
-        let shown = |condition: &Value| -> Value {
-            let fields = CONDITION_FIELDS.iter().filter_map(|field| Some((*field, condition.get(*field)?)));
-            fields.map(|(field, value)| (field.to_owned(), value.clone())).collect::<Map<_, _>>().into()
-        };
+        let told = claim.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
         Self {
             namespace: text("/metadata/namespace").unwrap_or_default(),
             class: text("/spec/storageClassName"),
             phase: text("/status/phase"),
             capacity: text("/status/capacity/storage"),
-            conditions: conditions.take(MAX_CONDITIONS).map(shown).collect(),
+            conditions: conditions(told),
             deleting: claim.pointer("/metadata/deletionTimestamp").is_some(),
         }
+    }
+
+    /// What a provider has sent, as far as it can be what it says.
+    ///
+    /// # Errors
+    /// If it is no report.
+    pub fn received(body: &[u8]) -> Result<Self, serde_json::Error> {
+        let Self { namespace, class, phase, capacity, conditions: told, deleting } =
+            serde_json::from_slice(body)?;
+        let name = |text: String| cut(&text, MAX_NAME).to_owned();
+        Ok(Self {
+            namespace: name(namespace),
+            class: class.map(name),
+            phase: phase.filter(|phase| PHASES.contains(&phase.as_str())),
+            // Whether it is a size is judged by who knows what was asked for.
+            capacity: capacity.map(|text| cut(&text, MAX_QUANTITY).to_owned()),
+            conditions: conditions(&told),
+            deleting,
+        })
     }
 
     /// Its digest.
@@ -212,6 +260,35 @@ mod tests {
         let again: ClaimReport = serde_json::from_value(json!(report)).unwrap();
         assert_eq!(again, report);
         assert_eq!(ClaimReport::of(&json!({"status": {"conditions": "x"}})), ClaimReport::default());
+    }
+
+    #[test]
+    fn of_what_a_provider_sends_only_that_is_kept_that_an_api_server_takes() {
+        let long = "ü".repeat(MAX_TEXT);
+        let condition =
+            |type_: Value, message: Value| json!({"type": type_, "status": "True", "message": message});
+        let mut sent = vec![
+            condition(json!("Resizing"), json!(long)),
+            condition(json!("Resizing"), json!("again")),
+            condition(json!("A"), json!("")),
+            condition(json!("B"), json!({"not": "a text"})),
+            condition(Value::Null, json!("no type")),
+            json!("no condition"),
+        ];
+        sent.extend((0..100).map(|n| condition(json!(format!("T{n}")), Value::Null)));
+        let body = json!({
+            "namespace": "n".repeat(1000), "phase": "Exploded", "capacity": "9".repeat(1000), "conditions": sent,
+        });
+        let report = ClaimReport::received(body.to_string().as_bytes()).unwrap();
+        assert_eq!((report.namespace.len(), report.phase.as_deref()), (MAX_NAME, None));
+        assert_eq!(report.capacity.as_ref().map(String::len), Some(MAX_QUANTITY));
+        assert_eq!(report.conditions.len(), MAX_CONDITIONS);
+        assert_eq!(report.conditions[0]["message"].as_str().map(str::len), Some(MAX_TEXT));
+        assert_eq!(report.conditions[1], json!({"type": "A", "status": "True"}));
+        assert_eq!(report.conditions[2], json!({"type": "B", "status": "True"}));
+        let kept = ClaimReport::of(&json!({"status": {"conditions": report.conditions}}));
+        assert_eq!(kept.conditions, report.conditions, "it would be written again and again");
+        assert!(ClaimReport::received(b"[]").is_err());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::neighbours::Neighbours;
 use crate::node::{NodeHandle, Ownership, Picture, Shared, WatchedNodes};
 use crate::offloading::{NodeView, remote_name, report, selects, wanted};
 use crate::request::within;
-use crate::volumes;
+use crate::volumes::{self, Behind};
 use futures::StreamExt as _;
 use futures::stream::select_all;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
@@ -293,9 +293,12 @@ impl Supervisor {
     }
 
     async fn keep_nodes(&mut self) {
-        let peers =
-            self.virtual_nodes.iter().map(|(name, wanted)| (name.clone(), wanted.node.spec.peer.clone()));
-        self.common.volumes.nodes(peers.collect()).await;
+        let nodes = self.virtual_nodes.iter().map(|(name, wanted)| {
+            let spec = &wanted.node.spec;
+            let placed = spec.node.is_some() || !spec.node_selector.is_empty();
+            (name.clone(), Behind { peer: spec.peer.clone(), placed })
+        });
+        self.common.volumes.nodes(nodes.collect()).await;
         self.nodes.retain(|name, handle| self.virtual_nodes.contains_key(name) || !handle.is_finished());
         for (name, wanted) in &self.virtual_nodes {
             let Wanted { node, offer, unaccepted } = wanted;

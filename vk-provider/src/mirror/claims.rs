@@ -191,7 +191,7 @@ impl Claims {
     }
 
     pub(super) async fn report(&mut self, target: Ref, body: &[u8]) {
-        match serde_json::from_slice::<ClaimReport>(body) {
+        match ClaimReport::received(body) {
             Ok(report) => self.teller.tell(ClaimNews::Report(target.uid, report)).await,
             Err(error) => warn!(claim = %target.key, %error, "what the provider tells of it cannot be read"),
         }

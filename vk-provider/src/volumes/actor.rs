@@ -1,7 +1,7 @@
 //! The task that owns the [`Picture`], and carries out its steps: one at a time per claim, tried again until they are done.
 
 use super::objects::{Claim, Volume};
-use super::picture::{ClaimNews, Picture, Provider, ProviderClaims, Step};
+use super::picture::{Behind, ClaimNews, Picture, Provider, ProviderClaims, Step, Stuck};
 use crate::request::within;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod};
@@ -35,11 +35,14 @@ const RETRY_CAP: Duration = Duration::from_secs(30);
 /// How long a claim that is refused waits for the provider before the scheduler may choose another node: at first, and at most.
 const PATIENCE_FIRST: Duration = Duration::from_secs(2);
 const PATIENCE_CAP: Duration = Duration::from_secs(60);
+/// How long a claim waits at least for a provider that says nothing: by then its nodes are not Ready if the link is down, and the
+/// scheduler knows better than to choose them again.
+const SILENCE: Duration = Duration::from_secs(15);
 /// Longest text of an Event.
 const MAX_NOTE: usize = 1024;
 
 enum Command {
-    Nodes(BTreeMap<String, String>),
+    Nodes(BTreeMap<String, Behind>),
     Provider(String, Provider),
     Forget(String),
     Mirror(String, watch::Sender<ProviderClaims>),
@@ -53,8 +56,8 @@ pub(crate) struct Volumes {
 }
 
 impl Volumes {
-    /// There are these virtual nodes, and the peers behind them.
-    pub(crate) async fn nodes(&self, nodes: BTreeMap<String, String>) {
+    /// There are these virtual nodes.
+    pub(crate) async fn nodes(&self, nodes: BTreeMap<String, Behind>) {
         self.send(Command::Nodes(nodes)).await;
     }
 
@@ -154,6 +157,8 @@ enum Ended {
     NoVolume,
     /// It is not known whether there is.
     Unknown(String),
+    /// There is none, because the API server does not take it.
+    Rejected(String),
     /// Worth another try.
     Failed(String),
 }
@@ -175,7 +180,7 @@ struct Actor {
     /// Names under which each provider was told of a claim.
     published: BTreeMap<(String, Uid), Key>,
     slots: BTreeMap<Uid, Slot>,
-    /// Refused claims: until when they wait, and how long the next time.
+    /// Claims that are refused, or not answered: until when they wait, and how long the next time.
     patience: BTreeMap<Uid, (Option<Instant>, Backoff)>,
     finished: mpsc::UnboundedSender<(Uid, Ended)>,
     requests: Arc<Semaphore>,
@@ -320,7 +325,7 @@ impl Actor {
         match change {
             Change::Applied(volume) => match Volume::read(&volume) {
                 Some(volume) => self.picture.volume_applied(volume),
-                // Somebody has taken its claim off it, or it is not ours.
+                // It is not ours.
                 None => self.picture.volume_deleted(&volume.name_any()),
             },
             Change::Deleted(volume) => self.picture.volume_deleted(&volume.name_any()),
@@ -349,6 +354,10 @@ impl Actor {
             }
             Ended::NoVolume => {
                 self.picture.not_created(uid);
+                None
+            }
+            Ended::Rejected(message) => {
+                self.picture.create_refused(uid, message);
                 None
             }
             Ended::Unknown(error) => {
@@ -438,15 +447,16 @@ impl Actor {
         }
     }
 
-    /// A refused claim waits for a while before the scheduler may choose another node for it.
+    /// A claim that is refused, or not answered, waits for a while before the scheduler may choose another node for it.
     fn wait_or_not(&mut self, uid: &Uid) {
-        if self.picture.is_stuck(uid) {
+        if let Some(stuck) = self.picture.stuck(uid) {
             let (until, backoff) = self
                 .patience
                 .entry(uid.clone())
                 .or_insert_with(|| (None, Backoff::new(PATIENCE_FIRST, PATIENCE_CAP)));
             if until.is_none() && !self.picture.is_impatient(uid) {
-                *until = Some(Instant::now() + backoff.next(entropy()));
+                let least = if stuck == Stuck::Silent { SILENCE } else { Duration::ZERO };
+                *until = Some(Instant::now() + backoff.next(entropy()).max(least));
             }
         } else if !self.picture.is_waiting(uid) {
             self.patience.remove(uid);
@@ -480,6 +490,7 @@ impl Work {
         match step {
             Step::Create(volume) => self.create(volume).await,
             Step::Find(name) => self.find(&name).await,
+            Step::Hold(volume) => self.hold(&volume).await,
             Step::Delete(volume) => self.delete(&volume).await,
             Step::LetGo(volume) => self.let_go(&volume).await,
             Step::Grow(volume, capacity) => {
@@ -520,9 +531,9 @@ impl Work {
                 None => Ended::Unknown(format!("PersistentVolume {name} is not as it was made")),
             },
             Err(kube::Error::Api(status)) if status.is_already_exists() => self.find(&name).await,
-            Err(kube::Error::Api(status)) if (400..500).contains(&status.code) => {
+            Err(kube::Error::Api(status)) if is_refusal(status.code) => {
                 warn!(volume = %name, message = %status.message, "PersistentVolume not made");
-                Ended::Unknown(status.message.clone())
+                Ended::Rejected(format!("PersistentVolume not made: {}", status.message))
             }
             Err(error) => Ended::Unknown(error.to_string()),
         }
@@ -568,6 +579,19 @@ impl Work {
         };
         self.publish(&about, EventType::Normal, "VolumeKept", &note).await;
         self.release(volume).await
+    }
+
+    /// Puts our finalizer on.
+    async fn hold(&self, volume: &Volume) -> Ended {
+        let mut patch = vec![json!({ "op": "test", "path": "/metadata/uid", "value": volume.object })];
+        if volume.finalizers.is_empty() {
+            patch.push(json!({ "op": "add", "path": "/metadata/finalizers", "value": [FINALIZER_VOLUME] }));
+        } else {
+            patch.push(json!({ "op": "test", "path": "/metadata/finalizers", "value": volume.finalizers }));
+            patch.push(json!({ "op": "add", "path": "/metadata/finalizers/-", "value": FINALIZER_VOLUME }));
+        }
+        let patch = json_patch(json!(patch));
+        patched(within(self.volumes().patch(&volume.name, &PatchParams::default(), &patch)).await)
     }
 
     /// Takes our finalizer off.
@@ -636,6 +660,11 @@ impl Work {
             debug!(?about, %error, "event not written");
         }
     }
+}
+
+/// Whether an API server that answers so has not done what was asked, and would not a moment later.
+fn is_refusal(code: u16) -> bool {
+    (400..500).contains(&code) && ![408, 409, 429].contains(&code)
 }
 
 /// Whether a pod uses the claim of that name.

@@ -10,4 +10,4 @@ mod objects;
 mod picture;
 
 pub(crate) use actor::{Teller, Volumes, follow};
-pub(crate) use picture::{ClaimNews, ProviderClaims, Resolution, WantedState, Wish};
+pub(crate) use picture::{Behind, ClaimNews, ProviderClaims, Resolution, WantedState, Wish};

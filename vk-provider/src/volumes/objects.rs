@@ -14,9 +14,12 @@ use liquid_reflection::claim::{
 use liquid_reflection::{Key, Uid};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Where Kubernetes says who is to make the volume of a claim.
 const PROVISIONER: &str = "volume.kubernetes.io/storage-provisioner";
+/// Label that tells nodes apart; those of virtual nodes are their names.
+const HOSTNAME: &str = "kubernetes.io/hostname";
 /// Who has made a volume, as all provisioners say it.
 const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
 
@@ -89,9 +92,13 @@ pub(super) struct Volume {
     pub(super) name: String,
     /// Its UID.
     pub(super) object: String,
-    /// The claim it is for.
+    /// The namespace here whose data it has.
+    pub(super) home: Arc<str>,
+    /// The claim it is for. Of one that is for none: what the provider calls it, and its `origin`.
     pub(super) claim: Key,
     pub(super) uid: Uid,
+    /// It is for no claim: somebody has taken it off the one it had, for another one.
+    pub(super) free: bool,
     /// UID of the claim it was made for, by which the provider knows it: somebody may have bound it to another one since.
     pub(super) origin: Uid,
     /// Identity of the cluster in which it is.
@@ -108,6 +115,8 @@ pub(super) struct Volume {
     pub(super) released: bool,
     /// Its data is to be deleted with its claim.
     pub(super) delete_data: bool,
+    /// Somebody has asked for that by the mark, claim or not.
+    pub(super) marked: bool,
     /// It is being deleted itself.
     pub(super) deleting: bool,
     pub(super) finalizers: Vec<String>,
@@ -118,29 +127,51 @@ impl Volume {
     pub(super) fn read(volume: &PersistentVolume) -> Option<Self> {
         let spec = volume.spec.as_ref()?;
         let source = spec.csi.as_ref().filter(|csi| csi.driver == STORAGE_DRIVER)?;
-        let claim = spec.claim_ref.as_ref()?;
         let attribute = |name: &str| source.volume_attributes.as_ref().and_then(|all| all.get(name)).cloned();
         let object = volume.uid()?;
-        let uid = Uid::from(claim.uid.as_deref()?);
+        let (cluster, rest) = source.volume_handle.split_once('/')?;
+        let home = rest.split_once('/')?.0;
+        let remote = attribute(VOLUME_CLAIM)?;
+        let claim = spec.claim_ref.as_ref().and_then(|claim| {
+            let key = Key::new(claim.namespace.as_deref()?, claim.name.as_deref()?);
+            Some((key, Uid::from(claim.uid.as_deref()?)))
+        });
+        let origin = attribute(VOLUME_UID).map(|origin| Uid::from(origin.as_str()));
+        let origin = origin.or(claim.as_ref().map(|(_, uid)| uid.clone()))?;
+        let free = claim.is_none();
+        let (claim, uid) = claim.unwrap_or_else(|| (Key::new(home, &remote), origin.clone()));
         let marked = volume.annotations().get(DELETE_VOLUME) == Some(&object);
         let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref());
         Some(Self {
             name: volume.name_any(),
-            claim: Key::new(claim.namespace.as_deref()?, claim.name.as_deref()?),
-            origin: attribute(VOLUME_UID).map_or(uid.clone(), |origin| Uid::from(origin.as_str())),
+            home: Arc::from(home),
+            claim,
             uid,
-            cluster: source.volume_handle.split_once('/')?.0.to_owned(),
+            free,
+            origin,
+            cluster: cluster.to_owned(),
             peer: attribute(VOLUME_PEER).unwrap_or_default(),
             namespace: attribute(VOLUME_NAMESPACE).unwrap_or_default(),
-            remote: attribute(VOLUME_CLAIM)?,
+            remote,
             class: attribute(PARAMETER_REMOTE_CLASS),
             capacity: spec.capacity.as_ref().and_then(|c| c.get("storage")).map(|storage| storage.0.clone()),
             released: phase == Some("Released"),
             delete_data: marked || spec.persistent_volume_reclaim_policy.as_deref() == Some("Delete"),
+            marked,
             deleting: volume.metadata.deletion_timestamp.is_some(),
             finalizers: volume.finalizers().to_vec(),
             object,
         })
+    }
+
+    /// The finalizer that keeps it until the provider has been told is on it.
+    pub(super) fn is_held(&self) -> bool {
+        self.finalizers.iter().any(|finalizer| finalizer == FINALIZER_VOLUME)
+    }
+
+    /// It was bound to a claim of another namespace, which must not see what is in it.
+    pub(super) fn is_strayed(&self) -> bool {
+        self.claim.namespace != self.home
     }
 }
 
@@ -149,6 +180,8 @@ impl Volume {
 pub(super) struct Place {
     pub(super) cluster: String,
     pub(super) peer: String,
+    /// The virtual node, if it stands for certain nodes of the provider: the volume may be of use on these only.
+    pub(super) node: Option<String>,
 }
 
 /// The PersistentVolume for `claim`, whose counterpart `remote` in the provider is as `report` says.
@@ -172,6 +205,14 @@ pub(super) fn volume(
     if let Some(class) = class {
         attributes.insert(PARAMETER_REMOTE_CLASS, class);
     }
+    let mut places = vec![json!({ "key": CLUSTER_ID, "operator": "In", "values": [place.cluster] })];
+    if let Some(node) = &place.node {
+        places.push(json!({ "key": HOSTNAME, "operator": "In", "values": [node] }));
+    }
+    let capacity = match doubt(report, Some(&claim.wanted.storage)) {
+        None => report.capacity.as_ref().unwrap_or(&claim.wanted.storage),
+        Some(_) => &claim.wanted.storage,
+    };
     json!({
         "apiVersion": "v1",
         "kind": "PersistentVolume",
@@ -183,7 +224,7 @@ pub(super) fn volume(
         },
         "spec": {
             "accessModes": claim.wanted.access_modes,
-            "capacity": { "storage": report.capacity.as_ref().unwrap_or(&claim.wanted.storage) },
+            "capacity": { "storage": capacity },
             "volumeMode": claim.wanted.volume_mode,
             "storageClassName": claim.storage_class,
             "persistentVolumeReclaimPolicy": policy,
@@ -199,11 +240,22 @@ pub(super) fn volume(
                 "volumeHandle": format!("{}/{}/{remote}", place.cluster, claim.key.namespace),
                 "volumeAttributes": attributes,
             },
-            "nodeAffinity": { "required": { "nodeSelectorTerms": [{
-                "matchExpressions": [{ "key": CLUSTER_ID, "operator": "In", "values": [place.cluster] }],
-            }]}},
+            "nodeAffinity": { "required": { "nodeSelectorTerms": [{ "matchExpressions": places }] } },
         },
     })
+}
+
+/// Why the size of its volume that is reported of a claim cannot be right, if so: it has at least `least`.
+pub(super) fn doubt(report: &ClaimReport, least: Option<&str>) -> Option<String> {
+    let reported = report.capacity.as_deref()?;
+    let size = amount(Some(reported)).filter(|size| *size > 0);
+    if size.is_some() && size >= amount(least) {
+        return None;
+    }
+    let least = least.unwrap_or_default();
+    Some(format!(
+        "the provider says that the volume of this claim is {reported:?} large, which cannot be: it is taken to have {least}"
+    ))
 }
 
 /// An amount that can be compared.
@@ -241,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_volume_is_read_back_as_it_was_made_and_leads_to_all_nodes_of_the_provider() {
-        let place = Place { cluster: "c1".to_owned(), peer: "milan".to_owned() };
+        let place = Place { cluster: "c1".to_owned(), peer: "milan".to_owned(), node: None };
         let report = ClaimReport { namespace: "shop-turin".to_owned(), ..ClaimReport::default() };
         let mut made = volume(&claim(), Some("fast"), "Delete", &place, "data-3f2c0a44", &report);
         made["metadata"]["uid"] = json!("v1");
@@ -257,10 +309,20 @@ mod tests {
         assert_eq!((volume.namespace.as_str(), volume.remote.as_str()), ("shop-turin", "data-3f2c0a44"));
         assert_eq!((volume.class.as_deref(), volume.capacity.as_deref()), (Some("fast"), Some("1Gi")));
         assert!(volume.delete_data && !volume.released && !volume.deleting);
+        assert!(!volume.free && volume.is_held() && !volume.is_strayed());
         let mut bound_anew = made.clone();
         bound_anew["spec"]["claimRef"]["uid"] = json!("another");
         let bound_anew = read(&bound_anew).unwrap();
         assert_eq!((bound_anew.uid.as_str(), bound_anew.origin.as_str()), ("another", "3f2c0a44-8c1e"));
+        let mut strayed = made.clone();
+        strayed["spec"]["claimRef"]["namespace"] = json!("another");
+        assert!(read(&strayed).unwrap().is_strayed());
+        for unbound in [Value::Null, json!({"namespace": "shop", "name": "next"})] {
+            made["spec"]["claimRef"] = unbound;
+            let free = read(&made).unwrap();
+            assert!(free.free && !free.is_strayed());
+            assert_eq!((free.claim, free.uid), (Key::new("shop", "data-3f2c0a44"), free.origin));
+        }
         made["spec"]["persistentVolumeReclaimPolicy"] = json!("Retain");
         assert!(!read(&made).unwrap().delete_data);
         made["metadata"]["annotations"][DELETE_VOLUME] = json!("another");
@@ -269,5 +331,36 @@ mod tests {
         assert!(read(&made).unwrap().delete_data);
         made["spec"]["csi"]["driver"] = json!("other");
         assert_eq!(read(&made), None);
+    }
+
+    #[test]
+    fn a_volume_for_certain_nodes_of_the_provider_leads_to_the_virtual_node_that_stands_for_them() {
+        let place =
+            Place { cluster: "c1".to_owned(), peer: "milan".to_owned(), node: Some("milan-n1".to_owned()) };
+        let made = volume(&claim(), None, "Delete", &place, "data-3f2c0a44", &ClaimReport::default());
+        let terms = made["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"].as_array().unwrap().clone();
+        assert_eq!(terms.len(), 1, "terms are alternatives");
+        let expressions = terms[0]["matchExpressions"].as_array().unwrap();
+        assert_eq!(expressions.len(), 2);
+        assert_eq!(expressions[1], json!({"key": HOSTNAME, "operator": "In", "values": ["milan-n1"]}));
+    }
+
+    #[test]
+    fn a_size_that_cannot_be_right_is_not_believed() {
+        let place = Place { cluster: "c1".to_owned(), peer: "milan".to_owned(), node: None };
+        for (reported, size, doubted) in [
+            (None, "1Gi", false),
+            (Some("2Gi"), "2Gi", false),
+            (Some("1024Mi"), "1024Mi", false),
+            (Some("1Mi"), "1Gi", true),
+            (Some("-2Gi"), "1Gi", true),
+            (Some("large"), "1Gi", true),
+        ] {
+            let capacity = reported.map(str::to_owned);
+            let report = ClaimReport { capacity, ..ClaimReport::default() };
+            let made = volume(&claim(), None, "Delete", &place, "data-3f2c0a44", &report);
+            assert_eq!(made["spec"]["capacity"]["storage"], size, "{reported:?}");
+            assert_eq!(doubt(&report, Some("1Gi")).is_some(), doubted, "{reported:?}");
+        }
     }
 }

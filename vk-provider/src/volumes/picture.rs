@@ -4,9 +4,9 @@
 //! it, and it may be taken back. After that, two things end it: its deletion with the policy to delete its data, or the mark
 //! that asks for the same. That something is *not* known ends nothing.
 
-use super::objects::{Claim, Place, Volume, amount, volume};
+use super::objects::{Claim, Place, Volume, amount, doubt, volume};
 use bytes::Bytes;
-use liquid_crds::vocabulary::{FINALIZER_VOLUME, PARAMETER_REMOTE_CLASS, STORAGE_DRIVER};
+use liquid_crds::vocabulary::{PARAMETER_REMOTE_CLASS, STORAGE_DRIVER};
 use liquid_link::digest::Hash;
 use liquid_reflection::claim::{ClaimBody, ClaimReport, remote_name, volume_name};
 use liquid_reflection::frame::Refusal;
@@ -78,6 +78,8 @@ pub(crate) enum ClaimNews {
 pub(super) enum Step {
     /// Make its volume.
     Create(Value),
+    /// Put the finalizer back on the volume, which Liquid was uninstalled without.
+    Hold(Volume),
     /// Whether making it took effect is not known.
     Find(String),
     /// The provider has nothing of it any more: delete the volume.
@@ -110,6 +112,15 @@ pub(super) struct Provider {
     pub(super) gone: bool,
 }
 
+/// What is behind a virtual node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Behind {
+    /// The peer.
+    pub(crate) peer: String,
+    /// Certain nodes of the peer.
+    pub(crate) placed: bool,
+}
+
 /// Volumes are deleted before they are released by hand only, and few at a time: 100 bytes for each.
 const MAX_BEREFT: usize = 10_000;
 
@@ -132,6 +143,39 @@ struct Asked {
     gone: bool,
 }
 
+impl Asked {
+    /// What is known of it in the provider, if that has it as it is wanted.
+    fn answer(&self) -> Option<&ClaimReport> {
+        self.report.as_ref().filter(|_| self.settled && !self.ending)
+    }
+}
+
+/// Why a claim gets no volume where it is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stuck {
+    /// The provider does not want it.
+    Refused,
+    /// The provider says nothing.
+    Silent,
+}
+
+fn silent(peer: &str) -> Refusal {
+    let message = format!("provider {peer} does not answer: the scheduler may choose another node");
+    Refusal { reason: "ProviderNotResponding".to_owned(), message }
+}
+
+fn strayed(volume: &Volume) -> Refusal {
+    let Volume { name, home, .. } = volume;
+    let message = format!(
+        "PersistentVolume {name} has data of namespace {home}: claims of other namespaces cannot have it; nothing is done to it"
+    );
+    Refusal { reason: "VolumeOfAnotherNamespace".to_owned(), message }
+}
+
+fn doubtful(report: &ClaimReport, least: Option<&str>) -> Option<Refusal> {
+    doubt(report, least).map(|message| Refusal { reason: "VolumeSizeInvalid".to_owned(), message })
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Creating {
     UnderWay,
@@ -142,8 +186,7 @@ enum Creating {
 #[derive(Debug, Default)]
 pub(super) struct Picture {
     classes: Option<BTreeMap<String, OwnClass>>,
-    /// Virtual nodes, and the peers behind them.
-    nodes: Option<BTreeMap<String, String>>,
+    nodes: Option<BTreeMap<String, Behind>>,
     providers: BTreeMap<String, Provider>,
     claims: BTreeMap<Uid, Claim>,
     names: BTreeMap<Key, Uid>,
@@ -192,7 +235,7 @@ impl Picture {
         more
     }
 
-    pub(super) fn set_nodes(&mut self, nodes: BTreeMap<String, String>) {
+    pub(super) fn set_nodes(&mut self, nodes: BTreeMap<String, Behind>) {
         if self.nodes.as_ref() != Some(&nodes) {
             self.nodes = Some(nodes);
             self.reconcile_all();
@@ -371,15 +414,16 @@ impl Picture {
     fn chosen(&self, claim: &Claim) -> Option<&str> {
         let own = self.classes.as_ref()?.contains_key(&claim.storage_class);
         let free = own && claim.volume.is_none() && !claim.deleting && claim.unsupported.is_none();
-        let peer = self.nodes.as_ref()?.get(claim.selected_node.as_deref().filter(|_| free)?)?;
+        let peer = &self.nodes.as_ref()?.get(claim.selected_node.as_deref().filter(|_| free)?)?.peer;
         self.providers.get(peer).filter(|provider| !provider.gone).map(|_| peer.as_str())
     }
 
     /// Whether the owner of the claim behind `volume` has given up its data.
     fn is_given_up(&self, volume: &Volume) -> bool {
-        // A PersistentVolume that is deleted before its claim is released like any other when the claim is gone.
-        let claim_gone = volume.released && !self.claims.contains_key(&volume.uid);
-        volume.delete_data && claim_gone && self.claims_listed
+        // A PersistentVolume that is deleted before its claim is released like any other when the claim is gone. One that is
+        // for no claim is kept for the next, unless somebody asks for its deletion.
+        let over = volume.released || (volume.free && volume.marked);
+        volume.delete_data && over && !self.claims.contains_key(&volume.uid) && self.claims_listed
     }
 
     /// Brings in line what is asked of providers about one claim.
@@ -399,9 +443,8 @@ impl Picture {
         let wanted: Option<(String, Key, bool)> = match (claim, volume) {
             (_, Some(volume)) => {
                 let ending = self.is_given_up(volume);
-                let key =
-                    Key { namespace: volume.claim.namespace.clone(), name: volume.remote.as_str().into() };
-                let said = ending || claim.is_some();
+                let key = Key { namespace: volume.home.clone(), name: volume.remote.as_str().into() };
+                let said = ending || (claim.is_some() && !volume.is_strayed());
                 self.peer_of(&volume.cluster).filter(|_| said).map(|peer| (peer.to_owned(), key, ending))
             }
             (Some(claim), None) => self.chosen(claim).map(|peer| {
@@ -513,6 +556,7 @@ impl Picture {
             return Resolution::Waiting(format!("PersistentVolumeClaim {name} is not there"));
         };
         match (self.volumes.get(&claim.uid), &claim.volume) {
+            (Some(volume), _) if volume.is_strayed() => Resolution::Refused(strayed(volume).message),
             (Some(volume), _) if self.peer_of(&volume.cluster) == Some(peer) => {
                 Resolution::Ready(volume.remote.clone())
             }
@@ -554,14 +598,25 @@ impl Picture {
             return Some(Step::Delete(volume.clone()));
         }
         // Whoever deletes it without its data, or when nobody can be told, takes leave of it here.
-        let unheard = peer.is_none() || !volume.delete_data;
-        let held = volume.finalizers.iter().any(|finalizer| finalizer == FINALIZER_VOLUME);
-        if volume.deleting && volume.released && claim.is_none() && unheard && held {
+        let unheard = peer.is_none() || !volume.delete_data || (volume.free && !volume.marked);
+        let unused = volume.released || volume.free;
+        if volume.deleting && unused && claim.is_none() && unheard && volume.is_held() {
             return Some(Step::LetGo(volume.clone()));
         }
+        if !volume.deleting && !volume.is_held() {
+            return Some(Step::Hold(volume.clone()));
+        }
+        let explain = |claim: &Claim, refusal: Refusal| {
+            let new = self.is_new(claim, &refusal);
+            new.then(|| Step::Explain(Box::new(claim.clone()), refusal))
+        };
+        if volume.is_strayed() {
+            return explain(claim?, strayed(volume));
+        }
         let (asked, claim) = (asked?, claim?);
-        if let Some(refusal) = asked.refused.as_ref().filter(|refusal| self.is_new(claim, refusal)) {
-            return Some(Step::Explain(Box::new(claim.clone()), refusal.clone()));
+        let doubt = || asked.report.as_ref().and_then(|report| doubtful(report, volume.capacity.as_deref()));
+        if let Some(step) = asked.refused.clone().or_else(doubt).and_then(|why| explain(claim, why)) {
+            return Some(step);
         }
         let report = asked.report.as_ref()?;
         let size = |text: Option<&str>| amount(text);
@@ -585,23 +640,41 @@ impl Picture {
 
     fn next_for_claim(&self, claim: &Claim) -> Option<Step> {
         if let Some(why) = &claim.unsupported {
-            let peer = self.nodes.as_ref()?.get(claim.selected_node.as_deref()?);
+            let node = self.nodes.as_ref()?.get(claim.selected_node.as_deref()?);
             let own = self.classes.as_ref()?.contains_key(&claim.storage_class);
             let refusal = Refusal { reason: "ProvisioningFailed".to_owned(), message: why.clone() };
-            let tell = own && claim.volume.is_none() && peer.is_some() && self.is_new(claim, &refusal);
+            let tell = own && claim.volume.is_none() && node.is_some() && self.is_new(claim, &refusal);
             return tell.then(|| Step::Explain(Box::new(claim.clone()), refusal));
         }
         let peer = self.chosen(claim)?;
         let asked = self.asked.get(&(claim.uid.clone(), peer.to_owned()))?;
+        let explain = |refusal: Refusal| Some(Step::Explain(Box::new(claim.clone()), refusal));
+        let impatient = self.impatient.contains(&claim.uid);
         if let Some(refusal) = &asked.refused {
             if self.is_new(claim, refusal) {
-                return Some(Step::Explain(Box::new(claim.clone()), refusal.clone()));
+                return explain(refusal.clone());
             }
-            return self.impatient.contains(&claim.uid).then(|| Step::Reschedule(Box::new(claim.clone())));
+            return impatient.then(|| Step::Reschedule(Box::new(claim.clone())));
         }
-        let report = asked.report.as_ref().filter(|_| asked.settled && !asked.ending)?;
+        let Some(report) = asked.answer() else {
+            let silent = silent(peer);
+            return match impatient {
+                true if self.is_new(claim, &silent) => explain(silent),
+                true => Some(Step::Reschedule(Box::new(claim.clone()))),
+                false => None,
+            };
+        };
+        if let Some(doubt) =
+            doubtful(report, Some(&claim.wanted.storage)).filter(|doubt| self.is_new(claim, doubt))
+        {
+            return explain(doubt);
+        }
         let class = self.classes.as_ref()?.get(&claim.storage_class)?;
-        let place = Place { cluster: self.providers.get(peer)?.cluster.clone(), peer: peer.to_owned() };
+        let node = claim.selected_node.as_ref().filter(|node| {
+            self.nodes.as_ref().and_then(|nodes| nodes.get(*node)).is_some_and(|node| node.placed)
+        });
+        let cluster = self.providers.get(peer)?.cluster.clone();
+        let place = Place { cluster, peer: peer.to_owned(), node: node.cloned() };
         let made = volume(claim, class.remote.as_deref(), &class.policy, &place, &asked.key.name, report);
         Some(Step::Create(made))
     }
@@ -610,15 +683,16 @@ impl Picture {
         self.explained.get(&claim.uid) != Some(&refusal.message)
     }
 
-    /// Whether another node may help a claim without a volume: the provider refuses it, and its owner was told.
-    pub(super) fn is_stuck(&self, uid: &Uid) -> bool {
-        let Some(claim) = self.claims.get(uid).filter(|_| !self.volumes.contains_key(uid)) else {
-            return false;
-        };
-        let asked = self.chosen(claim).and_then(|peer| self.asked.get(&(uid.clone(), peer.to_owned())));
-        asked
-            .and_then(|asked| asked.refused.as_ref())
-            .is_some_and(|refusal| refusal.reason != "ApiUnavailable")
+    /// Why another node may help a claim without a volume, if so.
+    pub(super) fn stuck(&self, uid: &Uid) -> Option<Stuck> {
+        let claim = self.claims.get(uid).filter(|_| !self.volumes.contains_key(uid))?;
+        let asked = self.asked.get(&(uid.clone(), self.chosen(claim)?.to_owned()))?;
+        match &asked.refused {
+            // Another one would be no better.
+            Some(refusal) if refusal.reason == "ApiUnavailable" => None,
+            Some(_) => Some(Stuck::Refused),
+            None => asked.answer().is_none().then_some(Stuck::Silent),
+        }
     }
 
     /// Whether a claim waits for a volume.
@@ -633,7 +707,7 @@ impl Picture {
 
     /// It was stuck for long enough.
     pub(super) fn give_up_waiting(&mut self, uid: &Uid) {
-        if self.is_stuck(uid) {
+        if self.stuck(uid).is_some() {
             self.impatient.insert(uid.clone());
             self.changes.uids.insert(uid.clone());
         }
@@ -644,13 +718,27 @@ impl Picture {
         match step {
             Step::Create(_) | Step::Find(_) => drop(self.creating.insert(uid.clone(), Creating::UnderWay)),
             Step::Explain(_, refusal) => drop(self.explained.insert(uid.clone(), refusal.message.clone())),
-            Step::Delete(_) | Step::LetGo(_) | Step::Grow(..) | Step::Show(..) | Step::Reschedule(_) => {}
+            Step::Hold(_)
+            | Step::Delete(_)
+            | Step::LetGo(_)
+            | Step::Grow(..)
+            | Step::Show(..)
+            | Step::Reschedule(_) => {}
         }
     }
 
     /// Whether the volume of a claim exists is not known: making it failed, or looking for it.
     pub(super) fn created_unknown(&mut self, uid: &Uid) {
         self.creating.insert(uid.clone(), Creating::Unknown);
+    }
+
+    /// The API server does not take the volume of a claim: that is no better than a refusal of the provider.
+    pub(super) fn create_refused(&mut self, uid: &Uid, message: String) {
+        let peer = self.claims.get(uid).and_then(|claim| self.chosen(claim)).map(str::to_owned);
+        if let Some(asked) = peer.and_then(|peer| self.asked.get_mut(&(uid.clone(), peer))) {
+            asked.refused = Some(Refusal { reason: "ProvisioningFailed".to_owned(), message });
+        }
+        self.not_created(uid);
     }
 
     /// The volume of a claim was not made.
@@ -663,6 +751,7 @@ impl Picture {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use liquid_crds::vocabulary::FINALIZER_VOLUME;
     use liquid_runtime::storage_classes::Class;
     use proptest::prelude::*;
 
@@ -701,8 +790,10 @@ mod tests {
         Volume {
             name: volume_name(&uid()),
             object: "v1".to_owned(),
+            home: "shop".into(),
             claim: key(),
             uid: uid(),
+            free: false,
             origin: uid(),
             cluster: "c-milan".to_owned(),
             peer: MILAN.to_owned(),
@@ -712,6 +803,7 @@ mod tests {
             capacity: Some("1Gi".to_owned()),
             released: false,
             delete_data: true,
+            marked: false,
             deleting: false,
             finalizers: vec!["x".to_owned(), FINALIZER_VOLUME.to_owned()],
         }
@@ -720,6 +812,11 @@ mod tests {
     fn report(capacity: Option<&str>) -> ClaimReport {
         let capacity = capacity.map(str::to_owned);
         ClaimReport { namespace: "shop-turin".to_owned(), capacity, ..ClaimReport::default() }
+    }
+
+    fn virtual_nodes() -> BTreeMap<String, Behind> {
+        let node = |peer: &str| (format!("liquid-{peer}"), Behind { peer: peer.to_owned(), placed: false });
+        [MILAN, "ohio"].map(node).into()
     }
 
     fn picture() -> Picture {
@@ -731,8 +828,7 @@ mod tests {
             ..Class::default()
         };
         picture.set_classes(&[("liquid".to_owned(), class)].into_iter().collect());
-        let node = |name: &str, peer: &str| (name.to_owned(), peer.to_owned());
-        picture.set_nodes(BTreeMap::from([node("liquid-milan", MILAN), node("liquid-ohio", "ohio")]));
+        picture.set_nodes(virtual_nodes());
         for peer in [MILAN, "ohio"] {
             picture.set_provider(peer, Some(Provider { cluster: format!("c-{peer}"), gone: false }));
         }
@@ -883,6 +979,131 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_that_is_for_no_claim_is_kept_for_the_next_one_and_let_go_when_it_is_deleted() {
+        let mut picture = picture();
+        let free = Volume { free: true, claim: Key::new("shop", "data-3f2c0a44"), ..volume() };
+        picture.volume_applied(Volume { released: true, delete_data: false, ..volume() });
+        picture.volume_applied(free.clone());
+        assert_eq!((state(&picture, MILAN), picture.next_step(&uid())), (None, None));
+        let deleted = Volume { deleting: true, ..free.clone() };
+        picture.volume_applied(deleted.clone());
+        assert_eq!((state(&picture, MILAN), picture.next_step(&uid())), (None, Some(Step::LetGo(deleted))));
+
+        let marked = Volume { marked: true, ..free };
+        picture.volume_applied(marked.clone());
+        assert_eq!((state(&picture, MILAN), picture.next_step(&uid())), (Some("deleting"), None));
+        picture.told(MILAN, ClaimNews::Gone(uid()));
+        assert_eq!(picture.next_step(&uid()), Some(Step::Delete(marked)));
+    }
+
+    #[test]
+    fn a_claim_of_another_namespace_does_not_get_the_data_and_its_deletion_deletes_what_it_was_of() {
+        let mut picture = picture();
+        let (another, theirs) = (Uid::from("another"), Key::new("bank", "data"));
+        let strayed = Volume { uid: another.clone(), claim: theirs.clone(), ..volume() };
+        picture.told(MILAN, ClaimNews::Follow(theirs.clone()));
+        let name = Some(strayed.name.clone());
+        picture.claim_applied(Claim {
+            key: theirs.clone(),
+            uid: another.clone(),
+            volume: name,
+            ..claim(None)
+        });
+        picture.volume_applied(strayed.clone());
+        assert_eq!(picture.wish(MILAN, &another), None, "it would be told that its volume is lost");
+        let Some(Step::Explain(about, why)) = picture.next_step(&another) else { panic!("nothing said") };
+        assert_eq!((&about.key, why.reason.as_str()), (&theirs, "VolumeOfAnotherNamespace"));
+        picture.begun(&another, &Step::Explain(about, why));
+        assert_eq!(picture.next_step(&another), None);
+        assert!(matches!(picture.resolution(MILAN, &theirs), Some(Resolution::Refused(_))));
+
+        picture.claim_deleted(&theirs, &another);
+        picture.volume_applied(Volume { released: true, ..strayed });
+        let (key, wish) = picture.wish(MILAN, &another).unwrap();
+        assert_eq!((key, wish.state), (Key::new("shop", "data-3f2c0a44"), WantedState::Deleting));
+    }
+
+    #[test]
+    fn a_volume_that_lost_the_finalizer_gets_it_back() {
+        let mut picture = picture();
+        let bare = Volume { finalizers: vec!["x".to_owned()], ..volume() };
+        picture.volume_applied(bare.clone());
+        assert_eq!(picture.next_step(&uid()), Some(Step::Hold(bare.clone())));
+        picture.volume_applied(volume());
+        assert_eq!(picture.next_step(&uid()), None);
+        picture.volume_applied(Volume { deleting: true, ..bare });
+        assert_eq!(picture.next_step(&uid()), None, "too late");
+    }
+
+    #[test]
+    fn a_volume_that_the_api_server_does_not_take_is_a_refusal() {
+        let mut picture = picture();
+        picture.claim_applied(claim(Some("liquid-milan")));
+        picture.told(MILAN, ClaimNews::Settled(uid()));
+        picture.told(MILAN, ClaimNews::Report(uid(), report(None)));
+        let create = picture.next_step(&uid()).unwrap();
+        picture.begun(&uid(), &create);
+        picture.create_refused(&uid(), "no such class".to_owned());
+        let Some(Step::Explain(about, why)) = picture.next_step(&uid()) else { panic!("nothing said") };
+        assert_eq!(why.message, "no such class");
+        picture.begun(&uid(), &Step::Explain(about, why));
+        assert_eq!((picture.next_step(&uid()), picture.stuck(&uid())), (None, Some(Stuck::Refused)));
+        picture.give_up_waiting(&uid());
+        assert!(matches!(picture.next_step(&uid()), Some(Step::Reschedule(_))));
+    }
+
+    #[test]
+    fn a_provider_that_does_not_answer_is_not_waited_for_for_ever() {
+        let mut picture = picture();
+        picture.claim_applied(claim(Some("liquid-milan")));
+        assert_eq!((picture.stuck(&uid()), picture.next_step(&uid())), (Some(Stuck::Silent), None));
+        picture.give_up_waiting(&uid());
+        let Some(Step::Explain(about, why)) = picture.next_step(&uid()) else { panic!("nothing said") };
+        assert_eq!(why.reason, "ProviderNotResponding");
+        picture.begun(&uid(), &Step::Explain(about, why));
+        assert!(matches!(picture.next_step(&uid()), Some(Step::Reschedule(_))));
+        // What was taken back is not answered either, and chosen again.
+        picture.claim_applied(claim(None));
+        picture.claim_applied(claim(Some("liquid-milan")));
+        assert_eq!((state(&picture, MILAN), picture.stuck(&uid())), (Some("deleting"), Some(Stuck::Silent)));
+        picture.told(MILAN, ClaimNews::Gone(uid()));
+        picture.told(MILAN, ClaimNews::Settled(uid()));
+        picture.told(MILAN, ClaimNews::Report(uid(), report(None)));
+        assert_eq!(picture.stuck(&uid()), None);
+        assert!(matches!(picture.next_step(&uid()), Some(Step::Create(_))));
+    }
+
+    #[test]
+    fn a_size_that_cannot_be_right_is_told_once_and_not_waited_for() {
+        let mut picture = picture();
+        picture.claim_applied(claim(Some("liquid-milan")));
+        picture.told(MILAN, ClaimNews::Settled(uid()));
+        picture.told(MILAN, ClaimNews::Report(uid(), report(Some("1Mi"))));
+        let Some(Step::Explain(about, why)) = picture.next_step(&uid()) else { panic!("nothing said") };
+        assert_eq!(why.reason, "VolumeSizeInvalid");
+        picture.begun(&uid(), &Step::Explain(about, why));
+        let Some(Step::Create(made)) = picture.next_step(&uid()) else { panic!("not made") };
+        assert_eq!(made["spec"]["capacity"]["storage"], "1Gi");
+        picture.volume_applied(volume());
+        assert_eq!(picture.next_step(&uid()), None, "told already");
+        picture.told(MILAN, ClaimNews::Report(uid(), report(Some("large"))));
+        assert!(matches!(picture.next_step(&uid()), Some(Step::Explain(..))));
+    }
+
+    #[test]
+    fn a_volume_for_certain_nodes_stays_with_their_virtual_node() {
+        let mut picture = picture();
+        let placed = Behind { peer: MILAN.to_owned(), placed: true };
+        picture.set_nodes(BTreeMap::from([("milan-n1".to_owned(), placed)]));
+        picture.claim_applied(claim(Some("milan-n1")));
+        picture.told(MILAN, ClaimNews::Settled(uid()));
+        picture.told(MILAN, ClaimNews::Report(uid(), report(None)));
+        let Some(Step::Create(made)) = picture.next_step(&uid()) else { panic!("not made") };
+        let terms = &made["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"][0]["matchExpressions"];
+        assert_eq!(terms[1]["values"], json!(["milan-n1"]));
+    }
+
+    #[test]
     fn whether_a_volume_was_made_is_found_out_before_anything_else() {
         let mut picture = picture();
         picture.claim_applied(claim(Some("liquid-milan")));
@@ -907,7 +1128,7 @@ mod tests {
         let refusal = Refusal { reason: "StorageClassNotOffered".to_owned(), message: "no".to_owned() };
         picture.told(MILAN, ClaimNews::Refused(uid(), refusal));
         let step = picture.next_step(&uid()).unwrap();
-        assert!(matches!(step, Step::Explain(..)) && picture.is_stuck(&uid()));
+        assert!(matches!(step, Step::Explain(..)) && picture.stuck(&uid()) == Some(Stuck::Refused));
         picture.begun(&uid(), &step);
         assert_eq!(picture.next_step(&uid()), None);
         picture.give_up_waiting(&uid());
@@ -920,7 +1141,7 @@ mod tests {
         later.claim_applied(claim(Some("liquid-milan")));
         let down = Refusal { reason: "ApiUnavailable".to_owned(), message: "later".to_owned() };
         later.told(MILAN, ClaimNews::Refused(uid(), down));
-        assert!(!later.is_stuck(&uid()), "another node would be no better");
+        assert_eq!(later.stuck(&uid()), None, "another node would be no better");
     }
 
     #[test]
@@ -978,7 +1199,7 @@ mod tests {
     enum Event {
         Claim { node: usize, deleting: bool },
         ClaimDeleted,
-        Volume { released: bool, delete: bool, deleting: bool },
+        Volume { released: bool, delete: bool, deleting: bool, free: bool, marked: bool },
         VolumeDeleted,
         Told(usize, usize),
         Providers { gone: usize, there: bool },
@@ -991,8 +1212,12 @@ mod tests {
         prop_oneof![
             4 => (0..4_usize, any::<bool>()).prop_map(|(node, d)| Event::Claim { node, deleting: d && node == 0 }),
             2 => Just(Event::ClaimDeleted),
-            4 => (any::<bool>(), any::<bool>(), any::<bool>())
-                .prop_map(|(released, delete, deleting)| Event::Volume { released, delete, deleting }),
+            4 => (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+                |(released, delete, deleting, free, marked)| {
+                    let released = released && !free;
+                    Event::Volume { released, delete: delete || marked, deleting, free, marked }
+                }
+            ),
             1 => Just(Event::VolumeDeleted),
             5 => (0..2_usize, 0..4_usize).prop_map(|(peer, what)| Event::Told(peer, what)),
             1 => (0..2_usize, any::<bool>()).prop_map(|(gone, there)| Event::Providers { gone, there }),
@@ -1002,9 +1227,13 @@ mod tests {
         ]
     }
 
+    fn gives_up(volume: &Volume) -> bool {
+        volume.delete_data && (volume.released || (volume.free && volume.marked))
+    }
+
     proptest! {
         /// Whatever is heard in whatever order: once a volume stood for a claim, a provider is told to delete its data only
-        /// while a volume says that it is released and its data is to go.
+        /// while a volume says that it is released and its data is to go, or that it is for none and somebody has asked for it.
         #[test]
         fn data_is_given_up_only_by_a_released_volume_that_says_so(events in prop::collection::vec(event(), 1..60)) {
             let mut picture = picture();
@@ -1022,9 +1251,10 @@ mod tests {
                         picture.claim_applied(Claim { deleting, volume, ..claim(nodes[node]) });
                     }
                     Event::ClaimDeleted => picture.claim_deleted(&key(), &uid()),
-                    Event::Volume { released, delete, deleting } => {
+                    Event::Volume { released, delete, deleting, free, marked } => {
                         stood = true;
-                        picture.volume_applied(Volume { released, delete_data: delete, deleting, ..volume() });
+                        let delete_data = delete;
+                        picture.volume_applied(Volume { released, delete_data, deleting, free, marked, ..volume() });
                     }
                     Event::VolumeDeleted => picture.volume_deleted(&volume_name(&uid())),
                     Event::Told(peer, what) => picture.told(peers[peer], match what {
@@ -1037,11 +1267,9 @@ mod tests {
                         let cluster = format!("c-{}", peers[gone]);
                         picture.set_provider(peers[gone], there.then_some(Provider { cluster, gone: stood }));
                     }
-                    Event::Nodes(all) => picture.set_nodes(if all {
-                        peers.iter().map(|peer| (format!("liquid-{peer}"), (*peer).to_owned())).collect()
-                    } else {
-                        BTreeMap::new()
-                    }),
+                    Event::Nodes(all) => {
+                        picture.set_nodes(if all { virtual_nodes() } else { BTreeMap::new() });
+                    }
                     Event::Listed { claims, volumes } => {
                         picture.claims_listed(|_| claims);
                         picture.volumes_listed(|_| volumes);
@@ -1051,7 +1279,7 @@ mod tests {
                             let (delete, create) = (matches!(step, Step::Delete(_)), matches!(step, Step::Create(_)));
                             if delete {
                                 let volume = &picture.volumes[&uid()];
-                                prop_assert!(volume.released && volume.delete_data);
+                                prop_assert!(gives_up(volume));
                             }
                             picture.begun(&uid(), &step);
                             if create {
@@ -1071,7 +1299,7 @@ mod tests {
                 for peer in peers {
                     if stood && state(&picture, peer) == Some("deleting") {
                         let volume = picture.volumes.get(&uid());
-                        let given_up = volume.is_some_and(|v| v.released && v.delete_data && v.cluster == format!("c-{peer}"));
+                        let given_up = volume.is_some_and(|v| gives_up(v) && v.cluster == format!("c-{peer}"));
                         // What was asked of another one before never had a pod.
                         let elsewhere = peer != MILAN;
                         prop_assert!(given_up || elsewhere, "{peer} is told to delete the data");
