@@ -18,9 +18,9 @@ use std::time::Duration;
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RemoteVolume {
-    /// The claim here.
+    /// The namespace here whose data it has, and the claim it is bound to, if it is to one.
     pub(crate) namespace: String,
-    pub(crate) claim: String,
+    pub(crate) claim: Option<String>,
     /// The cluster in which it is, and the claim there.
     pub(crate) peer: String,
     pub(crate) remote_namespace: String,
@@ -30,8 +30,9 @@ pub(crate) struct RemoteVolume {
     pub(crate) phase: String,
     #[serde(skip)]
     cluster: String,
+    /// Namespace and UID of that claim.
     #[serde(skip)]
-    claim_uid: String,
+    bound: Option<(String, String)>,
     /// Name and UID of the PersistentVolume.
     #[serde(skip)]
     name: String,
@@ -45,22 +46,23 @@ impl RemoteVolume {
     fn read(volume: &PersistentVolume) -> Option<Self> {
         let spec = volume.spec.as_ref()?;
         let source = spec.csi.as_ref().filter(|csi| csi.driver == STORAGE_DRIVER)?;
-        let claim = spec.claim_ref.as_ref()?;
+        let claim = spec.claim_ref.as_ref().filter(|claim| claim.uid.is_some());
+        let (cluster, rest) = source.volume_handle.split_once('/')?;
         let attribute = |name: &str| {
             let value = source.volume_attributes.as_ref().and_then(|all| all.get(name));
             value.cloned().unwrap_or_default()
         };
         let size = spec.capacity.as_ref().and_then(|capacity| capacity.get("storage"));
         Some(Self {
-            namespace: claim.namespace.clone()?,
-            claim: claim.name.clone()?,
+            namespace: rest.split_once('/')?.0.to_owned(),
+            claim: claim.and_then(|claim| claim.name.clone()),
             peer: attribute(VOLUME_PEER),
             remote_namespace: attribute(VOLUME_NAMESPACE),
             remote_claim: attribute(VOLUME_CLAIM),
             size: size.map(|size| size.0.clone()).unwrap_or_default(),
             phase: volume.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default(),
-            cluster: source.volume_handle.split_once('/')?.0.to_owned(),
-            claim_uid: claim.uid.clone()?,
+            cluster: cluster.to_owned(),
+            bound: claim.and_then(|claim| Some((claim.namespace.clone()?, claim.uid.clone()?))),
             name: volume.name_any(),
             uid: volume.uid()?,
             finalizers: volume.finalizers().to_vec(),
@@ -96,8 +98,10 @@ pub(crate) async fn delete(client: &Client, volumes: &[RemoteVolume]) -> Result<
     for volume in volumes {
         let mark = json!({ "metadata": { "uid": volume.uid, "annotations": { DELETE_VOLUME: volume.uid } } });
         gone_is_fine(all.patch(&volume.name, &PatchParams::default(), &Patch::Merge(&mark)).await)?;
-        let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &volume.namespace);
-        gone_is_fine(claims.delete(&volume.claim, &only(&volume.claim_uid)).await)?;
+        if let (Some(claim), Some((namespace, uid))) = (&volume.claim, &volume.bound) {
+            let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+            gone_is_fine(claims.delete(claim, &only(uid)).await)?;
+        }
         gone_is_fine(all.delete(&volume.name, &only(&volume.uid)).await)?;
     }
     Ok(())
@@ -127,7 +131,11 @@ pub(crate) async fn tell_kept(client: &Client, which: Which<'_>) -> Result<(), F
 fn names(volumes: &[RemoteVolume]) -> String {
     let name = |volume: &RemoteVolume| {
         let RemoteVolume { namespace, claim, peer, remote_namespace, remote_claim, size, .. } = volume;
-        format!("{namespace}/{claim} ({size}) in cluster {peer} as {remote_namespace}/{remote_claim}")
+        let claim = match claim {
+            Some(claim) => format!("{namespace}/{claim}"),
+            None => format!("{} of namespace {namespace}, bound to no claim,", volume.name),
+        };
+        format!("{claim} ({size}) in cluster {peer} as {remote_namespace}/{remote_claim}")
     };
     volumes.iter().map(name).collect::<Vec<_>>().join(", ")
 }
@@ -212,7 +220,7 @@ mod tests {
     #[test]
     fn volumes_of_others_are_not_ours() {
         let mut volume = json!({
-            "metadata": {"name": "pvc-1", "uid": "v1", "finalizers": ["x"]},
+            "metadata": {"name": "liquid-1", "uid": "v1", "finalizers": ["x"]},
             "spec": {
                 "capacity": {"storage": "1Gi"},
                 "claimRef": {"namespace": "shop", "name": "data", "uid": "c1"},
@@ -225,6 +233,15 @@ mod tests {
             |volume: &serde_json::Value| RemoteVolume::read(&serde_json::from_value(volume.clone()).unwrap());
         let ours = read(&volume).unwrap();
         assert_eq!(names(&[ours]), "shop/data (1Gi) in cluster milan as shop-turin/data-1");
+        for unbound in [json!(null), json!({"namespace": "shop", "name": "next"})] {
+            volume["spec"]["claimRef"] = unbound;
+            let free = read(&volume).unwrap();
+            let said = names(&[free]);
+            assert_eq!(
+                said,
+                "liquid-1 of namespace shop, bound to no claim, (1Gi) in cluster milan as shop-turin/data-1"
+            );
+        }
         volume["spec"]["csi"]["driver"] = json!("ebs.csi.aws.com");
         assert!(read(&volume).is_none());
     }
