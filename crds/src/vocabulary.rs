@@ -122,6 +122,14 @@ pub const CREDENTIALS_CONSUME: &str = "consume.json";
 /// On a `Peer` that borrows: SHA-256 of the public keys its certificates were last issued for, comma-separated.
 pub const CONSUMER_KEYS: &str = "liquid.mesh/consumer-keys";
 
+/// On a `Peer` that borrows, and on namespaces that it has here: SHA-256 of the public key of its certificate authority, by which
+/// the cluster is known again.
+pub const CONSUMER_AUTHORITY: &str = "liquid.mesh/consumer-authority";
+
+/// Annotation on a namespace that is kept for the claims in it: the UID of the `Peer` that may have it, by the word of whoever
+/// runs the provider.
+pub const RELEASED_TO: &str = "liquid.mesh/released-to";
+
 /// On Secrets that hold a join token's digest (provider side).
 pub const JOIN_TOKEN: &str = "liquid.mesh/join-token";
 

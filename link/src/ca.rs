@@ -6,8 +6,9 @@ use crate::limits::{CLOCK_SKEW, PEER_CERTIFICATE_LIFE, SERVER_CERTIFICATE_LIFE};
 use liquid_crds::ClusterId;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SigningKey as _,
 };
+use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use rustls_pki_types::CertificateSigningRequestDer;
 use std::time::Duration;
 use thiserror::Error;
@@ -25,6 +26,9 @@ pub enum CaError {
     /// A stored authority cannot be read.
     #[error("the stored certificate authority cannot be used: {0}")]
     Stored(String),
+    /// Whoever asks does not have the key of the authority it says it has.
+    #[error("the request is not signed by the certificate authority it names")]
+    Proof,
     /// A request for a certificate is damaged or its signature is wrong.
     #[error("the certificate request cannot be used: {0}")]
     Request(String),
@@ -163,6 +167,16 @@ impl ClusterCa {
         Ok(SignedCertificate { chain_pem: self.chain(&leaf), not_after })
     }
 
+    /// The public key of the authority, and its signature under a join: by it a provider knows the cluster again.
+    ///
+    /// # Errors
+    /// If signing fails.
+    pub fn prove(&self, token: &str, csr: &[u8]) -> Result<(Vec<u8>, Vec<u8>), CaError> {
+        let key = self.issuer.key();
+        let proof = key.sign(&statement(token, csr))?;
+        Ok((key.public_key_raw().to_vec(), proof))
+    }
+
     fn chain(&self, leaf: &rcgen::Certificate) -> String {
         format!("{}{}", leaf.pem(), self.certificate_pem)
     }
@@ -176,6 +190,21 @@ pub fn certificate_request() -> Result<(KeyPair, Vec<u8>), CaError> {
     let key = KeyPair::generate()?;
     let request = CertificateParams::default().serialize_request(&key)?;
     Ok((key, request.der().to_vec()))
+}
+
+/// What is signed in a join: a token is of one provider and used once, so nobody else can make anything of it.
+fn statement(token: &str, csr: &[u8]) -> Vec<u8> {
+    [b"liquid join\0".as_slice(), &sha256(token.as_bytes()), &sha256(csr)].concat()
+}
+
+/// Checks that whoever joins with this token and request has the key of `authority`. Returns the SHA-256 of that, hexadecimal.
+///
+/// # Errors
+/// If it has not.
+pub fn check_proof(authority: &[u8], proof: &[u8], token: &str, csr: &[u8]) -> Result<String, CaError> {
+    let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, authority);
+    key.verify(&statement(token, csr), proof).map_err(|_| CaError::Proof)?;
+    Ok(hex(&sha256(authority)))
 }
 
 fn common_name(name: &str) -> DistinguishedName {
@@ -247,6 +276,26 @@ mod tests {
         let (_, leaf) = X509Certificate::from_der(&chain[0]).unwrap();
         assert!(!leaf.is_ca());
         assert!(!format!("{:?}", leaf.subject_alternative_name()).contains("evil"));
+    }
+
+    #[test]
+    fn a_cluster_is_known_again_by_its_authority_and_by_nothing_else() {
+        let ca = ca();
+        let (_, csr) = certificate_request().unwrap();
+        let (authority, proof) = ca.prove("t1", &csr).unwrap();
+        let known = check_proof(&authority, &proof, "t1", &csr).unwrap();
+        let (_, later) = certificate_request().unwrap();
+        let loaded = ClusterCa::load(ca.certificate_pem(), ca.key_pem()).unwrap();
+        let (again, renewed) = loaded.prove("t2", &later).unwrap();
+        assert_eq!(check_proof(&again, &renewed, "t2", &later).unwrap(), known);
+        // What was said to one provider is of no use with another token, or for another key.
+        assert!(check_proof(&authority, &proof, "t2", &csr).is_err());
+        assert!(check_proof(&authority, &proof, "t1", &later).is_err());
+        let stranger = ClusterCa::generate(&CLUSTER.parse().unwrap(), OffsetDateTime::now_utc()).unwrap();
+        let (other, of_other) = stranger.prove("t1", &csr).unwrap();
+        assert!(check_proof(&authority, &of_other, "t1", &csr).is_err());
+        assert_ne!(check_proof(&other, &of_other, "t1", &csr).unwrap(), known);
+        assert!(check_proof(b"", b"", "t1", &csr).is_err());
     }
 
     #[test]

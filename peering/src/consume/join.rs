@@ -181,6 +181,8 @@ async fn redeem(
     let provider = peer.spec.cluster_id.parse().map_err(|e| refused(&e))?;
     let (tls, name) = client_config(&provider, &consume.ca_sha256, None).map_err(|e| refused(&e))?;
     let csr = request(key).map_err(|error| JoinError::Unreachable(error.to_string()))?;
+    let proven = cluster.ca.prove(&token.id, &csr);
+    let (authority, proof) = proven.map_err(|error| JoinError::Unreachable(error.to_string()))?;
     let introduction = match consume.transport {
         Transport::Direct => None,
         Transport::InBand => Some(network.introduction().map_err(JoinError::Unreachable)?),
@@ -192,6 +194,8 @@ async fn redeem(
         csr: csr.into(),
         consumer: Some(cluster.info()),
         network: introduction,
+        authority: authority.into(),
+        proof: proof.into(),
     });
     join.set_timeout(JOIN_TIMEOUT);
     let joined = EnrollmentClient::new(channel).join(join).await.map_err(|status| match status.code() {

@@ -1,7 +1,9 @@
 //! Who may borrow: the peers with a `lend` part, by their identity.
 
 use super::slices::limits;
+use kube::ResourceExt as _;
 use liquid_crds::quantity::Amounts;
+use liquid_crds::vocabulary::CONSUMER_AUTHORITY;
 use liquid_crds::{ClusterId, LendSpec, Peer, PodCidr};
 use liquid_link::identity::PeerIdentity;
 use liquid_link::server::Caller;
@@ -22,6 +24,8 @@ pub(crate) struct Consumer {
     pub(crate) peering: String,
     /// What it is lent.
     pub(crate) lend: LendSpec,
+    /// Digest of the key of its certificate authority, which it has shown when it joined.
+    pub(crate) authority: Option<String>,
     /// How the addresses of its pods are seen here.
     pub(crate) prefixes: Prefixes,
     /// The peering is over on purpose; what it runs is being removed.
@@ -36,6 +40,7 @@ impl Consumer {
             name: id.to_string(),
             peering: String::new(),
             lend: LendSpec::default(),
+            authority: None,
             prefixes: Prefixes::default(),
             ending: true,
         }
@@ -55,6 +60,7 @@ impl Consumer {
             name: "milan".to_owned(),
             peering: "p".to_owned(),
             lend: LendSpec::default(),
+            authority: Some("a".to_owned()),
             prefixes: Prefixes::default(),
             ending: false,
         }
@@ -136,6 +142,7 @@ pub(crate) fn consumer_of(peer: &Peer) -> Option<Consumer> {
         name: peer.metadata.name.clone()?,
         peering: peer.metadata.uid.clone()?,
         lend,
+        authority: peer.annotations().get(CONSUMER_AUTHORITY).cloned(),
         prefixes: Prefixes::new(
             network.into_iter().flat_map(|network| &network.pod_cidrs).filter_map(PodCidr::prefixes),
         ),

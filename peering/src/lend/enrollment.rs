@@ -7,9 +7,9 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
-use liquid_crds::vocabulary::{CONSUMER_KEYS, FINALIZER_LEND};
+use liquid_crds::vocabulary::{CONSUMER_AUTHORITY, CONSUMER_KEYS, FINALIZER_LEND};
 use liquid_crds::{ClusterId, ClusterName, LendSpec, Peer, PeerSpec};
-use liquid_link::ca::check_request;
+use liquid_link::ca::{check_proof, check_request};
 use liquid_link::digest::{hex, sha256};
 use liquid_link::identity::PeerIdentity;
 use liquid_link::proto::enrollment_server::Enrollment;
@@ -39,8 +39,13 @@ pub(crate) struct EnrollmentService {
 #[tonic::async_trait]
 impl Enrollment for EnrollmentService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
-        let JoinRequest { token_id, secret, csr, consumer, network } = request.into_inner();
-        let applicant = Applicant::check(consumer, &csr, &self.cluster)?;
+        let JoinRequest { token_id, secret, csr, consumer, network, authority, proof } = request.into_inner();
+        let mut applicant = Applicant::check(consumer, &csr, &self.cluster)?;
+        // Without one it may join, but gets nothing that is kept of an earlier peering.
+        if !authority.is_empty() {
+            let known = check_proof(&authority, &proof, &token_id, &csr);
+            applicant.authority = Some(known.map_err(|error| Status::invalid_argument(error.to_string()))?);
+        }
         // Whoever has no token learns nothing, not even who is peered.
         let used = self.verify(&token_id, &secret, &applicant).await?;
         let existing = self.check_peers(&applicant).await?;
@@ -71,9 +76,18 @@ struct Applicant {
     id: ClusterId,
     name: ClusterName,
     key_digest: String,
+    /// Digest of the key of its certificate authority, which it has shown.
+    authority: Option<String>,
 }
 
 impl Applicant {
+    /// What a `Peer` keeps of it.
+    fn annotations(&self) -> BTreeMap<String, String> {
+        let authority = self.authority.clone().map(|digest| (CONSUMER_AUTHORITY.to_owned(), digest));
+        let keys = (CONSUMER_KEYS.to_owned(), self.key_digest.clone());
+        [keys].into_iter().chain(authority).collect()
+    }
+
     fn check(
         info: Option<liquid_link::proto::ClusterInfo>,
         csr: &[u8],
@@ -96,7 +110,7 @@ impl Applicant {
             return Err(Status::invalid_argument("the certificate request is too large"));
         }
         check_request(csr).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        Ok(Self { id, name, key_digest: key_digest(csr)? })
+        Ok(Self { id, name, key_digest: key_digest(csr)?, authority: None })
     }
 }
 
@@ -187,11 +201,16 @@ impl EnrollmentService {
             Some(peer) => {
                 let mut finalizers = peer.metadata.finalizers.clone().unwrap_or_default();
                 finalizers.push(FINALIZER_LEND.to_owned());
+                // What an earlier consumer has shown is not shown by this one.
+                let mut annotations = json!({ CONSUMER_AUTHORITY: null });
+                for (name, value) in applicant.annotations() {
+                    annotations[name] = json!(value);
+                }
                 let patch = json!({
                     "metadata": {
                         "resourceVersion": peer.metadata.resource_version,
                         "finalizers": finalizers,
-                        "annotations": {CONSUMER_KEYS: applicant.key_digest},
+                        "annotations": annotations,
                     },
                     "spec": {"lend": LendSpec::default()},
                 });
@@ -206,10 +225,9 @@ impl EnrollmentService {
                     network: None,
                 };
                 let mut peer = Peer::new(applicant.name.as_str(), spec);
-                let key = (CONSUMER_KEYS.to_owned(), applicant.key_digest.clone());
                 peer.metadata = ObjectMeta {
                     finalizers: Some(vec![FINALIZER_LEND.to_owned()]),
-                    annotations: Some(BTreeMap::from([key])),
+                    annotations: Some(applicant.annotations()),
                     ..peer.metadata
                 };
                 peers.create(&PostParams::default(), &peer).await.map_err(unavailable)?

@@ -8,7 +8,7 @@ use super::shadows::Shadows;
 use crate::finalizers;
 use crate::status::{Report, report};
 use kube::{Api, Client, ResourceExt as _};
-use liquid_crds::vocabulary::FINALIZER_LEND;
+use liquid_crds::vocabulary::{CONSUMER_AUTHORITY, FINALIZER_LEND};
 use liquid_crds::{ClusterId, ConditionUpdate, LendStatus, Peer};
 use liquid_reflection::Prefixes;
 use std::collections::BTreeMap;
@@ -62,6 +62,7 @@ impl Lending {
                     name: name.clone(),
                     peering: peer.metadata.uid.clone().unwrap_or_default(),
                     lend: peer.spec.lend.clone().unwrap_or_default(),
+                    authority: peer.annotations().get(CONSUMER_AUTHORITY).cloned(),
                     prefixes: Prefixes::default(),
                     ending: true,
                 });

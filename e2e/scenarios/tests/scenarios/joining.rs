@@ -116,7 +116,7 @@ async fn a_token_does_not_open_the_peering_of_another_cluster() -> anyhow::Resul
             name: "mallory".to_owned(),
             ..ClusterInfo::default()
         }),
-        network: None,
+        ..JoinRequest::default()
     };
 
     let refused = EnrollmentClient::new(channel.clone()).join(join(csr)).await;

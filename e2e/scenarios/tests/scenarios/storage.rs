@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeCl
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
-use liquid_crds::Peer;
+use liquid_crds::{NamespaceOffloading, Peer};
 use liquid_lab::{Cut, Direction};
 use liquid_scenarios::{Cluster, Environment, Look, TEST_IMAGE};
 use serde_json::{Value, json};
@@ -381,6 +381,17 @@ async fn data_outlives_offloading_and_peering_unless_its_deletion_is_asked_for()
     told.ok()?;
     assert!(said.contains("kept/data (32Mi) in cluster provider as kept-home/data-"), "{said}");
     assert!(namespaces.get("kept-home").await?.labels().contains_key("liquid.mesh/kept"));
+    // As an uninstalled Liquid leaves it.
+    let volumes: Api<PersistentVolume> = Api::all(home.client.clone());
+    let name = stage.volume("data").await?.name_any();
+    let bare = json!({ "metadata": { "finalizers": ["kubernetes.io/pv-protection"] } });
+    volumes.patch(&name, &PatchParams::default(), &Patch::Merge(&bare)).await?;
+    home.wait("the finalizer of the volume is back", SOON, || async {
+        let held =
+            volumes.get(&name).await?.finalizers().iter().any(|finalizer| finalizer.contains("liquid"));
+        Ok(if held { Look::Done(()) } else { Look::NotYet("not yet".to_owned()) })
+    })
+    .await?;
     home.liquidctl.run(["offload", "namespace", "kept"]).await?.ok()?;
     stage.apply(&writer()).await?;
     stage.ready("user").await?;
@@ -392,8 +403,23 @@ async fn data_outlives_offloading_and_peering_unless_its_deletion_is_asked_for()
     told.ok()?;
     assert!(said.contains("volumes are kept"), "{said}");
     assert_eq!(stage.remote().get(&there.name_any()).await?.uid(), there.uid());
+    // Whoever has a token may say that it is this cluster; that it has its key it cannot say.
+    let of_another =
+        json!({ "metadata": { "annotations": { "liquid.mesh/consumer-authority": "another" } } });
+    namespaces.patch("kept-home", &PatchParams::default(), &Patch::Merge(&of_another)).await?;
     environment.peer().await?;
     home.wait_for_node("liquid-provider", true, SOON).await?;
+    let refused = home.liquidctl.run(["offload", "namespace", "kept", "--timeout", "10s"]).await?;
+    assert!(refused.ok().is_err(), "the data of another key was given away");
+    let offloadings: Api<NamespaceOffloading> = Api::namespaced(home.client.clone(), "kept");
+    let said = json!(offloadings.list(&ListParams::default()).await?.items).to_string();
+    let peer = Api::<Peer>::all(provider.client.clone()).get("home").await?.uid().context("no Peer")?;
+    assert!(
+        said.contains(&format!("kubectl annotate namespace kept-home liquid.mesh/released-to={peer}")),
+        "{said}"
+    );
+    let released = json!({ "metadata": { "annotations": { "liquid.mesh/released-to": peer } } });
+    namespaces.patch("kept-home", &PatchParams::default(), &Patch::Merge(&released)).await?;
     let ready = || async {
         home.liquidctl.run(["offload", "namespace", "kept"]).await?.ok()?;
         stage.apply(&writer()).await?;
@@ -420,7 +446,6 @@ async fn data_outlives_offloading_and_peering_unless_its_deletion_is_asked_for()
     // Nobody can be told any more that it is to go: what stood for it goes when that is deleted, the data does not.
     stage.claims().delete("data", &DeleteParams::default()).await?;
     gone(home, &stage.claims(), "data").await?;
-    let volumes: Api<PersistentVolume> = Api::all(home.client.clone());
     let left = volumes.list(&ListParams::default()).await?;
     let of_claim = |volume: &&PersistentVolume| {
         let claim = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
@@ -428,6 +453,9 @@ async fn data_outlives_offloading_and_peering_unless_its_deletion_is_asked_for()
     };
     let left: Vec<String> = left.iter().filter(of_claim).map(kube::ResourceExt::name_any).collect();
     assert_eq!(left.len(), 1, "{left:?}");
+    // Somebody means to give it to another claim, and thinks better of it.
+    let free = json!({ "spec": { "claimRef": null } });
+    volumes.patch(&left[0], &PatchParams::default(), &Patch::Merge(&free)).await?;
     volumes.delete(&left[0], &DeleteParams::default()).await?;
     gone(home, &volumes, &left[0]).await?;
     assert!(stage.counterpart("data").await?.is_some());

@@ -7,8 +7,9 @@ use kube::api::{ApiResource, Object};
 use kube::{Resource as _, ResourceExt as _};
 use liquid_crds::quantity::Amounts;
 use liquid_crds::vocabulary::{
-    API_SERVER, API_SERVER_HOME, HASH, HOME_KEYS, KEPT, MACHINE_KIND, MANAGED_BY, MANAGED_BY_LIQUID,
-    ORIGIN_CLUSTER, ORIGIN_NAMESPACE, ORIGIN_NODE, ORIGIN_UID, VIRTUAL_NODE_TAINT,
+    API_SERVER, API_SERVER_HOME, CONSUMER_AUTHORITY, HASH, HOME_KEYS, KEPT, MACHINE_KIND, MANAGED_BY,
+    MANAGED_BY_LIQUID, ORIGIN_CLUSTER, ORIGIN_NAMESPACE, ORIGIN_NODE, ORIGIN_UID, RELEASED_TO,
+    VIRTUAL_NODE_TAINT,
 };
 use liquid_crds::{ClusterId, HomePod, Placement, ShadowPod, ShadowPodSpec, is_dns_label};
 use liquid_link::digest::Hash;
@@ -262,15 +263,27 @@ pub(crate) fn namespace(
     let mut labels = owner_labels(consumer);
     labels.insert(ORIGIN_NAMESPACE.to_owned(), target.key.name.to_string());
     labels.insert("pod-security.kubernetes.io/enforce".to_owned(), pod_security.to_owned());
+    let mut annotations = json!({ HASH: hash.to_string(), ORIGIN_UID: target.uid.as_str() });
+    if let Some(authority) = &consumer.authority {
+        annotations[CONSUMER_AUTHORITY] = json!(authority);
+    }
     json!({
         "apiVersion": "v1",
         "kind": "Namespace",
         "metadata": {
             "name": name,
             "labels": labels,
-            "annotations": { HASH: hash.to_string(), ORIGIN_UID: target.uid.as_str() },
+            "annotations": annotations,
         },
     })
+}
+
+/// Whether what is kept in a namespace with this metadata is `consumer`'s: it has the key of the cluster that had it, or whoever
+/// runs this cluster says so. Its identity alone anybody may claim who has a token.
+pub(super) fn may_take_back(consumer: &Consumer, kept: &ObjectMeta) -> bool {
+    let says = |name: &str| kept.annotations.as_ref().and_then(|all| all.get(name)).map(String::as_str);
+    let known = consumer.authority.is_some() && says(CONSUMER_AUTHORITY) == consumer.authority.as_deref();
+    known || says(RELEASED_TO) == Some(&consumer.peering)
 }
 
 /// A ShadowPod; it runs where `placement` says.
@@ -752,6 +765,24 @@ mod tests {
                 (&json!({}), &json!({"podAntiAffinity": {}}))
             );
         }
+    }
+
+    #[test]
+    fn what_is_kept_is_given_back_to_the_cluster_that_had_it_and_by_the_word_of_the_administrator() {
+        let consumer = Consumer::for_tests();
+        let kept = |annotations: Value| {
+            let meta = json!({ "annotations": annotations });
+            may_take_back(&consumer, &serde_json::from_value(meta).unwrap())
+        };
+        let target = Ref { set: SetRef::namespaces(), key: Key::new("", "shop"), uid: Uid::from("u1") };
+        let made = namespace(&consumer, &target, Hash::of(b"x"), "shop-turin", "baseline");
+        assert!(kept(made["metadata"]["annotations"].clone()));
+        assert!(!kept(json!({CONSUMER_AUTHORITY: "another"})));
+        assert!(!kept(json!({})), "nothing is known of who had it");
+        assert!(kept(json!({CONSUMER_AUTHORITY: "another", RELEASED_TO: "p"})));
+        assert!(!kept(json!({CONSUMER_AUTHORITY: "another", RELEASED_TO: "an-earlier-peer"})));
+        let unproven = Consumer { authority: None, ..Consumer::for_tests() };
+        assert!(!may_take_back(&unproven, &ObjectMeta::default()));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use super::claims;
 use super::objects::{
-    Owned, PodView, ShadowView, adjustment, created, debugging, forbidden, lead_home, namespace,
-    namespace_body, pod, reaches_home, read_namespace, read_pod, read_shadow, resizing, shadow,
+    Owned, PodView, ShadowView, adjustment, created, debugging, forbidden, lead_home, may_take_back,
+    namespace, namespace_body, pod, reaches_home, read_namespace, read_pod, read_shadow, resizing, shadow,
     shadow_resource,
 };
 use super::walls::Walled;
@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{Namespace, Service};
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Status;
 use kube::{Api, Client};
-use liquid_crds::vocabulary::{KEPT, KEPT_BECAUSE, ORIGIN_CLUSTER, ORIGIN_NAMESPACE};
+use liquid_crds::vocabulary::{KEPT, KEPT_BECAUSE, ORIGIN_CLUSTER, ORIGIN_NAMESPACE, RELEASED_TO};
 use liquid_crds::{LendState, Placement, ShadowPod};
 use liquid_link::digest::Hash;
 use liquid_reflection::companion::HOME_API_SERVER;
@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// No request to the API server may take longer; its own limit for non-watch requests is 60 s.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -141,13 +141,36 @@ impl Job {
     }
 
     async fn find_namespace(&self, api: &Api<Namespace>) -> Result<Option<(String, Record)>, Refusal> {
+        let found = self.look_for_namespace(api).await?;
+        Ok(found.and_then(|(namespace, record)| Some((namespace.metadata.name?, record))))
+    }
+
+    async fn look_for_namespace(&self, api: &Api<Namespace>) -> Result<Option<(Namespace, Record)>, Refusal> {
         let labels =
             format!("{ORIGIN_CLUSTER}={},{ORIGIN_NAMESPACE}={}", self.consumer.id, self.target.key.name);
         let list = call(api.list(&ListParams::default().labels(&labels))).await?;
         Ok(list.into_iter().find_map(|namespace| {
             let record = read_namespace(&namespace.metadata)?.what;
-            Some((namespace.metadata.name?, record))
+            Some((namespace, record))
         }))
+    }
+
+    /// Refuses what is kept for another cluster, or for one that does not show that it is the same.
+    fn check_kept(&self, there: &Namespace, record: &Record) -> Result<(), Refusal> {
+        if record.hold != Hold::Retired || may_take_back(&self.consumer, &there.metadata) {
+            return Ok(());
+        }
+        let (name, peering) = (there.metadata.name.as_deref().unwrap_or_default(), &self.consumer.peering);
+        warn!(
+            namespace = name, peer = %self.consumer.name,
+            "a namespace with data is not given back: the consumer has not shown the key of the cluster that had it"
+        );
+        let message = format!(
+            "volumes of claims are kept in namespace {name} of the provider for a cluster with another key; Liquid has been \
+             uninstalled there since, or it is another cluster with this one's identity. If they are yours, the provider's \
+             administrator gives them back: kubectl annotate namespace {name} {RELEASED_TO}={peering}"
+        );
+        Err(refusal("NamespaceKeptForAnotherKey", message))
     }
 
     async fn store_namespace(
@@ -165,8 +188,11 @@ impl Job {
         let wanted = namespace(&self.consumer, &self.target, hash, &name, &self.policy.pod_security);
         let stored: Namespace = if replaces.is_some() {
             // Only what is ours already is written over, and a namespace keeps its name.
-            let known = self.find_namespace(api).await?;
-            match known {
+            let known = self.look_for_namespace(api).await?;
+            if let Some((there, record)) = &known {
+                self.check_kept(there, record)?;
+            }
+            match known.and_then(|(there, record)| Some((there.metadata.name?, record))) {
                 Some((known, _)) if known == name => {}
                 Some((known, record)) if record.hold == Hold::Retired => {
                     let message = format!(
@@ -183,8 +209,10 @@ impl Job {
             let params = PatchParams::apply("liquid-controller").force();
             call(api.patch(&name, &params, &Patch::Apply(&wanted))).await?;
             // Last, so that a failure before is seen: until then it is kept, and stored anew.
-            let again =
-                json!({ "metadata": { "labels": { KEPT: null }, "annotations": { KEPT_BECAUSE: null } } });
+            let again = json!({ "metadata": {
+                "labels": { KEPT: null },
+                "annotations": { KEPT_BECAUSE: null, RELEASED_TO: null },
+            }});
             call(api.patch(&name, &PatchParams::default(), &Patch::Merge(&again))).await?
         } else {
             let typed: Namespace = typed(wanted)?;
