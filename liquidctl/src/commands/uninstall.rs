@@ -48,9 +48,10 @@ pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(
     let release =
         helm.run(vec!["uninstall".into(), RELEASE.into(), "--ignore-not-found".into(), "--wait".into()]);
     release.await?;
-    volumes::let_go(&client).await?;
     remove_definitions(&client, arguments.timeout).await?;
     remove_namespace(&client, &cluster.namespace, arguments.timeout).await?;
+    // With the namespace the last process is gone that would put the finalizers back.
+    volumes::let_go(&client).await?;
     tell("Liquid is removed");
     Ok(())
 }

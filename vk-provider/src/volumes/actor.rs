@@ -354,7 +354,8 @@ impl Actor {
             }
             Ended::NoVolume => {
                 self.picture.not_created(uid);
-                None
+                // It is made anew at once, but not again and again: what failed before counts.
+                return;
             }
             Ended::Rejected(message) => {
                 self.picture.create_refused(uid, message);
@@ -438,11 +439,11 @@ impl Actor {
                 Some(slot) if slot.busy => slot.stale = true,
                 // After a failure it is looked at again in its time.
                 Some(slot) if slot.until.is_some() => {}
-                _ => {
-                    if let Some(step) = self.picture.next_step(&uid) {
-                        self.begin(uid, step);
-                    }
-                }
+                _ => match self.picture.next_step(&uid) {
+                    Some(step) => self.begin(uid, step),
+                    None if !self.picture.is_waiting(&uid) => drop(self.slots.remove(&uid)),
+                    None => {}
+                },
             }
         }
     }

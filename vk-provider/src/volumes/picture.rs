@@ -155,7 +155,7 @@ impl Asked {
 pub(super) enum Stuck {
     /// The provider does not want it.
     Refused,
-    /// The provider says nothing.
+    /// The provider says nothing, or that it cannot yet.
     Silent,
 }
 
@@ -488,6 +488,10 @@ impl Picture {
             }
         }
         if let Some((peer, key, ending)) = wanted {
+            // What was asked for the claim that had this volume before is not asked for any more.
+            if self.asked.get(&(origin.clone(), peer.clone())).is_some_and(|asked| asked.claim != *uid) {
+                self.asked.remove(&(origin.clone(), peer.clone()));
+            }
             self.asked.entry((origin, peer)).or_insert(Asked {
                 claim: uid.clone(),
                 key,
@@ -688,8 +692,8 @@ impl Picture {
         let claim = self.claims.get(uid).filter(|_| !self.volumes.contains_key(uid))?;
         let asked = self.asked.get(&(uid.clone(), self.chosen(claim)?.to_owned()))?;
         match &asked.refused {
-            // Another one would be no better.
-            Some(refusal) if refusal.reason == "ApiUnavailable" => None,
+            // It means to do it, and may be gone before it does.
+            Some(refusal) if refusal.reason == "ApiUnavailable" => Some(Stuck::Silent),
             Some(_) => Some(Stuck::Refused),
             None => asked.answer().is_none().then_some(Stuck::Silent),
         }
@@ -974,6 +978,26 @@ mod tests {
         assert_eq!(picture.wish(MILAN, &another).map(|(_, wish)| wish.state), Some(WantedState::Deleting));
     }
 
+    #[test]
+    fn a_volume_that_is_taken_off_a_claim_that_stays_serves_the_next_one() {
+        let mut picture = picture();
+        let (second, third) = (Uid::from("second"), Uid::from("third"));
+        for uid in [&second, &third] {
+            let volume = Some(volume().name);
+            picture.claim_applied(Claim {
+                uid: uid.clone(),
+                key: key_of(uid.as_str()),
+                volume,
+                ..claim(None)
+            });
+        }
+        for bound in [second.clone(), uid(), third.clone()] {
+            picture.volume_applied(Volume { free: bound == uid(), uid: bound, ..volume() });
+        }
+        assert_eq!(picture.wish(MILAN, &second), None);
+        assert!(picture.wish(MILAN, &third).is_some());
+    }
+
     fn key_of(name: &str) -> Key {
         Key::new("shop", name)
     }
@@ -1141,7 +1165,7 @@ mod tests {
         later.claim_applied(claim(Some("liquid-milan")));
         let down = Refusal { reason: "ApiUnavailable".to_owned(), message: "later".to_owned() };
         later.told(MILAN, ClaimNews::Refused(uid(), down));
-        assert_eq!(later.stuck(&uid()), None, "another node would be no better");
+        assert_eq!(later.stuck(&uid()), Some(Stuck::Silent), "it may come to it");
     }
 
     #[test]
