@@ -220,6 +220,12 @@ impl Lent {
         self.namespaces.get(home).or_else(kept).cloned()
     }
 
+    /// That for a step. What else is left in a namespace that is kept for its claims is removed from it; nothing new begins there.
+    fn namespace_for(&self, set: &SetRef, home: &str, step: &Step) -> Option<Arc<str>> {
+        let begins = matches!(step, Step::Store { .. } | Step::Start);
+        self.namespace(set, home).or_else(|| self.kept.get(home).filter(|_| !begins).cloned())
+    }
+
     /// Remembers which node a pod is bound to.
     fn host(&mut self, pod: &Result<Instance, Deleted>, node: Option<&str>) {
         match (pod, node) {
@@ -873,7 +879,7 @@ impl Actor {
                         classes: self.classes.clone(),
                         placement: lent.placement(&target.set),
                         consumer,
-                        namespace: lent.namespace(&target.set, &target.key.namespace),
+                        namespace: lent.namespace_for(&target.set, &target.key.namespace, &step),
                         walled: lent.walled(&target.set),
                         target: target.clone(),
                         step,
@@ -962,5 +968,25 @@ async fn until(instant: Option<Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The end of a peering retires a namespace while its pods are still ending.
+    #[test]
+    fn what_is_left_in_a_namespace_that_is_kept_is_removed_and_nothing_begins_there() {
+        let mut lent = Lent::default();
+        lent.kept.insert("shop".into(), "shop-turin".into());
+        let (pods, uid) = (SetRef::pods("liquid-milan"), Uid::from("u1"));
+        let stop = Step::Stop { object: uid.clone(), grace: None };
+        for step in [Step::Erase(uid), stop, Step::Look] {
+            assert_eq!(lent.namespace_for(&pods, "shop", &step).as_deref(), Some("shop-turin"), "{step:?}");
+        }
+        assert_eq!(lent.namespace_for(&pods, "shop", &Step::Start), None);
+        assert!(lent.namespace_for(&SetRef::claims(), "shop", &Step::Start).is_some());
+        assert_eq!(lent.namespace_for(&pods, "bank", &Step::Look), None);
     }
 }
