@@ -21,7 +21,7 @@ pub(crate) struct Usage {
     pub(crate) resident: u64,
     /// Of it, anonymous memory (`RssAnon`).
     pub(crate) anonymous: u64,
-    /// Most resident memory since [`reset_peak`] (`VmHWM`).
+    /// Most resident memory since [`Process::reset_peak`] (`VmHWM`).
     pub(crate) peak: u64,
 }
 
