@@ -15,7 +15,7 @@ use crate::{output, workspace};
 
 /// The profile of everything that takes part, the benchmark itself included: it shares the machine with what it measures.
 const PROFILE: &str = "release";
-/// No step may take longer: the slowest, the full benchmark, takes most of an hour on two cores.
+/// Nothing that works takes longer.
 const LIMIT: Duration = Duration::from_secs(3 * 3600);
 
 #[derive(Debug, Args)]
