@@ -30,6 +30,19 @@ enum Subject {
     /// Pods that go to another cluster: time, processor, memory, API requests and bytes on the link, on two control planes
     /// with fake nodes. docs/benchmarks.md says how, and what was measured last.
     Reflection(Reflection),
+    /// Packets between two sites: bandwidth, processor, small packets and round trips through the gateways, in turn with plain
+    /// routing, wireguard-go and boringtun-cli, in network namespaces.
+    Datapath(Datapath),
+}
+
+#[derive(Debug, Args)]
+struct Datapath {
+    /// Fewer and shorter rounds: some minutes.
+    #[arg(long)]
+    quick: bool,
+    /// How to show the result.
+    #[arg(short, long, default_value = "table", value_parser = PossibleValuesParser::new(["table", "json"]))]
+    output: String,
 }
 
 #[derive(Debug, Args)]
@@ -46,14 +59,25 @@ struct Reflection {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let Subject::Reflection(arguments) = &arguments.subject;
     let interrupt = Interrupt::watch()?;
-    let measured = reflection(arguments, &interrupt);
+    let measured = match &arguments.subject {
+        Subject::Reflection(arguments) => reflection(arguments, &interrupt),
+        Subject::Datapath(arguments) => datapath(arguments, &interrupt),
+    };
     if interrupt.is_set() {
         output::note("interrupted");
         return Ok(interrupt.exit_code());
     }
     measured.map(|()| ExitCode::SUCCESS)
+}
+
+fn datapath(arguments: &Datapath, interrupt: &Interrupt) -> anyhow::Result<()> {
+    let mut bench = workspace::cargo(&["bench", "--package", "liquid-gateway", "--bench", "datapath", "--"]);
+    bench.args(["--output", &arguments.output]);
+    if arguments.quick {
+        bench.arg("--quick");
+    }
+    child::run(&mut bench, interrupt, LIMIT)?.success("the benchmark")
 }
 
 fn reflection(arguments: &Reflection, interrupt: &Interrupt) -> anyhow::Result<()> {
