@@ -30,6 +30,9 @@ struct Arguments {
     /// Three short rounds: some minutes
     #[arg(long)]
     quick: bool,
+    /// Measure only these
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Subject>,
     /// How to show the result
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
@@ -45,7 +48,7 @@ enum Format {
 }
 
 /// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 enum Subject {
     /// Packets are routed as they are.
@@ -92,11 +95,13 @@ const QUICK: Extent = Extent { rounds: 3, each: Duration::from_millis(1200) };
 fn main() {
     let arguments = Arguments::parse();
     let extent = if arguments.quick { QUICK } else { FULL };
+    let wanted = |subject: &Subject| arguments.only.is_empty() || arguments.only.contains(subject);
+    let subjects: Vec<Subject> = Subject::ALL.into_iter().filter(wanted).collect();
     let mut results = Results::default();
     for round in 0..extent.rounds {
         for wire in [Wire::Whole, Wire::Segmented] {
-            for at in 0..Subject::ALL.len() {
-                let subject = Subject::ALL[(at + round) % Subject::ALL.len()];
+            for at in 0..subjects.len() {
+                let subject = subjects[(at + round) % subjects.len()];
                 eprintln!("round {} of {}, {wire:?} wire: {}", round + 1, extent.rounds, subject.name());
                 measure(subject, wire, extent.each, round, &mut results);
             }
@@ -125,7 +130,11 @@ fn measure(subject: Subject, wire: Wire, each: Duration, round: usize, results: 
     }
     stream(["TCP, 1 stream back, Gbit/s", "  processor back, s/GB"], b, a, 1);
     stream(["TCP, 8 streams, Gbit/s", "  processor of 8 streams, s/GB"], a, b, 8);
-    note("UDP of 64 bytes, thousand/s", flood(a, b, 64, each) / 1e3);
+    let flooded = flood(a, b, 64, each, &stage.ends);
+    note("UDP of 64 bytes, thousand/s", flooded.per_second / 1e3);
+    if subject != Subject::Plain {
+        note("  processor, us each", flooded.cpu_each * 1e6);
+    }
     let idle = echo(a, b, each);
     note("round trip, idle, median, us", idle.median);
     note("round trip, idle, p99, us", idle.p99);

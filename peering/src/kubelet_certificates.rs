@@ -14,7 +14,7 @@ use liquid_runtime::watch::{Change, changes};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::sleep;
 use tracing::{info, warn};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
@@ -44,11 +44,12 @@ pub(crate) async fn approve(client: Client, namespace: String) {
     // Left undecided, and why: an administrator can see them and decide.
     let mut undecided: BTreeMap<String, (CertificateSigningRequest, String)> = BTreeMap::new();
     loop {
-        let change = match timeout(AGAIN, news.next()).await {
-            Ok(Some(change)) => change,
-            Ok(None) => return,
-            Err(_) if undecided.is_empty() => continue,
-            Err(_) => {
+        let change = tokio::select! {
+            change = news.next() => match change {
+                Some(change) => change,
+                None => return,
+            },
+            () = sleep(AGAIN), if !undecided.is_empty() => {
                 for (name, (request, known)) in std::mem::take(&mut undecided) {
                     if let Err(reason) = approver.decide(&request, Some(&known)).await {
                         undecided.insert(name, (request, reason));

@@ -7,12 +7,24 @@ use crate::companion::HOME_ANNOTATIONS;
 use crate::digest;
 use crate::key::Uid;
 use liquid_link::digest::Hash;
+use liquid_runtime::request::annotation_path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// Annotation in which the scheduler says on which node the first pod of a claim runs. Taking it away lets it choose again.
 pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+
+/// The JSON patch that takes the node away from a claim, if it is still this claim and this node.
+#[must_use]
+pub fn deselect(uid: &str, node: Option<&str>) -> Value {
+    let path = annotation_path(SELECTED_NODE);
+    json!([
+        { "op": "test", "path": "/metadata/uid", "value": uid },
+        { "op": "test", "path": path, "value": node },
+        { "op": "remove", "path": path },
+    ])
+}
 
 /// Longest name of an object.
 const MAX_NAME: usize = 253;

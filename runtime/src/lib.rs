@@ -11,6 +11,7 @@ pub mod leader;
 pub mod metrics;
 pub mod process;
 pub mod relay;
+pub mod request;
 pub mod shares;
 pub mod storage_classes;
 pub mod telemetry;

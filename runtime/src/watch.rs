@@ -7,6 +7,8 @@ use kube::{Api, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tracing::warn;
 
 /// Objects per page of a list: bounds what one list pins in memory at a time.
@@ -24,6 +26,53 @@ pub enum Change<K> {
     Deleted(K),
     /// A list was read to its end (at the start, and after each interruption): these objects exist.
     Listed(BTreeSet<ObjectName>),
+}
+
+/// A watch that can begin anew, from the beginning. What it tells has the number of the watch, so that news of an earlier one
+/// that is still on its way can be told from that of the current one.
+#[derive(Debug, Default)]
+pub struct Renewable(Option<(u64, JoinHandle<()>)>);
+
+impl Renewable {
+    /// Begins, or begins anew: `told` says how the receiver takes a change.
+    pub fn begin<K, T>(
+        &mut self,
+        api: Api<K>,
+        receiver: mpsc::Sender<(u64, T)>,
+        told: impl Fn(Change<K>) -> T + Send + 'static,
+    ) where
+        K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+        K::DynamicType: Default,
+        T: Send + 'static,
+    {
+        let number = self.0.take().map_or(0, |(number, watch)| {
+            watch.abort();
+            number + 1
+        });
+        let watch = tokio::spawn(async move {
+            let mut news = changes(api, Config::default()).boxed();
+            while let Some(change) = news.next().await {
+                if receiver.send((number, told(change))).await.is_err() {
+                    return;
+                }
+            }
+        });
+        self.0 = Some((number, watch));
+    }
+
+    /// Number of the current watch; none before the first.
+    #[must_use]
+    pub fn current(&self) -> Option<u64> {
+        self.0.as_ref().map(|(number, _)| *number)
+    }
+}
+
+impl Drop for Renewable {
+    fn drop(&mut self) {
+        if let Some((_, watch)) = &self.0 {
+            watch.abort();
+        }
+    }
 }
 
 /// Namespace and name of `object`.

@@ -32,17 +32,7 @@ enum Subject {
     Reflection(Reflection),
     /// Packets between two sites: bandwidth, processor, small packets and round trips through the gateways, in turn with plain
     /// routing, wireguard-go and boringtun-cli, in network namespaces.
-    Datapath(Datapath),
-}
-
-#[derive(Debug, Args)]
-struct Datapath {
-    /// Fewer and shorter rounds: some minutes.
-    #[arg(long)]
-    quick: bool,
-    /// How to show the result.
-    #[arg(short, long, default_value = "table", value_parser = PossibleValuesParser::new(["table", "json"]))]
-    output: String,
+    Datapath(Extent),
 }
 
 #[derive(Debug, Args)]
@@ -50,7 +40,14 @@ struct Reflection {
     /// Name of the lab; one of that name is taken down before and after.
     #[arg(long = "lab", env = "LIQUID_LAB", default_value = "bench", value_name = "NAME")]
     lab: LabName,
-    /// Fewer measurements, and no burst larger than 500 pods: some minutes.
+    #[command(flatten)]
+    extent: Extent,
+}
+
+/// How much is measured, and how it is shown.
+#[derive(Debug, Args)]
+struct Extent {
+    /// Fewer and smaller measurements: some minutes.
     #[arg(long)]
     quick: bool,
     /// How to show the result.
@@ -58,11 +55,18 @@ struct Reflection {
     output: String,
 }
 
+impl Extent {
+    /// As arguments of the program that measures.
+    fn arguments(&self) -> impl Iterator<Item = &str> {
+        ["--output", &self.output].into_iter().chain(self.quick.then_some("--quick"))
+    }
+}
+
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::watch()?;
     let measured = match &arguments.subject {
         Subject::Reflection(arguments) => reflection(arguments, &interrupt),
-        Subject::Datapath(arguments) => datapath(arguments, &interrupt),
+        Subject::Datapath(extent) => datapath(extent, &interrupt),
     };
     if interrupt.is_set() {
         output::note("interrupted");
@@ -71,12 +75,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     measured.map(|()| ExitCode::SUCCESS)
 }
 
-fn datapath(arguments: &Datapath, interrupt: &Interrupt) -> anyhow::Result<()> {
+fn datapath(extent: &Extent, interrupt: &Interrupt) -> anyhow::Result<()> {
     let mut bench = workspace::cargo(&["bench", "--package", "liquid-gateway", "--bench", "datapath", "--"]);
-    bench.args(["--output", &arguments.output]);
-    if arguments.quick {
-        bench.arg("--quick");
-    }
+    bench.args(extent.arguments());
     child::run(&mut bench, interrupt, LIMIT)?.success("the benchmark")
 }
 
@@ -94,10 +95,7 @@ fn reflection(arguments: &Reflection, interrupt: &Interrupt) -> anyhow::Result<(
     child::run(&mut up, interrupt, LIMIT)?.success("lab up")?;
     let mut bench = Command::new(released("liquid-demo")?);
     bench.env("LIQUID_LAB", arguments.lab.as_str()).env("LIQUIDCTL", released("liquidctl")?);
-    bench.arg("reflection").arg("--programs").arg(programs).args(["--output", &arguments.output]);
-    if arguments.quick {
-        bench.arg("--quick");
-    }
+    bench.arg("reflection").arg("--programs").arg(programs).args(arguments.extent.arguments());
     let measured = child::run(&mut bench, interrupt, LIMIT)?.success("the benchmark");
     // Also after a failure.
     let removed = lab.down();

@@ -3,6 +3,7 @@
 mod figures;
 mod latency;
 mod memory;
+mod proc;
 mod reflection;
 mod report;
 mod statistics;

@@ -1,11 +1,13 @@
 //! Memory of Liquid's processes, as the kernels of their nodes count it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use liquid_lab::Lab;
 use serde::Serialize;
+
+use crate::proc;
 
 /// The programs of Liquid.
 const PROGRAMS: [&str; 2] = ["liquid-controller", "liquid-kubelet"];
@@ -31,10 +33,7 @@ pub(crate) fn look(lab: &Lab) -> anyhow::Result<Vec<Resident>> {
     for cluster in lab.clusters() {
         let before = found.len();
         for init in cluster.nodes().iter().filter_map(liquid_lab::Node::pid) {
-            // The node's own /proc: its processes, those of its containers among them, and no others.
-            let proc = PathBuf::from(format!("/proc/{init}/root/proc"));
-            let entries = fs::read_dir(&proc).with_context(|| format!("cannot read {}", proc.display()))?;
-            let processes = entries.flatten().filter_map(|entry| process(&entry.path()));
+            let processes = proc::of_machine(init)?.filter_map(|path| process(&path));
             found.extend(processes.map(|(program, bytes)| Resident {
                 cluster: cluster.name().to_owned(),
                 program,
@@ -52,24 +51,12 @@ fn process(path: &Path) -> Option<(String, u64)> {
     let program = fs::read_link(path.join("exe")).ok()?.file_name()?.to_string_lossy().into_owned();
     let status = fs::read_to_string(path.join("status")).ok()?;
     PROGRAMS.contains(&program.as_str()).then_some(())?;
-    Some((program, resident(&status)?))
-}
-
-/// Reads `VmRSS:     12345 kB` (the kernel's kB are 1024 bytes) from `/proc/PID/status`.
-fn resident(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+    Some((program, proc::bytes(&status, "VmRSS:")?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn resident_memory_is_read_in_bytes() {
-        assert_eq!(resident("VmPeak:\t 9 kB\nVmRSS:\t   10240 kB\nRssAnon:\t 1 kB\n"), Some(10_485_760));
-        assert_eq!(resident("Name:\tkthreadd\n"), None);
-    }
 
     #[test]
     fn a_process_that_is_none_of_liquids_is_left_out() {

@@ -7,10 +7,12 @@ use anyhow::{Context as _, bail};
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod};
 use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config, ResourceExt as _};
+use kube::{Api, Client, Config, Resource, ResourceExt as _};
 use liquid_crds::Peer;
 use liquid_crds::vocabulary::JOIN_TOKEN;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use std::fmt::Debug;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -175,6 +177,23 @@ impl Cluster {
         let peers: Api<Peer> = Api::all(self.client.clone());
         peers.patch(other, &PatchParams::default(), &Patch::Merge(&json!({ "spec": spec }))).await?;
         Ok(())
+    }
+
+    /// Waits until there is no object of that name.
+    ///
+    /// # Errors
+    /// If it is still there after the limit.
+    pub async fn wait_until_gone<K>(&self, api: &Api<K>, name: &str, limit: Duration) -> anyhow::Result<()>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
+        self.wait(&format!("{} {name} gone", K::kind(&())), limit, || async {
+            Ok(match api.get_metadata_opt(name).await? {
+                None => Look::Done(()),
+                Some(_) => Look::NotYet("it is there".to_owned()),
+            })
+        })
+        .await
     }
 
     /// Waits until a Node is Ready, or is not.

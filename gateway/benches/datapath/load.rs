@@ -50,25 +50,45 @@ pub(crate) fn transfer(from: &Site, to: &Site, streams: usize, time: Duration, e
             });
         }
         pause(RAMP);
-        let count = || (received.load(Ordering::Relaxed), cpu(ends), Instant::now());
-        let before = count();
-        pause(time);
-        let after = count();
+        let (before, after) = around(&received, ends, time);
         done.store(true, Ordering::Relaxed);
-        let bytes = number(after.0 - before.0);
+        let bytes = number(after.count - before.count);
         Transfer {
-            bits_per_second: bytes * 8.0 / (after.2 - before.2).as_secs_f64(),
-            cpu_per_byte: (after.1 - before.1).as_secs_f64() / bytes,
+            bits_per_second: bytes * 8.0 / (after.at - before.at).as_secs_f64(),
+            cpu_per_byte: (after.cpu - before.cpu).as_secs_f64() / bytes,
         }
     })
 }
 
-fn cpu(ends: &[Process]) -> Duration {
-    ends.iter().map(Process::cpu).sum()
+/// What had arrived at a moment, and which processor time both ends had used.
+struct Moment {
+    count: u64,
+    cpu: Duration,
+    at: Instant,
 }
 
-/// Sends datagrams of this length, one by one, as fast as one thread can; returns how many arrive in a second.
-pub(crate) fn flood(from: &Site, to: &Site, length: usize, time: Duration) -> f64 {
+/// The moments before and after a time.
+fn around(received: &AtomicU64, ends: &[Process], time: Duration) -> (Moment, Moment) {
+    let now = || Moment {
+        count: received.load(Ordering::Relaxed),
+        cpu: ends.iter().map(Process::cpu).sum(),
+        at: Instant::now(),
+    };
+    let before = now();
+    pause(time);
+    (before, now())
+}
+
+/// What of many datagrams arrived.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Flood {
+    pub(crate) per_second: f64,
+    /// Processor seconds of both ends of the tunnel.
+    pub(crate) cpu_each: f64,
+}
+
+/// Sends datagrams of this length, one by one, as fast as one thread can.
+pub(crate) fn flood(from: &Site, to: &Site, length: usize, time: Duration, ends: &[Process]) -> Flood {
     let target = SocketAddr::new(from.sees(to, 0), PORT);
     let receiver = to.client.inside(|| UdpSocket::bind((ANY, PORT)).unwrap());
     SockRef::from(&receiver).set_recv_buffer_size(BUFFER).unwrap();
@@ -93,11 +113,13 @@ pub(crate) fn flood(from: &Site, to: &Site, length: usize, time: Duration) -> f6
             }
         });
         pause(RAMP);
-        let before = (received.load(Ordering::Relaxed), Instant::now());
-        pause(time);
-        let after = (received.load(Ordering::Relaxed), Instant::now());
+        let (before, after) = around(&received, ends, time);
         done.store(true, Ordering::Relaxed);
-        number(after.0 - before.0) / (after.1 - before.1).as_secs_f64()
+        let count = number(after.count - before.count);
+        Flood {
+            per_second: count / (after.at - before.at).as_secs_f64(),
+            cpu_each: (after.cpu - before.cpu).as_secs_f64() / count,
+        }
     })
 }
 

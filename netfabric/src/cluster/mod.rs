@@ -18,7 +18,7 @@ use objects::{NodeObject, PeerObject, PodObject};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 /// Label of the pods of `liquid-gateway`.
@@ -69,12 +69,15 @@ pub async fn follow(client: Client, watched: Watched, known: watch::Sender<Knowl
     let mut events = streams(&client, &watched);
     let mut deadline: Option<Instant> = None;
     loop {
-        let far = Instant::now() + PODS_PATIENCE;
-        match timeout_at(deadline.unwrap_or(far), events.next()).await {
-            Ok(Some(event)) => index.apply(event),
-            Ok(None) => return,
-            Err(_) if deadline.take().is_some() => index.go_on_without_pods(),
-            Err(_) => continue,
+        tokio::select! {
+            event = events.next() => match event {
+                Some(event) => index.apply(event),
+                None => return,
+            },
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                deadline = None;
+                index.go_on_without_pods();
+            }
         }
         if let Place::Node(node) = &watched.place
             && index.begins_to_need_pods()

@@ -252,7 +252,10 @@ impl Expressions<'_> {
         self.compare(operator, &bytes(prefix.network()));
     }
 
-    fn lookup(&mut self, set: &str, flags: u32) {
+    /// Whether an address is in a set, or is not.
+    fn member(&mut self, place: [(u32, usize); 2], v6: bool, set: &str, flags: u32) {
+        self.family(v6);
+        self.address(place, v6);
         self.add("lookup", |lookup| {
             lookup.put_text(1, set).put_be32(2, REGISTER).put_be32(5, flags);
         });
@@ -267,21 +270,9 @@ impl Expressions<'_> {
             Condition::NotSource(prefix) => self.prefix(SOURCE, NOT_EQUAL, prefix),
             Condition::Destination(prefix) => self.prefix(DESTINATION, EQUAL, prefix),
             Condition::NotDestination(prefix) => self.prefix(DESTINATION, NOT_EQUAL, prefix),
-            Condition::SourceNotIn { v6, set } => {
-                self.family(*v6);
-                self.address(SOURCE, *v6);
-                self.lookup(set, NOT_IN_SET);
-            }
-            Condition::DestinationIn { v6, set } => {
-                self.family(*v6);
-                self.address(DESTINATION, *v6);
-                self.lookup(set, 0);
-            }
-            Condition::DestinationNotIn { v6, set } => {
-                self.family(*v6);
-                self.address(DESTINATION, *v6);
-                self.lookup(set, NOT_IN_SET);
-            }
+            Condition::SourceNotIn { v6, set } => self.member(SOURCE, *v6, set, NOT_IN_SET),
+            Condition::DestinationIn { v6, set } => self.member(DESTINATION, *v6, set, 0),
+            Condition::DestinationNotIn { v6, set } => self.member(DESTINATION, *v6, set, NOT_IN_SET),
             Condition::Ports { protocol, first, last } => {
                 self.protocol(*protocol);
                 // In network byte order, which the kernel compares byte by byte.

@@ -3,21 +3,21 @@
 use super::picture::{Beside, Claim, Name, Picture, Step, Volume, growth};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Event, Node, ObjectReference, PersistentVolume, PersistentVolumeClaim};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, ListParams, PatchParams, PostParams, Preconditions};
 use kube::runtime::events::{Event as Told, EventType, Recorder, Reporter};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::vocabulary::{RECLAIM_POLICY, TYPE, TYPE_VIRTUAL_NODE};
-use liquid_reflection::claim::SELECTED_NODE;
+use liquid_reflection::claim::deselect;
 use liquid_runtime::backoff::{Backoff, entropy};
+use liquid_runtime::request::{self, annotation_path, json_patch};
 use liquid_runtime::storage_classes::StorageClasses;
-use liquid_runtime::watch::{Change, changes};
+use liquid_runtime::watch::{Change, Renewable, changes};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info};
 
 /// What waits for the actor.
@@ -53,7 +53,7 @@ pub(crate) async fn provide(
         slots: BTreeMap::new(),
         finished,
         watched,
-        claims_watch: None,
+        claims_watch: Renewable::default(),
     };
     loop {
         let wake = actor.slots.values().filter_map(Slot::next).min();
@@ -68,7 +68,7 @@ pub(crate) async fn provide(
                 }
                 let known = classes.borrow_and_update().clone();
                 // Claims of a class that was not ours were passed over.
-                if known.is_some_and(|known| actor.picture.set_classes(known)) || actor.claims_watch.is_none() {
+                if known.is_some_and(|known| actor.picture.set_classes(known)) || actor.claims_watch.current().is_none() {
                     actor.watch_claims();
                 }
             }
@@ -124,42 +124,18 @@ struct Actor {
     slots: BTreeMap<String, Slot>,
     finished: mpsc::UnboundedSender<(String, Ended)>,
     watched: mpsc::Sender<Watched>,
-    claims_watch: Option<(u64, JoinHandle<()>)>,
-}
-
-impl Drop for Actor {
-    fn drop(&mut self) {
-        if let Some((_, watch)) = &self.claims_watch {
-            watch.abort();
-        }
-    }
+    claims_watch: Renewable,
 }
 
 impl Actor {
     /// Watches all claims, from the beginning.
     fn watch_claims(&mut self) {
-        let number = match self.claims_watch.take() {
-            Some((number, watch)) => {
-                watch.abort();
-                number + 1
-            }
-            None => 0,
-        };
-        let (client, watched) = (self.work.client.clone(), self.watched.clone());
-        let watch = tokio::spawn(async move {
-            let mut news =
-                changes(Api::<PersistentVolumeClaim>::all(client), watcher::Config::default()).boxed();
-            while let Some(change) = news.next().await {
-                if watched.send((number, Box::new(change))).await.is_err() {
-                    return;
-                }
-            }
-        });
-        self.claims_watch = Some((number, watch));
+        let claims: Api<PersistentVolumeClaim> = Api::all(self.work.client.clone());
+        self.claims_watch.begin(claims, self.watched.clone(), Box::new);
     }
 
     fn claim_changed(&mut self, number: u64, change: Change<PersistentVolumeClaim>) {
-        if self.claims_watch.as_ref().is_none_or(|(current, _)| *current != number) {
+        if self.claims_watch.current() != Some(number) {
             return;
         }
         match change {
@@ -315,7 +291,7 @@ impl Work {
                 done(within(self.claims(&self.own_namespace).delete(&beside.name, &params)).await)
             }
             Step::Settle(volume, policy) => {
-                let annotation = format!("/metadata/annotations/{}", RECLAIM_POLICY.replace('/', "~1"));
+                let annotation = annotation_path(RECLAIM_POLICY);
                 let patch = json!([
                     { "op": "test", "path": "/metadata/uid", "value": volume.uid },
                     { "op": "test", "path": annotation, "value": policy },
@@ -328,12 +304,7 @@ impl Work {
                 )
             }
             Step::Reschedule(claim) => {
-                let path = format!("/metadata/annotations/{}", SELECTED_NODE.replace('/', "~1"));
-                let patch = json!([
-                    { "op": "test", "path": "/metadata/uid", "value": claim.uid },
-                    { "op": "test", "path": path, "value": claim.node },
-                    { "op": "remove", "path": path },
-                ]);
+                let patch = deselect(&claim.uid, claim.node.as_deref());
                 let claims = self.claims(&claim.name.0);
                 done(within(claims.patch(&claim.name.1, &PatchParams::default(), &json_patch(patch))).await)
             }
@@ -491,15 +462,7 @@ impl Work {
 }
 
 async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
-    match timeout(REQUEST_TIMEOUT, request).await {
-        Ok(answer) => answer,
-        Err(_) => Err(kube::Error::Service("the API server did not answer in time".into())),
-    }
-}
-
-fn json_patch(patch: Value) -> Patch<()> {
-    // It consists of operations spelled out above.
-    Patch::Json(serde_json::from_value(patch).unwrap_or_default())
+    request::within(REQUEST_TIMEOUT, request).await
 }
 
 fn done<T>(answer: kube::Result<T>) -> Ended {

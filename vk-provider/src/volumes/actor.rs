@@ -10,18 +10,18 @@ use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::vocabulary::FINALIZER_VOLUME;
-use liquid_reflection::claim::SELECTED_NODE;
+use liquid_reflection::claim::deselect;
 use liquid_reflection::frame::Refusal;
 use liquid_reflection::{Key, Uid};
 use liquid_runtime::backoff::{Backoff, entropy};
+use liquid_runtime::request::json_patch;
 use liquid_runtime::storage_classes::{self, StorageClasses};
-use liquid_runtime::watch::{Change, changes};
+use liquid_runtime::watch::{Change, Renewable, changes};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
@@ -121,7 +121,7 @@ pub(crate) fn follow(client: Client, recorder: Recorder) -> (Volumes, impl Futur
         finished,
         requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
         watched,
-        claims_watch: None,
+        claims_watch: Renewable::default(),
     };
     let queues = Queues {
         commands: command_queue,
@@ -185,7 +185,7 @@ struct Actor {
     finished: mpsc::UnboundedSender<(Uid, Ended)>,
     requests: Arc<Semaphore>,
     watched: mpsc::Sender<(u64, Watched)>,
-    claims_watch: Option<(u64, JoinHandle<()>)>,
+    claims_watch: Renewable,
 }
 
 impl Actor {
@@ -247,7 +247,7 @@ impl Actor {
             && self.picture.is_unknown(key)
         {
             let (client, watched, key) = (self.client.clone(), self.watched.clone(), key.clone());
-            let number = self.claims_watch.as_ref().map_or(0, |(number, _)| *number);
+            let number = self.claims_watch.current().unwrap_or_default();
             tokio::spawn(async move {
                 let claims: Api<PersistentVolumeClaim> = Api::namespaced(client, &key.namespace);
                 let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
@@ -270,28 +270,13 @@ impl Actor {
 
     /// Watches all claims, from the beginning.
     fn watch_claims(&mut self) {
-        let number = match self.claims_watch.take() {
-            Some((number, watch)) => {
-                watch.abort();
-                number + 1
-            }
-            None => 0,
-        };
-        let (client, watched) = (self.client.clone(), self.watched.clone());
-        let watch = tokio::spawn(async move {
-            let claims: Api<PersistentVolumeClaim> = Api::all(client);
-            let mut news = changes(claims, watcher::Config::default()).boxed();
-            while let Some(change) = news.next().await {
-                if watched.send((number, Watched::Claim(Box::new(change)))).await.is_err() {
-                    return;
-                }
-            }
-        });
-        self.claims_watch = Some((number, watch));
+        let claims: Api<PersistentVolumeClaim> = Api::all(self.client.clone());
+        let told = |change| Watched::Claim(Box::new(change));
+        self.claims_watch.begin(claims, self.watched.clone(), told);
     }
 
     fn claim_changed(&mut self, number: u64, watched: Watched) {
-        if self.claims_watch.as_ref().is_none_or(|(current, _)| *current != number) {
+        if self.claims_watch.current() != Some(number) {
             return;
         }
         match watched {
@@ -592,7 +577,7 @@ impl Work {
             patch.push(json!({ "op": "add", "path": "/metadata/finalizers/-", "value": FINALIZER_VOLUME }));
         }
         let patch = json_patch(json!(patch));
-        patched(within(self.volumes().patch(&volume.name, &PatchParams::default(), &patch)).await)
+        ended(within(self.volumes().patch(&volume.name, &PatchParams::default(), &patch)).await)
     }
 
     /// Takes our finalizer off.
@@ -603,19 +588,14 @@ impl Work {
             { "op": "test", "path": "/metadata/finalizers", "value": volume.finalizers },
             { "op": "replace", "path": "/metadata/finalizers", "value": left },
         ]);
-        patched(within(self.volumes().patch(&volume.name, &PatchParams::default(), &json_patch(patch))).await)
+        ended(within(self.volumes().patch(&volume.name, &PatchParams::default(), &json_patch(patch))).await)
     }
 
     /// Lets the scheduler choose again: it sees that its choice was taken back, and says so on the pod.
     async fn reschedule(&self, claim: &Claim) -> Ended {
-        let path = format!("/metadata/annotations/{}", SELECTED_NODE.replace('/', "~1"));
-        let patch = json!([
-            { "op": "test", "path": "/metadata/uid", "value": claim.uid.as_str() },
-            { "op": "test", "path": path, "value": claim.selected_node },
-            { "op": "remove", "path": path },
-        ]);
+        let patch = deselect(claim.uid.as_str(), claim.selected_node.as_deref());
         let claims = self.claims(&claim.key);
-        patched(within(claims.patch(&claim.key.name, &PatchParams::default(), &json_patch(patch))).await)
+        ended(within(claims.patch(&claim.key.name, &PatchParams::default(), &json_patch(patch))).await)
     }
 
     /// Tells why a claim gets no volume: on the claim, and on pods that wait for it.
@@ -678,24 +658,11 @@ fn refers_to(pod: &Pod, claim: &str) -> bool {
     })
 }
 
-fn json_patch(patch: Value) -> Patch<()> {
-    // It consists of operations spelled out above.
-    Patch::Json(serde_json::from_value(patch).unwrap_or_default())
-}
-
 fn ended<T>(answer: kube::Result<T>) -> Ended {
     match answer {
         Ok(_) => Ended::Done,
         // Gone, or another one by now.
         Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ended::Done,
         Err(error) => Ended::Failed(error.to_string()),
-    }
-}
-
-/// As [`ended`]; of a JSON patch whose test fails, too, news comes by the watch.
-fn patched<T>(answer: kube::Result<T>) -> Ended {
-    match answer {
-        Err(kube::Error::Api(status)) if status.code == 422 => Ended::Failed(status.message.clone()),
-        other => ended(other),
     }
 }

@@ -98,8 +98,7 @@ pub(crate) struct Meter {
 impl Meter {
     /// Begins to count.
     pub(crate) fn start(stage: &mut Stage<'_>) -> anyhow::Result<Self> {
-        stage.home.audit.skip()?;
-        stage.provider.audit.skip()?;
+        count_requests(stage)?;
         Self::read(stage)
     }
 
@@ -122,9 +121,7 @@ impl Meter {
             };
             now.into_iter().map(less).collect()
         };
-        let mut requests = BTreeMap::new();
-        requests.insert("home".to_owned(), audit::own(&stage.home.audit.count()?));
-        requests.insert("provider".to_owned(), audit::own(&stage.provider.audit.count()?));
+        let requests = requests(stage)?;
         Ok(Cost {
             cpu_s: less(now.cpu, &self.cpu),
             api_servers_cpu_s: less(now.api_servers, &self.api_servers),
@@ -132,6 +129,19 @@ impl Meter {
             requests,
         })
     }
+}
+
+/// Counts requests from now on.
+pub(crate) fn count_requests(stage: &mut Stage<'_>) -> anyhow::Result<()> {
+    stage.home.audit.skip()?;
+    stage.provider.audit.skip()
+}
+
+/// Liquid's requests since then, by side.
+pub(crate) fn requests(stage: &mut Stage<'_>) -> anyhow::Result<BTreeMap<String, Requests>> {
+    let home = ("home".to_owned(), audit::own(&stage.home.audit.count()?));
+    let provider = ("provider".to_owned(), audit::own(&stage.provider.audit.count()?));
+    Ok(BTreeMap::from([home, provider]))
 }
 
 /// What the kernel counts of Liquid's processes, by side and program.

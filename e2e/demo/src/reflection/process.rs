@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use serde::Serialize;
 
+use crate::proc;
+
 /// Clock ticks per second in `/proc/PID/stat`: fixed by the kernel's interface on every architecture Liquid runs on.
 const TICKS: u64 = 100;
 
@@ -92,12 +94,9 @@ impl Drop for Process {
     }
 }
 
-/// The processes of a program in a machine with this first process, by their directories in `/proc`.
+/// The process of a program in a machine with this first process, by its directory in `/proc`.
 pub(crate) fn of_machine(init: i32, program: &str) -> anyhow::Result<PathBuf> {
-    // The machine's own /proc: its processes and no others.
-    let proc = PathBuf::from(format!("/proc/{init}/root/proc"));
-    let entries = fs::read_dir(&proc).with_context(|| format!("cannot read {}", proc.display()))?;
-    let found = entries.flatten().map(|entry| entry.path()).find(|path| is_program(path, program));
+    let found = proc::of_machine(init)?.find(|path| is_program(path, program));
     found.with_context(|| format!("no {program} runs"))
 }
 
@@ -114,7 +113,7 @@ fn is_program(path: &Path, program: &str) -> bool {
 pub(crate) fn usage(directory: &Path) -> anyhow::Result<Usage> {
     let stat = fs::read_to_string(directory.join("stat"))?;
     let status = fs::read_to_string(directory.join("status"))?;
-    let memory = |field| kilobytes(&status, field).map(|kilobytes| kilobytes * 1024);
+    let memory = |field| proc::bytes(&status, field);
     let (resident, peak) = (memory("VmRSS:"), memory("VmHWM:"));
     ensure!(resident.is_some(), "the process has ended");
     Ok(Usage {
@@ -132,12 +131,6 @@ fn cpu(stat: &str) -> Option<Duration> {
     let mut fields = rest.split_ascii_whitespace().skip(11);
     let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     Some(Duration::from_millis((user + system) * 1000 / TICKS))
-}
-
-/// Reads a line like `VmRSS:     12345 kB`.
-fn kilobytes(status: &str, field: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
-    line.trim().strip_suffix(" kB")?.parse().ok()
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::time::{sleep, timeout};
 
 use super::audit;
-use super::burst::{Cost, Meter};
+use super::burst::{self, Cost, Meter};
 use super::pods::{Sightings, Step, create, delete};
 use super::stage::{LIMIT, NODE, OFFLOADED, REMOTE, Stage};
 use crate::statistics::Summary;
@@ -72,17 +72,13 @@ impl Restart {
         // Without anything new first: what is counted is what nothing new costs.
         stage.home.kubelet.kill();
         let before = stage.bytes()?;
-        stage.home.audit.skip()?;
-        stage.provider.audit.skip()?;
+        burst::count_requests(stage)?;
         stage.home.kubelet.again()?;
         sleep(RESTART).await;
         let link_bytes = stage.bytes()? - before;
-        let home = audit::own(&stage.home.audit.count()?);
-        let provider = audit::own(&stage.provider.audit.count()?);
-        let writes = audit::writes(&home, &REFLECTED) + audit::writes(&provider, &REFLECTED);
-        let mut cost = Cost { link_bytes, ..Cost::default() };
-        cost.requests.insert("home".to_owned(), home);
-        cost.requests.insert("provider".to_owned(), provider);
+        let requests = burst::requests(stage)?;
+        let writes = requests.values().map(|of| audit::writes(of, &REFLECTED)).sum();
+        let cost = Cost { link_bytes, requests, ..Cost::default() };
 
         let (home, provider) = (stage.home.cluster.client.clone(), &stage.provider.cluster.client);
         let remote = Sightings::start(provider, REMOTE).await?;

@@ -60,20 +60,6 @@ metadata: {name: nobody-refers-to-it}
 stringData: {password: x}
 "#;
 
-async fn gone<K>(cluster: &Cluster, api: &Api<K>, name: &str) -> anyhow::Result<()>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
-{
-    cluster
-        .wait(&format!("{} {name} gone", K::kind(&())), SOON, || async {
-            Ok(match api.get_metadata_opt(name).await? {
-                None => Look::Done(()),
-                Some(_) => Look::NotYet("it is there".to_owned()),
-            })
-        })
-        .await
-}
-
 async fn there<K>(cluster: &Cluster, api: &Api<K>, name: &str) -> anyhow::Result<K>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
@@ -154,9 +140,9 @@ async fn pods_find_the_configuration_they_refer_to() -> anyhow::Result<()> {
     assert!(secrets.get_opt("database").await?.is_some());
 
     home.kubectl.run(["delete", "-n", "config", "pod", "reader"]).await?.ok()?;
-    gone(provider, &secrets, "database").await?;
-    gone(provider, &maps, "settings").await?;
-    gone(provider, &maps, "sizes").await?;
+    provider.wait_until_gone(&secrets, "database", SOON).await?;
+    provider.wait_until_gone(&maps, "settings", SOON).await?;
+    provider.wait_until_gone(&maps, "sizes", SOON).await?;
     drop_namespace(home, "config").await
 }
 
@@ -205,10 +191,10 @@ async fn a_namespace_says_what_is_reflected_of_it() -> anyhow::Result<()> {
         ["offload", "namespace", "policy", "--secrets", "all", "--config-maps", "none", "--services", "none"];
     home.liquidctl.run(offload).await?.ok()?;
     there(provider, &secrets, "nobody-refers-to-it").await?;
-    gone(provider, &maps, "settings").await?;
-    gone(provider, &services, "web").await?;
+    provider.wait_until_gone(&maps, "settings", SOON).await?;
+    provider.wait_until_gone(&services, "web", SOON).await?;
     home.liquidctl.run(["offload", "namespace", "policy"]).await?.ok()?;
-    gone(provider, &secrets, "nobody-refers-to-it").await?;
+    provider.wait_until_gone(&secrets, "nobody-refers-to-it", SOON).await?;
     there(provider, &maps, "settings").await?;
     there(provider, &services, "web").await?;
     drop_namespace(home, "policy").await
@@ -318,8 +304,8 @@ async fn ingresses_exist_where_both_sides_say_so() -> anyhow::Result<()> {
     there(provider, &secrets, "certificate").await?;
 
     lend(Value::Null).await?;
-    gone(provider, &ingresses, "web").await?;
+    provider.wait_until_gone(&ingresses, "web", SOON).await?;
     home.liquidctl.run(["offload", "namespace", "doors"]).await?.ok()?;
-    gone(provider, &secrets, "certificate").await?;
+    provider.wait_until_gone(&secrets, "certificate", SOON).await?;
     drop_namespace(home, "doors").await
 }

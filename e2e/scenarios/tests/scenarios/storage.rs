@@ -144,21 +144,6 @@ fn node(pod: &Pod) -> &str {
     pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
 }
 
-/// Waits until it is gone.
-async fn gone<K>(cluster: &Cluster, api: &Api<K>, name: &str) -> anyhow::Result<()>
-where
-    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug + kube::Resource<DynamicType = ()>,
-{
-    cluster
-        .wait(&format!("{} {name} gone", K::kind(&())), SOON, || async {
-            Ok(match api.get_metadata_opt(name).await? {
-                None => Look::Done(()),
-                Some(_) => Look::NotYet("it is there".to_owned()),
-            })
-        })
-        .await
-}
-
 /// Would catch: a StatefulSet that cannot have volumes on virtual nodes, data that does not outlive a pod, a process of Liquid
 /// or the link, a claim that a restart makes anew, a claim that is erased without a word of its owner, and one that is not
 /// when that comes late.
@@ -242,7 +227,7 @@ spec:
     link.cut(Cut::All, Direction::Both)?;
     home.wait_for_node("liquid-provider", false, Duration::from_secs(30)).await?;
     stage.claims().delete("scrap", &DeleteParams::default()).await?;
-    gone(home, &stage.claims(), "scrap").await?;
+    home.wait_until_gone(&stage.claims(), "scrap", SOON).await?;
     // Its pod is lost there, too, and healed without home.
     let remote: Api<Pod> = Api::namespaced(provider.client.clone(), "db-home");
     remote.delete("db-0", &DeleteParams::default().grace_period(0)).await?;
@@ -250,7 +235,7 @@ spec:
     assert!(stage.remote().get_opt(&scrap).await?.is_some(), "nobody has told the provider");
     link.restore()?;
     home.wait_for_node("liquid-provider", true, SOON).await?;
-    gone(provider, &stage.remote(), &scrap).await?;
+    provider.wait_until_gone(&stage.remote(), &scrap, SOON).await?;
     stage.ready("db").await?;
     assert!(count().await? > before, "the data has survived the partition");
 
@@ -348,7 +333,7 @@ async fn volumes_are_made_where_the_first_pod_runs_and_draw_others_there() -> an
     // The volume of a pod goes with it, on both sides.
     assert!(stage.counterpart("scratch-data").await?.is_some());
     stage.delete_pod("scratch").await?;
-    gone(home, &stage.claims(), "scratch-data").await?;
+    home.wait_until_gone(&stage.claims(), "scratch-data", SOON).await?;
     provider
         .wait("its claim in the provider goes", SOON, || async {
             Ok(match stage.counterpart("scratch-data").await? {
@@ -430,8 +415,8 @@ async fn data_outlives_offloading_and_peering_unless_its_deletion_is_asked_for()
     assert_eq!(stage.counterpart("data").await?.context("no claim")?.uid(), there.uid());
 
     home.liquidctl.run(["unoffload", "namespace", "kept", "--delete-volumes"]).await?.ok()?;
-    gone(home, &stage.claims(), "data").await?;
-    gone(provider, &namespaces, "kept-home").await?;
+    home.wait_until_gone(&stage.claims(), "data", SOON).await?;
+    provider.wait_until_gone(&namespaces, "kept-home", SOON).await?;
 
     // A provider that ends the peering keeps the data as well, unless its owner wants otherwise.
     home.liquidctl.run(["offload", "namespace", "kept"]).await?.ok()?;
@@ -445,7 +430,7 @@ async fn data_outlives_offloading_and_peering_unless_its_deletion_is_asked_for()
     home.liquidctl.run(["unpeer", "provider"]).await?.ok()?;
     // Nobody can be told any more that it is to go: what stood for it goes when that is deleted, the data does not.
     stage.claims().delete("data", &DeleteParams::default()).await?;
-    gone(home, &stage.claims(), "data").await?;
+    home.wait_until_gone(&stage.claims(), "data", SOON).await?;
     let left = volumes.list(&ListParams::default()).await?;
     let of_claim = |volume: &&PersistentVolume| {
         let claim = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
@@ -457,7 +442,7 @@ async fn data_outlives_offloading_and_peering_unless_its_deletion_is_asked_for()
     let free = json!({ "spec": { "claimRef": null } });
     volumes.patch(&left[0], &PatchParams::default(), &Patch::Merge(&free)).await?;
     volumes.delete(&left[0], &DeleteParams::default()).await?;
-    gone(home, &volumes, &left[0]).await?;
+    home.wait_until_gone(&volumes, &left[0], SOON).await?;
     assert!(stage.counterpart("data").await?.is_some());
     provider.delete_namespace("kept-home").await?;
     environment.peer().await?;
@@ -598,11 +583,11 @@ async fn course(stage: &Stage<'_>) -> anyhow::Result<()> {
     stage.delete_pod("user").await?;
     let second = stage.volume("data").await?.name_any();
     stage.claims().delete("data", &DeleteParams::default()).await?;
-    gone(provider, &stage.remote(), &next).await?;
-    gone(home, &volumes, &second).await?;
+    provider.wait_until_gone(&stage.remote(), &next, SOON).await?;
+    home.wait_until_gone(&volumes, &second, SOON).await?;
     assert!(stage.remote().get_opt(&there.name_any()).await?.is_some());
     volumes.delete(&volume.name_any(), &DeleteParams::default()).await?;
-    gone(home, &volumes, &volume.name_any()).await?;
+    home.wait_until_gone(&volumes, &volume.name_any(), SOON).await?;
     assert!(
         stage.remote().get_opt(&there.name_any()).await?.is_some(),
         "its owner has not given up the data"
