@@ -27,7 +27,9 @@ pub use lab::{Cluster, Lab, Node};
 pub use network::link::{Cut, Direction, Link, Opening, Traffic};
 pub use plan::address::{AddressPlan, ClusterPlan, NodePlan};
 pub use plan::layout::Layout;
-pub use plan::spec::{CidrPlan, ClusterName, ClusterSpec, Cni, LabName, LabSpec, ProxyMode, Stack};
+pub use plan::spec::{
+    CidrPlan, ClusterName, ClusterSpec, Cni, IpFamilies, LabName, LabSpec, ProxyMode, Stack,
+};
 pub use progress::{LongStep, Progress};
 
 /// A request that cannot be right, whatever the state of the machine: the command line's fault.

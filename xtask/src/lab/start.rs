@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use clap::Args;
-use liquid_lab::{CidrPlan, ClusterName, ClusterSpec, LabName, LabSpec, Progress, Stack, Started, Usage};
+use liquid_lab::{
+    CidrPlan, ClusterName, ClusterSpec, IpFamilies, LabName, LabSpec, Progress, Stack, Started, Usage,
+};
 
 use crate::output;
 use crate::workspace::OWN_PROGRAM;
@@ -11,6 +13,7 @@ use crate::workspace::OWN_PROGRAM;
 /// What a cluster gets that no option names.
 const NODES: &str = "1";
 const STACK: &str = "ptp/nftables";
+const CIDRS: &str = "same";
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -23,9 +26,12 @@ pub(super) struct Options {
     /// Control planes only.
     #[arg(long, conflicts_with = "nodes")]
     no_nodes: bool,
-    /// How pod and service ranges of the clusters relate: same, disjoint, or asymmetric.
-    #[arg(long, default_value_t = CidrPlan::Same, value_name = "PLAN")]
-    pod_cidr: CidrPlan,
+    /// How pod and service ranges of the clusters relate, (same|disjoint|asymmetric): for all, or CLUSTER=PLAN.
+    #[arg(long, value_delimiter = ',', default_value = CIDRS, value_name = "PLAN")]
+    pod_cidr: Vec<String>,
+    /// Which families pods, Services and nodes have addresses of: ipv4 or dual.
+    #[arg(long, default_value_t = IpFamilies::Ipv4, value_name = "FAMILIES")]
+    ip_families: IpFamilies,
     /// Pod network and kube-proxy mode, (ptp|bridge)/(nftables|iptables): for all, or CLUSTER=STACK.
     #[arg(long, value_delimiter = ',', default_value = STACK, value_name = "STACK")]
     stack: Vec<String>,
@@ -63,6 +69,8 @@ pub(super) fn up(name: &LabName, options: &Options) -> anyhow::Result<()> {
 
 /// Turns the options into a spec; per-cluster values come after those for all.
 fn spec(options: &Options) -> anyhow::Result<LabSpec> {
+    let for_all = options.pod_cidr.iter().rfind(|value| !value.contains('='));
+    let cidrs: CidrPlan = for_all.map_or(CIDRS, String::as_str).parse()?;
     let clusters = options
         .clusters
         .iter()
@@ -71,10 +79,16 @@ fn spec(options: &Options) -> anyhow::Result<LabSpec> {
             let nodes =
                 nodes.parse().map_err(|_| Usage(format!("--nodes: '{nodes}' is not a small number")))?;
             let stack: Stack = value_for(name, &options.stack, &options.clusters, STACK)?.parse()?;
-            Ok(ClusterSpec { name: name.clone(), nodes: if options.no_nodes { 0 } else { nodes }, stack })
+            let own: CidrPlan = value_for(name, &options.pod_cidr, &options.clusters, CIDRS)?.parse()?;
+            Ok(ClusterSpec {
+                name: name.clone(),
+                nodes: if options.no_nodes { 0 } else { nodes },
+                stack,
+                cidrs: Some(own).filter(|own| *own != cidrs),
+            })
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let spec = LabSpec { clusters, cidrs: options.pod_cidr, audit: options.audit };
+    let spec = LabSpec { clusters, cidrs, ip_families: options.ip_families, audit: options.audit };
     spec.validate()?;
     Ok(spec)
 }
@@ -136,11 +150,28 @@ mod tests {
             [1, 3]
         );
         assert_eq!(parse("--no-nodes").unwrap().clusters[1].nodes, 0);
+        let spec = parse("--pod-cidr disjoint,b=same").unwrap();
+        assert_eq!((spec.cidrs, spec.clusters[0].cidrs), (CidrPlan::Disjoint, None));
+        assert_eq!(spec.clusters[1].cidrs, Some(CidrPlan::Same));
+    }
+
+    #[test]
+    fn a_lab_has_ipv4_alone_unless_asked_for_both_families() {
+        assert_eq!(parse("").unwrap().ip_families, IpFamilies::Ipv4);
+        assert_eq!(parse("--ip-families dual").unwrap().ip_families, IpFamilies::Dual);
     }
 
     #[test]
     fn values_that_name_no_cluster_or_mean_nothing_are_refused() {
-        for line in ["--nodes z=1", "--nodes many", "--stack x/y", "--clusters a,a", "--nodes 99"] {
+        for line in [
+            "--nodes z=1",
+            "--nodes many",
+            "--stack x/y",
+            "--clusters a,a",
+            "--nodes 99",
+            "--pod-cidr x",
+            "--pod-cidr z=same",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

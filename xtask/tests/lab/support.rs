@@ -125,7 +125,12 @@ pub(crate) fn service(name: &str, kind: &str) -> Value {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": { "name": name },
-        "spec": { "type": kind, "selector": { "app": name }, "ports": [{ "port": 80, "targetPort": 8080 }] },
+        "spec": {
+            "type": kind,
+            "ipFamilyPolicy": "PreferDualStack",
+            "selector": { "app": name },
+            "ports": [{ "port": 80, "targetPort": 8080 }],
+        },
     })
 }
 

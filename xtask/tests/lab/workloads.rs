@@ -12,7 +12,8 @@ use crate::support::{
 #[test]
 #[ignore = "starts a lab: needs root"]
 fn clusters_of_both_stacks_run_workloads_and_are_apart() {
-    let options = "--clusters a,b --nodes 2 --pod-cidr asymmetric --stack b=bridge/iptables";
+    let options =
+        "--clusters a,b --nodes 2 --pod-cidr asymmetric --ip-families dual --stack b=bridge/iptables";
     let test = TestLab::up("t-work", options);
     let lab = test.open();
     let clusters: Vec<Cluster<'_>> = lab.clusters().collect();
@@ -42,21 +43,7 @@ fn clusters_of_both_stacks_run_workloads_and_are_apart() {
 fn check_inside(cluster: &Cluster<'_>) {
     let name = cluster.name();
     assert!(kubectl(cluster, &["logs", "near"]).contains("Started HTTP server"), "{name}");
-    let own = field(cluster, "pod/client", ".status.podIP");
-    for target in ["near", "far"] {
-        let from = eventually(&format!("{name}: Service {target} answering"), || {
-            try_shell(
-                cluster,
-                "client",
-                &format!("wget -qO- http://{target}.default.svc.cluster.local/clientip"),
-            )
-        });
-        assert_eq!(
-            from.split(':').next(),
-            Some(own.as_str()),
-            "{name}: the client's address is hidden from {target}"
-        );
-    }
+    check_families(cluster);
     // A pod must be reachable through the Service in front of it from itself (hairpin).
     let address = field(cluster, "service/near", ".spec.clusterIP");
     assert!(
@@ -69,6 +56,39 @@ fn check_inside(cluster: &Cluster<'_>) {
     for path in ["pods/far:8080", "services/far:80"] {
         let path = format!("/api/v1/namespaces/default/{path}/proxy/hostname");
         assert_eq!(kubectl(cluster, &["get", "--raw", &path]), "far", "{name}: {path}");
+    }
+}
+
+/// Pods of both nodes and the Services in front of them, by name and by the addresses of both families.
+fn check_families(cluster: &Cluster<'_>) {
+    let name = cluster.name();
+    for target in ["near", "far"] {
+        let by_name = format!("wget -qO- http://{target}.default.svc.cluster.local/hostname");
+        let said = eventually(&format!("{name}: Service {target} answering"), || {
+            try_shell(cluster, "client", &by_name)
+        });
+        assert_eq!(said, target, "{name}");
+        for family in [0, 1] {
+            let address = |object: &str, path: &str| {
+                let address = field(cluster, object, path);
+                if family == 0 { address } else { format!("[{address}]") }
+            };
+            let of_pod = format!(".status.podIPs[{family}].ip");
+            let own = address("pod/client", &of_pod);
+            let pod = address(&format!("pod/{target}"), &of_pod);
+            let service = address(&format!("service/{target}"), &format!(".spec.clusterIPs[{family}]"));
+            for place in [format!("{pod}:8080"), service] {
+                let from = eventually(&format!("{name}: {place} answering"), || {
+                    try_shell(cluster, "client", &format!("wget -qO- http://{place}/clientip"))
+                });
+                assert!(from.starts_with(&format!("{own}:")), "{name}: {target} sees {from}, and not {own}");
+            }
+        }
+        let addresses = field(cluster, &format!("service/{target}"), ".spec.clusterIPs[*]");
+        let resolved = try_shell(cluster, "client", &format!("nslookup {target}.default.svc.cluster.local"))
+            .unwrap_or_default();
+        let all = addresses.split(' ').all(|address| resolved.contains(address));
+        assert!(all, "{name}: {target} is at {addresses}, and said to be at {resolved}");
     }
 }
 
@@ -177,18 +197,22 @@ fn check_pull(cluster: &Cluster<'_>) {
 
 /// From one cluster to another: pod addresses lead nowhere, nodes can be reached.
 fn check_across(from: &Cluster<'_>, to: &Cluster<'_>) {
-    let far = field(to, "pod/far", ".status.podIP");
-    let connect = format!("/agnhost connect {far}:8080 --timeout=2s");
-    assert!(
-        try_shell(from, "client", &connect).is_none(),
-        "{far} of {} answers from {}",
-        to.name(),
-        from.name()
-    );
     let port = field(to, "service/far", ".spec.ports[0].nodePort");
-    let node = to.nodes()[0].address();
-    let seen = try_shell(from, "client", &format!("wget -qO- http://{node}:{port}/hostname"));
-    assert_eq!(seen.as_deref(), Some("far"), "NodePort of {} from {}", to.name(), from.name());
+    let node = &to.nodes()[0];
+    let nodes = [Some(node.address().to_string()), node.address_v6().map(|address| format!("[{address}]"))];
+    for (at, node) in nodes.into_iter().flatten().enumerate() {
+        let far = field(to, "pod/far", &format!(".status.podIPs[{at}].ip"));
+        let far = if at == 0 { far } else { format!("[{far}]") };
+        let connect = format!("/agnhost connect {far}:8080 --timeout=2s");
+        assert!(
+            try_shell(from, "client", &connect).is_none(),
+            "{far} of {} answers from {}",
+            to.name(),
+            from.name()
+        );
+        let seen = try_shell(from, "client", &format!("wget -qO- http://{node}:{port}/hostname"));
+        assert_eq!(seen.as_deref(), Some("far"), "NodePort {node} of {} from {}", to.name(), from.name());
+    }
 }
 
 /// A privileged pod on the host network has the node's network and devices to work with, and no others.

@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use anyhow::Context;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::build::images;
@@ -63,12 +63,13 @@ conf_dir = "/etc/cni/net.d"
     )
 }
 
-/// The pod network of a node that has this part of the pod range.
-pub(crate) fn network(cni: Cni, pods: Ipv4Net) -> Value {
+/// The pod network of a node that has these parts of the pod ranges, one of each family.
+pub(crate) fn network(cni: Cni, pods: &[IpNet]) -> Value {
+    let everything = |part: &IpNet| if matches!(part, IpNet::V4(_)) { "0.0.0.0/0" } else { "::/0" };
     let ipam = json!({
         "type": "host-local",
-        "ranges": [[{ "subnet": pods }]],
-        "routes": [{ "dst": "0.0.0.0/0" }],
+        "ranges": pods.iter().map(|part| json!([{ "subnet": part }])).collect::<Vec<_>>(),
+        "routes": pods.iter().map(|part| json!({ "dst": everything(part) })).collect::<Vec<_>>(),
         "dataDir": "/run/cni-ipam",
     });
     // Masquerading is the node's own rule: the plugins' would also hide pods of one node from those of another.
@@ -107,7 +108,11 @@ mod tests {
 
     #[test]
     fn pods_take_addresses_of_their_node_only() {
-        let config = network(Cni::Ptp, "10.244.1.0/24".parse().unwrap()).to_string();
-        assert!(config.contains("10.244.1.0/24") && !config.contains("10.244.0.0"));
+        let parts = ["10.244.1.0/24", "fd00:10:244:1::/64"].map(|part| part.parse().unwrap());
+        let config = network(Cni::Ptp, &parts[..1]).to_string();
+        assert!(config.contains("10.244.1.0/24") && !config.contains("10.244.0.0") && !config.contains("::"));
+        let ipam = network(Cni::Ptp, &parts)["plugins"][0]["ipam"].clone();
+        assert_eq!(ipam["ranges"][1], json!([{ "subnet": "fd00:10:244:1::/64" }]));
+        assert_eq!(ipam["routes"][1], json!({ "dst": "::/0" }));
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
+use ipnet::IpNet;
 
 use crate::cluster::api_client::ApiClient;
 use crate::cluster::kubeconfig;
@@ -139,7 +140,7 @@ fn api_server(plan: &ClusterPlan, audit: bool) -> Vec<String> {
         format!("--advertise-address={}", plan.control_plane),
         format!("--secure-port={API_PORT}"),
         format!("--etcd-servers=http://127.0.0.1:{ETCD_PORT}"),
-        format!("--service-cluster-ip-range={}", plan.services),
+        format!("--service-cluster-ip-range={}", list(&plan.service_ranges())),
         "--allow-privileged=true".into(),
         "--authorization-mode=Node,RBAC".into(),
         "--enable-admission-plugins=NodeRestriction".into(),
@@ -174,7 +175,7 @@ fn api_server(plan: &ClusterPlan, audit: bool) -> Vec<String> {
 
 fn controller_manager(plan: &ClusterPlan) -> Vec<String> {
     let pki = |file: &str| format!("/etc/{PKI}/{file}");
-    vec![
+    let mut flags: Vec<String> = vec![
         "--kubeconfig=/etc/kubernetes/kube-controller-manager.kubeconfig".into(),
         "--bind-address=127.0.0.1".into(),
         "--leader-elect=false".into(),
@@ -185,13 +186,23 @@ fn controller_manager(plan: &ClusterPlan) -> Vec<String> {
         format!("--cluster-signing-cert-file={}", pki("ca.crt")),
         format!("--cluster-signing-key-file={}", pki("ca.key")),
         "--allocate-node-cidrs=true".into(),
-        format!("--cluster-cidr={}", plan.pods),
-        "--node-cidr-mask-size=24".into(),
-        format!("--service-cluster-ip-range={}", plan.services),
+        format!("--cluster-cidr={}", list(&plan.pod_ranges())),
+        format!("--service-cluster-ip-range={}", list(&plan.service_ranges())),
         // The default of 20 requests per second would be what every burst of pods measures.
         "--kube-api-qps=100".into(),
         "--kube-api-burst=200".into(),
-    ]
+    ];
+    // What a node takes of each range; without IPv6 there is another flag for it.
+    flags.extend(match plan.v6 {
+        Some(_) => vec!["--node-cidr-mask-size-ipv4=24".into(), "--node-cidr-mask-size-ipv6=64".into()],
+        None => vec!["--node-cidr-mask-size=24".into()],
+    });
+    flags
+}
+
+/// Ranges as flags take them.
+pub(crate) fn list(ranges: &[IpNet]) -> String {
+    ranges.iter().map(IpNet::to_string).collect::<Vec<_>>().join(",")
 }
 
 fn scheduler() -> Vec<String> {
@@ -209,12 +220,18 @@ fn scheduler() -> Vec<String> {
 mod tests {
     use super::*;
     use crate::plan::address::AddressPlan;
-    use crate::plan::spec::{ClusterSpec, LabSpec};
+    use crate::plan::spec::{ClusterSpec, IpFamilies, LabSpec};
 
     #[test]
     fn only_the_api_server_listens_beyond_loopback() {
-        let clusters = vec![ClusterSpec { name: "a".parse().unwrap(), nodes: 1, stack: Default::default() }];
-        let spec = LabSpec { clusters, cidrs: Default::default(), audit: false };
+        let clusters = vec![ClusterSpec {
+            name: "a".parse().unwrap(),
+            nodes: 1,
+            stack: Default::default(),
+            cidrs: None,
+        }];
+        let spec =
+            LabSpec { clusters, cidrs: Default::default(), ip_families: IpFamilies::Dual, audit: false };
         let plan = AddressPlan::new(&spec, 0).clusters.remove(0);
         for unit in units(&plan, false).iter().filter(|unit| unit.name != "kube-apiserver") {
             let listens =
@@ -225,9 +242,37 @@ mod tests {
     }
 
     #[test]
+    fn a_dual_stack_cluster_is_told_the_ranges_of_both_families() {
+        let clusters = vec![ClusterSpec {
+            name: "a".parse().unwrap(),
+            nodes: 1,
+            stack: Default::default(),
+            cidrs: None,
+        }];
+        for (ip_families, pods, services) in [
+            (IpFamilies::Ipv4, "10.244.0.0/16", "10.96.0.0/16"),
+            (IpFamilies::Dual, "10.244.0.0/16,fd00:10:244::/56", "10.96.0.0/16,fd00:10:96::/112"),
+        ] {
+            let spec =
+                LabSpec { clusters: clusters.clone(), cidrs: Default::default(), ip_families, audit: false };
+            let plan = AddressPlan::new(&spec, 0).clusters.remove(0);
+            let services = format!("--service-cluster-ip-range={services}");
+            assert!(api_server(&plan, false).contains(&services));
+            assert!(controller_manager(&plan).contains(&services));
+            assert!(controller_manager(&plan).contains(&format!("--cluster-cidr={pods}")));
+        }
+    }
+
+    #[test]
     fn the_audit_log_is_written_only_on_demand() {
-        let clusters = vec![ClusterSpec { name: "a".parse().unwrap(), nodes: 1, stack: Default::default() }];
-        let spec = LabSpec { clusters, cidrs: Default::default(), audit: true };
+        let clusters = vec![ClusterSpec {
+            name: "a".parse().unwrap(),
+            nodes: 1,
+            stack: Default::default(),
+            cidrs: None,
+        }];
+        let spec =
+            LabSpec { clusters, cidrs: Default::default(), ip_families: IpFamilies::Dual, audit: true };
         let plan = AddressPlan::new(&spec, 0).clusters.remove(0);
         let audited =
             |audit| api_server(&plan, audit).iter().any(|flag| flag.starts_with("--audit-log-path="));

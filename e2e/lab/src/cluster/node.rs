@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::cluster::pki::ClusterPki;
@@ -23,7 +24,9 @@ pub(crate) fn configure(
     shared: &[PathBuf],
 ) -> anyhow::Result<Machine> {
     let machine = Machine::new(layout.machine(&node.name), layout.name().as_str(), &node.name);
-    machine.write_etc("hosts", format!("127.0.0.1 localhost\n{} {}\n", node.address, node.name))?;
+    let names =
+        node.addresses().iter().map(|address| format!("{address} {}\n", node.name)).collect::<String>();
+    machine.write_etc("hosts", format!("127.0.0.1 localhost\n{names}"))?;
     // There is no resolver beyond the cluster's: names from outside fail at once instead of timing out.
     machine.write_etc("resolv.conf", "")?;
     machine.write_identity()?;
@@ -32,7 +35,7 @@ pub(crate) fn configure(
     let paths = [container_runtime::ROOT, container_runtime::STATE, container_runtime::SOCKET].map(Path::new);
     let configuration = container_runtime::configuration(paths[0], paths[1], paths[2]);
     machine.write_etc("containerd/config.toml", configuration)?;
-    let network = container_runtime::network(plan.stack.cni, node.pods);
+    let network = container_runtime::network(plan.stack.cni, &node.pod_ranges());
     machine.write_etc("cni/net.d/10-lab.conflist", network.to_string())?;
     machine.configure(&Config {
         hostname: node.name.clone(),
@@ -40,9 +43,9 @@ pub(crate) fn configure(
         netns: layout.netns(&node.name),
         shared: shared.to_vec(),
         bin: layout.bin(),
-        sysctls: sysctls(plan.stack.cni),
-        setup: vec![masquerade(plan)],
-        units: units(),
+        sysctls: sysctls(plan),
+        setup: masquerade(plan),
+        units: units(node),
     })?;
     container_runtime::link_plugins(layout, &machine)?;
     Ok(machine)
@@ -54,20 +57,27 @@ pub(crate) fn object(node: &NodePlan) -> Value {
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": { "name": node.name },
-        "spec": { "podCIDR": node.pods, "podCIDRs": [node.pods] },
+        "spec": { "podCIDR": node.pods, "podCIDRs": node.pod_ranges() },
     })
 }
 
-fn sysctls(cni: Cni) -> Vec<(String, String)> {
+fn sysctls(plan: &ClusterPlan) -> Vec<(String, String)> {
+    let dual = plan.v6.is_some();
     let mut on = vec!["net/ipv4/ip_forward"];
-    if cni == Cni::Bridge {
+    if dual {
+        on.push("net/ipv6/conf/all/forwarding");
+    }
+    if plan.stack.cni == Cni::Bridge {
         // Without it, an answer of a pod to another on the same bridge skips the Service's address translation.
         on.push("net/bridge/bridge-nf-call-iptables");
+        if dual {
+            on.push("net/bridge/bridge-nf-call-ip6tables");
+        }
     }
     on.into_iter().map(|name| (name.to_owned(), "1".to_owned())).collect()
 }
 
-fn units() -> Vec<Unit> {
+fn units(node: &NodePlan) -> Vec<Unit> {
     let unit = |command: &[&str], after: Option<Condition>| Unit {
         name: command.first().copied().unwrap_or_default().to_owned(),
         command: command.iter().map(|word| (*word).to_owned()).collect(),
@@ -75,10 +85,13 @@ fn units() -> Vec<Unit> {
         // Mounts, cgroups, networks: a node's components are root wherever they run.
         user: None,
     };
+    let addresses: Vec<String> = node.addresses().iter().map(ToString::to_string).collect();
+    let node_ip = format!("--node-ip={}", addresses.join(","));
     let kubelet = [
         "kubelet",
         "--kubeconfig=/etc/kubernetes/kubelet.kubeconfig",
         "--config=/etc/kubernetes/kubelet.json",
+        &node_ip,
         "--v=1",
     ];
     let runtime = Condition::Path(PathBuf::from(container_runtime::SOCKET));
@@ -151,56 +164,76 @@ fn write_proxy(
         "metricsBindAddress": "127.0.0.1:10249",
         "clientConnection": { "kubeconfig": "/etc/kubernetes/kube-proxy.kubeconfig" },
         "mode": plan.stack.proxy,
-        "clusterCIDR": plan.pods.to_string(),
+        "clusterCIDR": control_plane::list(&plan.pod_ranges()),
         // The table of connections is the host's to size.
         "conntrack": { "maxPerCore": 0, "min": 0 },
     });
     machine.write_etc("kubernetes/kube-proxy.json", config.to_string())
 }
 
-/// What CNIs of real clusters do: pods appear as their node to everything outside the pod range.
-fn masquerade(plan: &ClusterPlan) -> Vec<String> {
-    let pods = plan.pods;
-    match plan.stack.proxy {
-        ProxyMode::Nftables => vec![
-            "nft".to_owned(),
-            format!(
-                "table ip lab-cni {{ chain postrouting {{ type nat hook postrouting priority srcnat; \
-                 ip saddr {pods} ip daddr != {{ {pods}, 224.0.0.0/4 }} masquerade; }}; }}"
-            ),
-        ],
-        ProxyMode::Iptables => {
-            let rule = format!("-w -t nat -A POSTROUTING -s {pods} ! -d {pods} -j MASQUERADE");
-            std::iter::once("iptables").chain(rule.split(' ')).map(str::to_owned).collect()
+/// What CNIs of real clusters do: pods appear as their node to everything outside the pod range. A command per family.
+fn masquerade(plan: &ClusterPlan) -> Vec<Vec<String>> {
+    let command = |pods: &IpNet| {
+        let v4 = matches!(pods, IpNet::V4(_));
+        match plan.stack.proxy {
+            ProxyMode::Nftables => {
+                let (ip, multicast) = if v4 { ("ip", "224.0.0.0/4") } else { ("ip6", "ff00::/8") };
+                vec![
+                    "nft".to_owned(),
+                    format!(
+                        "table {ip} lab-cni {{ chain postrouting {{ type nat hook postrouting priority srcnat; \
+                         {ip} saddr {pods} {ip} daddr != {{ {pods}, {multicast} }} masquerade; }}; }}"
+                    ),
+                ]
+            }
+            ProxyMode::Iptables => {
+                let program = if v4 { "iptables" } else { "ip6tables" };
+                let rule = format!("-w -t nat -A POSTROUTING -s {pods} ! -d {pods} -j MASQUERADE");
+                std::iter::once(program).chain(rule.split(' ')).map(str::to_owned).collect()
+            }
         }
-    }
+    };
+    plan.pod_ranges().iter().map(command).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::plan::address::AddressPlan;
-    use crate::plan::spec::{ClusterSpec, LabSpec};
+    use crate::plan::spec::{ClusterSpec, IpFamilies, LabSpec};
 
     fn plan(stack: &str) -> ClusterPlan {
-        let clusters =
-            vec![ClusterSpec { name: "a".parse().unwrap(), nodes: 2, stack: stack.parse().unwrap() }];
-        let spec = LabSpec { clusters, cidrs: Default::default(), audit: false };
+        let clusters = vec![ClusterSpec {
+            name: "a".parse().unwrap(),
+            nodes: 2,
+            stack: stack.parse().unwrap(),
+            cidrs: None,
+        }];
+        let spec =
+            LabSpec { clusters, cidrs: Default::default(), ip_families: IpFamilies::Dual, audit: false };
         AddressPlan::new(&spec, 0).clusters.remove(0)
     }
 
     #[test]
-    fn a_node_object_says_which_pod_range_is_routed_to_it() {
-        let plan = plan("ptp/nftables");
-        assert_eq!(object(&plan.nodes[1])["spec"]["podCIDR"], "10.244.1.0/24");
+    fn a_node_object_says_which_pod_ranges_are_routed_to_it() {
+        let spec = object(&plan("ptp/nftables").nodes[1])["spec"].clone();
+        assert_eq!(spec["podCIDR"], "10.244.1.0/24");
+        assert_eq!(spec["podCIDRs"], json!(["10.244.1.0/24", "fd00:10:244:1::/64"]));
     }
 
     #[test]
-    fn the_masquerade_rule_uses_the_tool_of_the_proxy() {
-        assert_eq!(masquerade(&plan("ptp/nftables"))[0], "nft");
-        let iptables = masquerade(&plan("bridge/iptables")).join(" ");
+    fn the_masquerade_rules_use_the_tool_of_the_proxy() {
+        let nftables = masquerade(&plan("ptp/nftables"));
+        assert!(nftables.iter().all(|command| command[0] == "nft"));
         assert!(
-            iptables.starts_with("iptables -w -t nat -A POSTROUTING -s 10.244.0.0/16 ! -d 10.244.0.0/16")
+            nftables[1][1].contains("ip6 saddr fd00:10:244::/56 ip6 daddr != { fd00:10:244::/56, ff00::/8 }")
         );
+        let iptables = masquerade(&plan("bridge/iptables"));
+        assert!(
+            iptables[0]
+                .join(" ")
+                .starts_with("iptables -w -t nat -A POSTROUTING -s 10.244.0.0/16 ! -d 10.244.0.0/16")
+        );
+        assert!(iptables[1].join(" ").starts_with("ip6tables -w -t nat -A POSTROUTING -s fd00:10:244::/56"));
     }
 }

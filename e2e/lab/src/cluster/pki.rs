@@ -78,7 +78,9 @@ impl ClusterPki {
             "kubernetes.default.svc.cluster.local",
             "localhost",
         ];
-        let addresses = [plan.api_service, plan.control_plane, Ipv4Addr::LOCALHOST];
+        let v6 = plan.v6.as_ref().map(|v6| IpAddr::from(v6.control_plane));
+        let v4 = [plan.api_service, plan.control_plane, Ipv4Addr::LOCALHOST].map(IpAddr::from);
+        let addresses: Vec<IpAddr> = v4.into_iter().chain(v6).collect();
         self.ca.issue("kube-apiserver", None, Usage::Server, &names, &addresses)
     }
 
@@ -100,7 +102,7 @@ impl ClusterPki {
     /// A kubelet's serving certificate: the API server verifies it by the node's address.
     pub(crate) fn kubelet_server(&self, node: &NodePlan) -> anyhow::Result<Identity> {
         let name = format!("system:node:{}", node.name);
-        let addresses = [node.address, Ipv4Addr::LOCALHOST];
+        let addresses = [node.addresses(), vec![Ipv4Addr::LOCALHOST.into()]].concat();
         self.ca.issue(&name, Some("system:nodes"), Usage::Server, &[&node.name, "localhost"], &addresses)
     }
 }
@@ -129,14 +131,14 @@ impl Authority {
         group: Option<&str>,
         usage: Usage,
         dns: &[&str],
-        addresses: &[Ipv4Addr],
+        addresses: &[IpAddr],
     ) -> anyhow::Result<Identity> {
         let mut params = params(name, group);
         for name in dns {
             let name = (*name).try_into().with_context(|| format!("'{name}' cannot be a DNS name"))?;
             params.subject_alt_names.push(SanType::DnsName(name));
         }
-        params.subject_alt_names.extend(addresses.iter().map(|a| SanType::IpAddress(IpAddr::V4(*a))));
+        params.subject_alt_names.extend(addresses.iter().map(|a| SanType::IpAddress(*a)));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![match usage {
             Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
@@ -167,11 +169,17 @@ mod tests {
 
     use super::*;
     use crate::plan::address::AddressPlan;
-    use crate::plan::spec::{ClusterSpec, LabSpec};
+    use crate::plan::spec::{ClusterSpec, IpFamilies, LabSpec};
 
     fn plan() -> ClusterPlan {
-        let clusters = vec![ClusterSpec { name: "a".parse().unwrap(), nodes: 1, stack: Default::default() }];
-        let spec = LabSpec { clusters, cidrs: Default::default(), audit: false };
+        let clusters = vec![ClusterSpec {
+            name: "a".parse().unwrap(),
+            nodes: 1,
+            stack: Default::default(),
+            cidrs: None,
+        }];
+        let spec =
+            LabSpec { clusters, cidrs: Default::default(), ip_families: IpFamilies::Dual, audit: false };
         AddressPlan::new(&spec, 3).clusters.remove(0)
     }
 
@@ -187,7 +195,8 @@ mod tests {
         let extension = certificate.subject_alternative_name().unwrap().unwrap();
         let text = |name: &GeneralName<'_>| {
             if let GeneralName::IPAddress(bytes) = name {
-                return Ipv4Addr::from(<[u8; 4]>::try_from(*bytes).unwrap()).to_string();
+                let v4 = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
+                return v4.unwrap_or_else(|_| <[u8; 16]>::try_from(*bytes).unwrap().into()).to_string();
             }
             name.to_string().trim_start_matches("DNSName(").trim_end_matches(')').to_owned()
         };
@@ -199,7 +208,8 @@ mod tests {
         let (pki, plan) = (ClusterPki::new("a").unwrap(), plan());
         check(&pki.api_server(&plan).unwrap(), pki.ca(), |certificate| {
             let names = sans(certificate);
-            for name in ["kubernetes.default.svc", "10.96.0.1", "198.18.49.2", "127.0.0.1", "localhost"] {
+            let addresses = ["10.96.0.1", "198.18.49.2", "127.0.0.1", "fd6c:6162:3:1::2"];
+            for name in ["kubernetes.default.svc", "localhost"].into_iter().chain(addresses) {
                 assert!(names.contains(&name.to_owned()), "{name} is not in {names:?}");
             }
             let usage = certificate.extended_key_usage().unwrap().unwrap().value;
@@ -217,7 +227,8 @@ mod tests {
             assert!(usage.client_auth && !usage.server_auth);
         });
         check(&pki.kubelet_server(&plan.nodes[0]).unwrap(), pki.ca(), |certificate| {
-            assert!(sans(certificate).contains(&plan.nodes[0].address.to_string()));
+            let names = sans(certificate);
+            assert!(plan.nodes[0].addresses().iter().all(|address| names.contains(&address.to_string())));
         });
     }
 

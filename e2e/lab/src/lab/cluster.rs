@@ -18,7 +18,7 @@ use crate::cluster::{addons, control_plane};
 use crate::host::{command, wait};
 use crate::network::topology::{self, Port};
 use crate::plan::address::ClusterPlan;
-use crate::plan::layout::{control_plane_machine, lan_bridge};
+use crate::plan::layout::lan_bridge;
 use crate::progress::Progress;
 
 /// metrics-server is ready when it has read every kubelet once: after one interval of 15 s.
@@ -227,8 +227,7 @@ impl<'a> Cluster<'a> {
     /// The machine that runs etcd, API server, controller manager and scheduler.
     #[must_use]
     pub fn control_plane(&self) -> Node<'a> {
-        let name = control_plane_machine(&self.plan.name);
-        self.node_at(Port { machine: name, address: self.plan.control_plane, cluster: self.plan })
+        self.node_at(topology::control_plane(self.plan))
     }
 
     /// Its nodes.

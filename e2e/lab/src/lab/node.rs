@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -55,6 +55,12 @@ impl<'a> Node<'a> {
     #[must_use]
     pub fn address(&self) -> Ipv4Addr {
         self.port.address
+    }
+
+    /// Its address of IPv6 in the LAN, in a dual-stack lab.
+    #[must_use]
+    pub fn address_v6(&self) -> Option<Ipv6Addr> {
+        self.port.address_v6
     }
 
     /// Its addresses as a node; `None` for a control plane.

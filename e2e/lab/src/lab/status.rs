@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{Cluster, Lab, Node};
 use crate::cluster::api_client::has_condition;
+use crate::cluster::control_plane;
 
 /// A lab and how it is doing.
 #[derive(Clone, Debug, Serialize)]
@@ -31,9 +32,9 @@ pub struct ClusterStatus {
     pub ready: bool,
     /// The administrator's kubeconfig.
     pub kubeconfig: String,
-    /// Pod range.
+    /// Pod ranges, one of each family, separated by commas.
     pub pods: String,
-    /// Service range.
+    /// Service ranges, as above.
     pub services: String,
     /// CNI plugin and kube-proxy mode.
     pub stack: String,
@@ -84,8 +85,8 @@ fn cluster_status(cluster: &Cluster<'_>) -> ClusterStatus {
         server: cluster.server(),
         ready: api.is_some(),
         kubeconfig: cluster.kubeconfig().display().to_string(),
-        pods: plan.pods.to_string(),
-        services: plan.services.to_string(),
+        pods: control_plane::list(&plan.pod_ranges()),
+        services: control_plane::list(&plan.service_ranges()),
         stack: plan.stack.to_string(),
         machines: machines
             .iter()

@@ -6,9 +6,10 @@
 //!                                  └─ lan-b ── ...
 //! ```
 //! The router knows the LANs and nothing else: pod addresses are routed inside a LAN only, and there is no way out.
+//! The wire to the host has IPv4 only, in dual-stack labs too: what runs on the host reaches every cluster by that.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use anyhow::Context;
@@ -22,16 +23,29 @@ use crate::plan::layout::{Layout, control_plane_machine, host_interface, lan_bri
 pub(crate) struct Port<'a> {
     pub(crate) machine: String,
     pub(crate) address: Ipv4Addr,
+    pub(crate) address_v6: Option<Ipv6Addr>,
     pub(crate) cluster: &'a ClusterPlan,
+}
+
+/// The port of a cluster's control plane.
+pub(crate) fn control_plane(cluster: &ClusterPlan) -> Port<'_> {
+    Port {
+        machine: control_plane_machine(&cluster.name),
+        address: cluster.control_plane,
+        address_v6: cluster.v6.as_ref().map(|v6| v6.control_plane),
+        cluster,
+    }
 }
 
 /// The ports of all machines of a cluster, the control plane first.
 pub(crate) fn ports(cluster: &ClusterPlan) -> Vec<Port<'_>> {
-    let control_plane =
-        Port { machine: control_plane_machine(&cluster.name), address: cluster.control_plane, cluster };
-    let nodes =
-        cluster.nodes.iter().map(|node| Port { machine: node.name.clone(), address: node.address, cluster });
-    std::iter::once(control_plane).chain(nodes).collect()
+    let nodes = cluster.nodes.iter().map(|node| Port {
+        machine: node.name.clone(),
+        address: node.address,
+        address_v6: node.v6.map(|v6| v6.address),
+        cluster,
+    });
+    std::iter::once(control_plane(cluster)).chain(nodes).collect()
 }
 
 /// Makes the router, its LANs, and the wire to the host.
@@ -57,11 +71,16 @@ pub(crate) fn create_router(layout: &Layout, plan: &AddressPlan) -> anyhow::Resu
         let bridge = lan_bridge(&cluster.name);
         lines.push(format!("link add {bridge} type bridge"));
         lines.push(format!("address add {}/24 dev {bridge}", cluster.gateway));
+        if let Some(v6) = &cluster.v6 {
+            lines.push(format!("address add {}/64 dev {bridge} nodad", v6.gateway));
+        }
         lines.push(format!("link set {bridge} up"));
     }
     ip(Some(&router), &lines)?;
     // Where bridges pass frames through the packet filter, those inside a LAN are none of the router's business.
     let script = "echo 1 > /proc/sys/net/ipv4/ip_forward; \
+                  if [ -e /proc/sys/net/ipv6/conf/all/forwarding ]; then \
+                  echo 1 > /proc/sys/net/ipv6/conf/all/forwarding; fi; \
                   if [ -e /proc/sys/net/bridge/bridge-nf-call-iptables ]; then \
                   echo 0 > /proc/sys/net/bridge/bridge-nf-call-iptables; fi";
     command::run("ip", ["netns", "exec", &router, "sh", "-c", script]).context("cannot set the router up")?;
@@ -133,8 +152,15 @@ fn machine_lines(port: &Port<'_>) -> Vec<String> {
         "link set eth0 up".to_owned(),
         format!("route add default via {}", port.cluster.gateway),
     ];
-    let others = port.cluster.nodes.iter().filter(|node| node.address != port.address);
-    lines.extend(others.map(|node| format!("route add {} via {}", node.pods, node.address)));
+    if let Some((own, v6)) = port.address_v6.zip(port.cluster.v6.as_ref()) {
+        // The plan gives out no address twice, and a machine is to have its own when its first program starts.
+        lines.push(format!("address add {own}/64 dev eth0 nodad"));
+        lines.push(format!("route add default via {}", v6.gateway));
+    }
+    for node in port.cluster.nodes.iter().filter(|node| node.address != port.address) {
+        let ways = node.pod_ranges().into_iter().zip(node.addresses());
+        lines.extend(ways.map(|(pods, address)| format!("route add {pods} via {address}")));
+    }
     lines
 }
 
@@ -159,11 +185,15 @@ fn ip(netns: Option<&str>, lines: &[String]) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::spec::{ClusterSpec, LabSpec};
+    use crate::plan::spec::{ClusterSpec, IpFamilies, LabSpec};
 
     fn plan(nodes: u8) -> AddressPlan {
-        let clusters = vec![ClusterSpec { name: "a".parse().unwrap(), nodes, stack: Default::default() }];
-        AddressPlan::new(&LabSpec { clusters, cidrs: Default::default(), audit: false }, 0)
+        let clusters =
+            vec![ClusterSpec { name: "a".parse().unwrap(), nodes, stack: Default::default(), cidrs: None }];
+        AddressPlan::new(
+            &LabSpec { clusters, cidrs: Default::default(), ip_families: IpFamilies::Dual, audit: false },
+            0,
+        )
     }
 
     #[test]
@@ -171,20 +201,35 @@ mod tests {
         let plan = plan(3);
         let ports = ports(&plan.clusters[0]);
         let routes = |port: &Port<'_>| -> Vec<String> {
-            machine_lines(port).into_iter().filter(|line| line.starts_with("route add 10.")).collect()
+            machine_lines(port)
+                .into_iter()
+                .filter(|line| !line.contains("default") && line.contains("route"))
+                .collect()
         };
         assert_eq!(
             routes(&ports[2]),
-            ["route add 10.244.0.0/24 via 198.18.1.11", "route add 10.244.2.0/24 via 198.18.1.13"]
+            [
+                "route add 10.244.0.0/24 via 198.18.1.11",
+                "route add fd00:10:244::/64 via fd6c:6162:0:1::b",
+                "route add 10.244.2.0/24 via 198.18.1.13",
+                "route add fd00:10:244:2::/64 via fd6c:6162:0:1::d",
+            ]
         );
-        assert_eq!(routes(&ports[0]).len(), 3, "the control plane reaches every node's pods");
+        assert_eq!(routes(&ports[0]).len(), 6, "the control plane reaches every node's pods");
     }
 
     #[test]
     fn interface_names_fit_the_kernel() {
-        let clusters =
-            vec![ClusterSpec { name: "eightchr".parse().unwrap(), nodes: 16, stack: Default::default() }];
-        let plan = AddressPlan::new(&LabSpec { clusters, cidrs: Default::default(), audit: false }, 31);
+        let clusters = vec![ClusterSpec {
+            name: "eightchr".parse().unwrap(),
+            nodes: 16,
+            stack: Default::default(),
+            cidrs: None,
+        }];
+        let plan = AddressPlan::new(
+            &LabSpec { clusters, cidrs: Default::default(), ip_families: IpFamilies::Dual, audit: false },
+            31,
+        );
         for port in ports(&plan.clusters[0]) {
             assert!(port.machine.len() <= 15, "{}", port.machine);
         }

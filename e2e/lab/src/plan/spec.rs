@@ -13,7 +13,7 @@ const LAB_NAME_MAX: usize = 16;
 const CLUSTER_NAME_MAX: usize = 8;
 /// Clusters per lab: each takes a /24 of the lab's /20, and the first /24 is the way to the host.
 pub(crate) const CLUSTERS_MAX: usize = 15;
-/// Real nodes per cluster: the smallest pod range of a plan is a /20, and a node takes a /24 of it.
+/// Real nodes per cluster: the smallest pod range of a plan is a /20 (of IPv6, a /60), and a node takes a /24 (a /64) of it.
 pub(crate) const NODES_MAX: u8 = 16;
 
 /// The name of a lab: a DNS label of at most 16 characters.
@@ -33,6 +33,9 @@ pub struct LabSpec {
     pub clusters: Vec<ClusterSpec>,
     /// How pod and service ranges of the clusters relate.
     pub cidrs: CidrPlan,
+    /// Which families pods, Services and nodes have addresses of.
+    #[serde(default)]
+    pub ip_families: IpFamilies,
     /// Whether API servers write an audit log (metadata of every request).
     pub audit: bool,
 }
@@ -46,6 +49,9 @@ pub struct ClusterSpec {
     pub nodes: u8,
     /// Its pod network and Service implementation.
     pub stack: Stack,
+    /// Another plan for its own ranges than that of the lab.
+    #[serde(default)]
+    pub cidrs: Option<CidrPlan>,
 }
 
 /// How the pod and service ranges of the clusters relate.
@@ -59,6 +65,17 @@ pub enum CidrPlan {
     Disjoint,
     /// Ranges of different sizes that overlap in part, across pods and services: a mapping mistake shows.
     Asymmetric,
+}
+
+/// Which families pods, Services and nodes have addresses of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IpFamilies {
+    /// IPv4 alone.
+    #[default]
+    Ipv4,
+    /// Both; IPv4 is the first.
+    Dual,
 }
 
 /// The pod network and the Service implementation of a cluster's nodes.
@@ -137,12 +154,19 @@ impl LabSpec {
                     running.name, running.nodes, other.nodes
                 ));
             }
+            let (runs, wants) = (running.cidrs.unwrap_or(self.cidrs), other.cidrs.unwrap_or(wanted.cidrs));
+            if runs != wants && self.cidrs == wanted.cidrs {
+                lines.push(format!("pod CIDRs of {}: running {runs}, wanted {wants}", running.name));
+            }
             if running.stack != other.stack {
                 lines.push(format!(
                     "stack of {}: running {}, wanted {}",
                     running.name, running.stack, other.stack
                 ));
             }
+        }
+        if self.ip_families != wanted.ip_families {
+            lines.push(format!("IP families: running {}, wanted {}", self.ip_families, wanted.ip_families));
         }
         if self.cidrs != wanted.cidrs {
             lines.push(format!("pod CIDRs: running {}, wanted {}", self.cidrs, wanted.cidrs));
@@ -220,6 +244,18 @@ impl FromStr for CidrPlan {
     }
 }
 
+impl FromStr for IpFamilies {
+    type Err = Usage;
+
+    fn from_str(text: &str) -> Result<Self, Usage> {
+        match text {
+            "ipv4" => Ok(Self::Ipv4),
+            "dual" => Ok(Self::Dual),
+            other => Err(Usage(format!("'{other}' does not name IP families: ipv4 or dual"))),
+        }
+    }
+}
+
 impl FromStr for Stack {
     type Err = Usage;
 
@@ -259,6 +295,15 @@ impl fmt::Display for CidrPlan {
             Self::Same => "same",
             Self::Disjoint => "disjoint",
             Self::Asymmetric => "asymmetric",
+        })
+    }
+}
+
+impl fmt::Display for IpFamilies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ipv4 => "ipv4",
+            Self::Dual => "dual",
         })
     }
 }
@@ -318,9 +363,15 @@ mod tests {
         LabSpec {
             clusters: names
                 .iter()
-                .map(|name| ClusterSpec { name: name.parse().unwrap(), nodes: 1, stack: Stack::default() })
+                .map(|name| ClusterSpec {
+                    name: name.parse().unwrap(),
+                    nodes: 1,
+                    stack: Stack::default(),
+                    cidrs: None,
+                })
                 .collect(),
             cidrs: CidrPlan::Same,
+            ip_families: IpFamilies::Ipv4,
             audit: false,
         }
     }
@@ -353,12 +404,18 @@ mod tests {
         wanted.clusters[1].nodes = 3;
         wanted.clusters[0].stack = "bridge/iptables".parse().unwrap();
         wanted.cidrs = CidrPlan::Asymmetric;
+        wanted.ip_families = IpFamilies::Dual;
         wanted.audit = true;
         let lines = running.differences(&wanted).join("\n");
-        for part in ["nodes of b: running 1, wanted 3", "stack of a", "asymmetric", "audit"] {
+        for part in ["nodes of b: running 1, wanted 3", "stack of a", "asymmetric", "wanted dual", "audit"] {
             assert!(lines.contains(part), "{part} is not in\n{lines}");
         }
         assert!(running.differences(&spec(&["a"]))[0].contains("running a,b, wanted a"));
+        let mut wanted = running.clone();
+        wanted.clusters[1].cidrs = Some(CidrPlan::Same);
+        assert!(running.differences(&wanted).is_empty());
+        wanted.clusters[1].cidrs = Some(CidrPlan::Disjoint);
+        assert_eq!(running.differences(&wanted), ["pod CIDRs of b: running same, wanted disjoint"]);
     }
 
     #[test]
