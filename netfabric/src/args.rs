@@ -19,14 +19,23 @@ pub(crate) enum Role {
     Node(NodeArgs),
     /// Beside liquid-gateway, in the network namespace of its pod
     Gateway(GatewayArgs),
+    /// Turn on forwarding of IPv6 in the network namespace of a gateway's pod, and end: before the others begin, and in a
+    /// privileged container, for no other may
+    ForwardIpv6(LogArgs),
     /// Remove all that `node` has made here, and end
     Cleanup {
         #[command(flatten)]
         overlay: OverlayArgs,
-        /// Log filter, in the syntax of RUST_LOG
-        #[arg(long, env = "LIQUID_LOG", default_value = liquid_runtime::telemetry::DEFAULT_FILTER)]
-        log: String,
+        #[command(flatten)]
+        log: LogArgs,
     },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct LogArgs {
+    /// Log filter, in the syntax of RUST_LOG
+    #[arg(long, env = "LIQUID_LOG", default_value = liquid_runtime::telemetry::DEFAULT_FILTER)]
+    pub(crate) log: String,
 }
 
 #[derive(Debug, clap::Args)]

@@ -2,11 +2,12 @@
 
 mod args;
 
+use anyhow::Context as _;
 use args::{Args, Role, SharedArgs};
 use clap::Parser as _;
 use k8s_openapi::api::core::v1::ObjectReference;
 use liquid_fabric::cluster::{Events, Knowledge, Watched, follow};
-use liquid_fabric::kernel::{Kernel, Monitor};
+use liquid_fabric::kernel::{Kernel, Monitor, forward_ipv6};
 use liquid_fabric::metrics::{Metrics, Probes};
 use liquid_fabric::probe::task::{self, Aim, Measured};
 use liquid_fabric::reconcile::{self, Reconciler, bring};
@@ -48,8 +49,17 @@ async fn run(args: Args) -> anyhow::Result<()> {
             };
             work(Place::Gateway(gateway.pod_ips), None, about, gateway.shared).await
         }
+        Role::ForwardIpv6(args) => {
+            telemetry::init(&args.log)?;
+            if forward_ipv6().context("cannot turn on forwarding of IPv6: is this container privileged?")? {
+                info!("IPv6 is forwarded");
+            } else {
+                warn!("there is no IPv6 on this node: peers are not reached by it");
+            }
+            Ok(())
+        }
         Role::Cleanup { overlay, log } => {
-            telemetry::init(&log)?;
+            telemetry::init(&log.log)?;
             cleanup(&overlay.into())
         }
     }

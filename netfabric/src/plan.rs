@@ -70,7 +70,9 @@ pub enum Problem {
     #[error("device {0} is not there: liquid-gateway has not made it yet")]
     NoTunnel(String),
     /// The node, or the gateway's pod, does not forward.
-    #[error("{family} is not forwarded here: pods cannot reach peers by it; set sysctl {sysctl}=1")]
+    #[error(
+        "{family} is not forwarded here: pods cannot reach peers by it; set sysctl {sysctl}=1 (in gateways, network.ipv6 of the chart does)"
+    )]
     NoForwarding {
         /// IPv4 or IPv6.
         family: &'static str,

@@ -63,6 +63,10 @@ pub(crate) struct NetworkArgs {
     #[arg(id = "network", long = "network", env = "LIQUID_NETWORK", default_value_t = false, action = ArgAction::Set)]
     pub(crate) enabled: bool,
 
+    /// Whether its gateways forward IPv6: without it, peers are not told of IPv6 prefixes of pods
+    #[arg(id = "network-ipv6", long = "network-ipv6", env = "LIQUID_NETWORK_IPV6", default_value_t = false, action = ArgAction::Set)]
+    pub(crate) ipv6: bool,
+
     /// Prefix of this cluster's pods; may be repeated. Without it the prefixes of its nodes are used
     #[arg(long = "pod-cidr", env = "LIQUID_POD_CIDRS", value_delimiter = ',', value_parser = prefix)]
     pub(crate) pod_cidrs: Vec<IpNet>,

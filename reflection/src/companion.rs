@@ -46,7 +46,10 @@ const INGRESS_CLASS: &str = "kubernetes.io/ingress.class";
 const SERVICE_LEFT: [(&str, &str); 12] = [
     ("clusterIPs", "addresses are assigned by each cluster; clusterIP is kept if it is None"),
     ("ipFamilies", "families differ by cluster"),
-    ("ipFamilyPolicy", "families differ by cluster"),
+    (
+        "ipFamilyPolicy",
+        "families differ by cluster; where there were two, or IPv6 alone, PreferDualStack stands instead",
+    ),
     ("externalIPs", "would draw traffic of the provider's nodes"),
     ("externalTrafficPolicy", "goes with node ports"),
     ("healthCheckNodePort", "assigned by each cluster"),
@@ -121,8 +124,12 @@ fn secret(object: &Value) -> Result<Value, String> {
 
 fn service(object: &Value) -> Value {
     let mut spec = object.get("spec").and_then(Value::as_object).cloned().unwrap_or_default();
+    let wants_both = wants_both_families(&spec);
     for (field, _) in SERVICE_LEFT {
         spec.remove(field);
+    }
+    if wants_both {
+        spec.insert("ipFamilyPolicy".to_owned(), json!("PreferDualStack"));
     }
     if spec.get("clusterIP").and_then(Value::as_str) != Some("None") {
         spec.remove("clusterIP");
@@ -137,6 +144,14 @@ fn service(object: &Value) -> Value {
         }
     }
     Value::Object(spec)
+}
+
+/// Whether a Service needs more than the family a cluster gives by itself. `RequireDualStack`, or a family by name, would be
+/// refused where there is no such family.
+fn wants_both_families(service: &Map<String, Value>) -> bool {
+    let policy = service.get("ipFamilyPolicy").and_then(Value::as_str);
+    let first = service.get("ipFamilies").and_then(|families| families.get(0)).and_then(Value::as_str);
+    matches!(policy, Some("PreferDualStack" | "RequireDualStack")) || first == Some("IPv6")
 }
 
 /// Endpoints without what they are at home: pods, nodes and zones.
@@ -252,6 +267,22 @@ mod tests {
         assert_eq!(portable(Kind::Service, &headless).unwrap()["spec"]["clusterIP"], "None");
         let alias = json!({"spec": {"type": "ExternalName", "externalName": "db.example.org"}});
         assert_eq!(portable(Kind::Service, &alias).unwrap()["spec"], alias["spec"]);
+    }
+
+    #[test]
+    fn a_service_of_both_families_has_those_the_provider_has() {
+        let policy = |policy: &str, families: Value| {
+            let home =
+                json!({"spec": {"ipFamilyPolicy": policy, "ipFamilies": families, "clusterIP": "fd00::1"}});
+            let body = portable(Kind::Service, &home).unwrap();
+            assert_eq!(portable(Kind::Service, &body).as_ref(), Ok(&body));
+            assert_eq!(body["spec"]["ipFamilies"], Value::Null);
+            body["spec"]["ipFamilyPolicy"].clone()
+        };
+        assert_eq!(policy("SingleStack", json!(["IPv4"])), Value::Null);
+        assert_eq!(policy("SingleStack", json!(["IPv6"])), "PreferDualStack");
+        assert_eq!(policy("RequireDualStack", json!(["IPv6", "IPv4"])), "PreferDualStack");
+        assert_eq!(policy("PreferDualStack", json!(["IPv4"])), "PreferDualStack");
     }
 
     #[test]

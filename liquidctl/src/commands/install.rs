@@ -9,7 +9,7 @@ use crate::rollout;
 use crate::wait::{Look, until};
 use clap::{Args, ValueEnum};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client};
@@ -25,8 +25,8 @@ use tokio::time::timeout;
 const CRD_TIMEOUT: Duration = Duration::from_secs(30);
 /// The newest Kubernetes the chart is tested with.
 const TESTED_KUBERNETES: &str = "1.35.0";
-/// Longest wait for the version of an API server that may not be there: manifests are made without one, too.
-const VERSION_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest wait for an API server that may not be there: values and manifests are made without one, too.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Arguments of `liquidctl install`.
 #[derive(Debug, Args)]
@@ -89,13 +89,13 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 
 /// Runs the command.
 pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(), Failure> {
-    let values = values(&arguments)?;
     let named = arguments.set.iter().any(|set| set.contains("image.")) || !arguments.values.is_empty();
     if arguments.image.is_none() && !named {
         return Err(Failure::input(
             "say which image to run with --image: there is no published one yet, `cargo xtask image` builds it",
         ));
     }
+    let values = values(&arguments, pods_have_ipv6(cluster).await)?;
     if arguments.print_values {
         return print(&yaml(&values)?);
     }
@@ -145,7 +145,7 @@ pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(
     Ok(())
 }
 
-fn values(arguments: &Arguments) -> Result<Value, Failure> {
+fn values(arguments: &Arguments, ipv6: bool) -> Result<Value, Failure> {
     let labels: Map<String, Value> =
         arguments.cluster_labels.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
     let mut values = json!({
@@ -157,6 +157,9 @@ fn values(arguments: &Arguments) -> Result<Value, Failure> {
         },
         "network": { "service": { "type": arguments.link_service.kubernetes() } },
     });
+    if ipv6 {
+        values["network"]["ipv6"] = json!(true);
+    }
     if let Some(image) = &arguments.image {
         let (repository, tag) = image
             .rsplit_once(':')
@@ -240,8 +243,23 @@ fn is_current(info: &ClusterInfo, arguments: &Arguments) -> bool {
 /// The Kubernetes version for which manifests are made without installing them.
 async fn kube_version(cluster: &ClusterArgs) -> String {
     let ask = async { Some(cluster.connect().await.ok()?.apiserver_version().await.ok()?.git_version) };
-    let server = timeout(VERSION_TIMEOUT, ask).await.ok().flatten();
+    let server = timeout(SERVER_TIMEOUT, ask).await.ok().flatten();
     server.filter(|version| !version.is_empty()).unwrap_or_else(|| TESTED_KUBERNETES.to_owned())
+}
+
+/// Whether nodes have IPv6 addresses to give to pods; not, if there is no cluster to ask.
+async fn pods_have_ipv6(cluster: &ClusterArgs) -> bool {
+    let ask = async {
+        let nodes =
+            Api::<Node>::all(cluster.connect().await.ok()?).list(&ListParams::default()).await.ok()?;
+        Some(nodes.iter().any(has_ipv6_pod_cidr))
+    };
+    timeout(SERVER_TIMEOUT, ask).await.ok().flatten().unwrap_or(false)
+}
+
+fn has_ipv6_pod_cidr(node: &Node) -> bool {
+    let cidrs = node.spec.as_ref().and_then(|spec| spec.pod_cidrs.as_ref());
+    cidrs.into_iter().flatten().any(|cidr| cidr.contains(':'))
 }
 
 #[cfg(test)]
@@ -261,7 +279,8 @@ mod tests {
 
     #[test]
     fn an_image_is_split_at_its_tag() {
-        let image = |text: &str| values(&arguments(&["--image", text])).map(|values| values["image"].clone());
+        let image =
+            |text: &str| values(&arguments(&["--image", text]), false).map(|values| values["image"].clone());
         assert_eq!(
             image("registry:5000/liquid:1").unwrap(),
             json!({"repository": "registry:5000/liquid", "tag": "1"})
@@ -269,6 +288,18 @@ mod tests {
         for bad in ["liquid", "registry:5000/liquid", "liquid:"] {
             assert!(image(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn ipv6_is_asked_for_where_pods_have_it() {
+        let node =
+            |cidrs: Value| -> Node { serde_json::from_value(json!({"spec": {"podCIDRs": cidrs}})).unwrap() };
+        assert!(has_ipv6_pod_cidr(&node(json!(["10.244.0.0/24", "fd00:1::/64"]))));
+        assert!(
+            !has_ipv6_pod_cidr(&node(json!(["10.244.0.0/24"]))) && !has_ipv6_pod_cidr(&node(json!(null)))
+        );
+        assert_eq!(values(&arguments(&[]), true).unwrap()["network"]["ipv6"], true);
+        assert_eq!(values(&arguments(&[]), false).unwrap()["network"]["ipv6"], Value::Null);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The kernel's side: reads what is there, takes the steps to what shall be, and tells when somebody else changes it.
 
 mod addresses;
+mod forwarding;
 mod links;
 mod message;
 mod monitor;
@@ -9,6 +10,7 @@ mod nftables;
 mod routes;
 mod socket;
 
+pub use forwarding::forward_ipv6;
 pub use monitor::Monitor;
 pub use socket::Error;
 
@@ -20,7 +22,6 @@ use nix::errno::Errno;
 use nix::libc;
 use socket::Netlink;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::net::IpAddr;
 
 /// Paths whose MTU is asked for. They nearly always leave by the same device; gateways are few.
@@ -186,11 +187,8 @@ impl Kernel {
         let (tunnel, path_mtu) = tunnel
             .and_then(|tunnel| Ok((tunnel, path_mtu?)))
             .map_err(|error| KernelError::Netlink { doing: "reading devices and paths".to_owned(), error })?;
-        let forwarding = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"].map(|setting| {
-            fs::read_to_string(format!("/proc/sys/net/{setting}")).is_ok_and(|text| text.trim() == "1")
-        });
         let tunnel = tunnel.is_some_and(|device| device.up);
-        Ok(Host { path_mtu, tunnel, forwarding, dead: BTreeSet::new() })
+        Ok(Host { path_mtu, tunnel, forwarding: forwarding::read(), dead: BTreeSet::new() })
     }
 
     /// Takes one step.

@@ -67,8 +67,8 @@ impl World {
             world.attach(at, &world.pods[at], "pod", 7);
             world.attach(at, &world.gateways[at], "gw", 5);
             let (gateway, peer) = (&world.gateways[at], &world.peer);
-            // As the pod's manifest asks for it; for IPv4 nothing is needed.
-            gateway.sysctl("ipv6/conf/all/forwarding", "1");
+            // As its first container does; for IPv4 nothing is needed.
+            gateway.sh(&format!("{} forward-ipv6", binary().display()));
             gateway.sh(&format!("ip link add liquid-wg type veth peer name up{number} netns {}", peer.name));
             gateway.sh("ip link set liquid-wg address 02:00:00:00:00:01 up");
             // A real tunnel has no neighbours to ask for.
@@ -165,7 +165,7 @@ impl World {
         pod.sh(&format!(
             "ip addr add 10.244.{number}.{host}/32 dev eth0; ip link set eth0 up
              ip route add 10.244.{number}.1 dev eth0; ip route add default via 10.244.{number}.1
-             ip addr add fd00:244:0:{number}::{host}/128 dev eth0; ip route add fd00:244:0:{number}::1 dev eth0
+             ip addr add fd00:244:0:{number}::{host}/64 dev eth0 noprefixroute; ip route add fd00:244:0:{number}::1 dev eth0
              ip route add default via fd00:244:0:{number}::1"
         ));
     }

@@ -13,6 +13,8 @@ pub(super) enum Trouble<'a> {
     Absent(&'a str),
     /// What it told is not taken.
     Invalid(&'a str),
+    /// Its pods have addresses of one family, pods here of the other.
+    NoCommonFamily,
     /// There is no room for its prefixes.
     NoRoom(&'a str),
 }
@@ -42,6 +44,14 @@ pub(super) fn of(
         }
         Some(Trouble::Invalid(why)) => {
             return no("Invalid", format!("what the peer tells of its network is not taken: {why}"));
+        }
+        Some(Trouble::NoCommonFamily) => {
+            return no(
+                "NoCommonIPFamily",
+                "pods here and pods of the peer have no family of addresses (IPv4, IPv6) in common; where nodes have IPv6 \
+                 podCIDRs, network.ipv6 of the chart has to be set"
+                    .to_owned(),
+            );
         }
         Some(Trouble::NoRoom(why)) => return no("NoRoom", why.to_owned()),
         None => {}

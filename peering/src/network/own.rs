@@ -177,13 +177,14 @@ impl Picture {
     fn own(&self, settings: &NetworkArgs, keys: &BTreeMap<String, String>) -> Own {
         let nodes = || self.nodes.values();
         let of_nodes: Vec<IpNet> = nodes().flat_map(|node| node.pod_cidrs.iter().copied()).collect();
-        let pod_cidrs = if settings.pod_cidrs.is_empty() {
+        let mut pod_cidrs = if settings.pod_cidrs.is_empty() {
             bounded(&of_nodes)
         } else {
             let mut configured = IpNet::aggregate(&settings.pod_cidrs);
             configured.sort();
             configured
         };
+        pod_cidrs.retain(|cidr| settings.ipv6 || is_v4(cidr));
         let hosts: Vec<String> = nodes().filter_map(|node| node.outside.clone()).collect();
         let gateways = self.services.iter().filter_map(|(name, service)| {
             let configured = settings.advertise.iter();
@@ -232,10 +233,24 @@ fn follow<K: kube::Resource, V>(
     }
 }
 
-/// At most [`MAX_PREFIXES`] prefixes that hold all of `prefixes`, with as little else as that takes.
+fn is_v4(prefix: &IpNet) -> bool {
+    matches!(prefix, IpNet::V4(_))
+}
+
+/// At most [`MAX_PREFIXES`] prefixes that hold all of `prefixes`, with as little else as that takes. Families share the
+/// number, so that none is widened because the other is scattered.
 fn bounded(prefixes: &[IpNet]) -> Vec<IpNet> {
+    let (v4, v6): (Vec<IpNet>, Vec<IpNet>) = prefixes.iter().copied().partition(is_v4);
+    let most = if v4.is_empty() || v6.is_empty() { MAX_PREFIXES } else { MAX_PREFIXES / 2 };
+    let mut all = [widened(&v4, most), widened(&v6, most)].concat();
+    all.sort();
+    all
+}
+
+/// At most `most` prefixes of one family that hold all of `prefixes`.
+fn widened(prefixes: &[IpNet], most: usize) -> Vec<IpNet> {
     let mut aggregated = IpNet::aggregate(&prefixes.to_vec());
-    while aggregated.len() > MAX_PREFIXES {
+    while aggregated.len() > most {
         let longest = aggregated.iter().map(IpNet::prefix_len).max().unwrap_or(0);
         let widened: Vec<IpNet> = aggregated
             .iter()
@@ -243,7 +258,6 @@ fn bounded(prefixes: &[IpNet]) -> Vec<IpNet> {
             .collect();
         aggregated = IpNet::aggregate(&widened);
     }
-    aggregated.sort();
     aggregated
 }
 
@@ -362,6 +376,27 @@ mod tests {
         let told = bounded(&scattered);
         assert!(told.len() <= MAX_PREFIXES && !told.is_empty());
         assert!(scattered.iter().all(|prefix| told.iter().any(|net| net.contains(prefix))));
+        // The other family does not pay for it.
+        let both = [scattered, nets(&["fd00:1::/64"])].concat();
+        let told = bounded(&both);
+        assert!(told.len() <= MAX_PREFIXES && told.contains(&nets(&["fd00:1::/64"])[0]), "{told:?}");
+        assert!(both.iter().all(|prefix| told.iter().any(|net| net.contains(prefix))));
+    }
+
+    #[test]
+    fn ipv6_is_told_of_only_if_gateways_forward_it() {
+        let mut picture = picture();
+        let node: Node = object(json!({
+            "metadata": {"name": "n2"},
+            "spec": {"podCIDR": "10.244.2.0/24", "podCIDRs": ["10.244.2.0/24", "fd00:1:2:3::/64"]},
+        }));
+        picture.learn(News::Node(Box::new(Change::Applied(node))));
+        let told = |ipv6| {
+            let settings = NetworkArgs { ipv6, ..NetworkArgs::default() };
+            picture.own(&settings, &keys()).announcement.pod_cidrs
+        };
+        assert_eq!(told(false), nets(&["10.244.0.0/23", "10.244.2.0/24"]));
+        assert_eq!(told(true), nets(&["10.244.0.0/23", "10.244.2.0/24", "fd00:1:2:3::/64"]));
     }
 
     #[test]

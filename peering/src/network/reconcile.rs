@@ -219,6 +219,12 @@ fn of_peer(
     if let Some(Invited::With(invitation)) = word.invited {
         theirs.gateways.clone_from(&invitation.gateways);
     }
+    // What no pod here has an address of leads nowhere.
+    let common = common_families(&own.announcement.pod_cidrs, &theirs.pod_cidrs);
+    if common.is_empty() && !theirs.pod_cidrs.is_empty() {
+        trouble = trouble.or(Some(Trouble::NoCommonFamily));
+    }
+    theirs.pod_cidrs = common;
     let (mapped, no_room) = match assign(&theirs.pod_cidrs, &known, others, space, seed(peer)) {
         Ok(mapped) => (mapped, None),
         Err(error) => (Vec::new(), Some(error.to_string())),
@@ -239,6 +245,13 @@ fn of_peer(
     };
     let update = condition::of(own, Some(&network), trouble);
     ((Some(NetworkStatus { tunnels: Vec::new(), ..network }), Some(update)), mapped)
+}
+
+/// Of a peer's prefixes, those of families that pods have here, too. As long as it is not known which these are, all.
+fn common_families(own: &[IpNet], theirs: &[IpNet]) -> Vec<IpNet> {
+    let is_v4 = |prefix: &IpNet| matches!(prefix, IpNet::V4(_));
+    let have = |prefix: &IpNet| own.is_empty() || own.iter().any(|own| is_v4(own) == is_v4(prefix));
+    theirs.iter().filter(|prefix| have(prefix)).copied().collect()
 }
 
 /// Whether this cluster borrows from the peer through a tunnel.
@@ -356,6 +369,22 @@ mod tests {
         let heard = Heard::Told(Announcement { pod_cidrs: nets(&["10.1.0.0/16"]), gateways: vec![gateway] });
         let all = wanted(&peers, &own(), |_| said(&heard), &nets(&["10.192.0.0/10"]));
         assert_ne!(seen(&all, "b"), ["10.1.0.0/16"]);
+    }
+
+    #[test]
+    fn a_peer_is_seen_in_the_families_that_pods_here_have() {
+        let peers = BTreeMap::from([peer("b", &[])]);
+        let mut own = own();
+        let both = told(&["10.1.0.0/16", "fd00:1::/64"]);
+        assert_eq!(seen(&wanted(&peers, &own, |_| said(&both), &[]), "b"), ["10.1.0.0/16"]);
+        own.announcement.pod_cidrs = nets(&["10.244.0.0/24", "fd00:2::/64"]);
+        assert_eq!(seen(&wanted(&peers, &own, |_| said(&both), &[]), "b"), ["10.1.0.0/16", "fd00:1::/64"]);
+        own.announcement.pod_cidrs = nets(&["fd00:2::/64"]);
+        let other = told(&["10.1.0.0/16"]);
+        let all = wanted(&peers, &own, |_| said(&other), &[]);
+        assert_eq!(all[0].1.1.as_ref().unwrap().reason, "NoCommonIPFamily");
+        own.announcement.pod_cidrs.clear();
+        assert_eq!(seen(&wanted(&peers, &own, |_| said(&other), &[]), "b"), ["10.1.0.0/16"]);
     }
 
     #[test]
