@@ -18,21 +18,19 @@ use crate::{output, workspace};
 /// What the names of labs begin with that the lab's own tests start.
 const TEST_LABS: &str = "t-";
 
-/// Nodes of the clusters of the scenarios: the provider has one to lose.
-const SCENARIO_NODES: &str = "1,b=2";
-
 /// What a run without any caches leaves on the disk: `target`, the build cache of Go, its modules, and what is built from them.
 const FILLS_GB: u64 = 15;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Leave out what needs root and clusters: tests in network namespaces, the lab's own tests and the scenarios.
+    /// Leave out what needs root and clusters: tests in network namespaces, the lab's own tests, the scenarios and
+    /// the matrix.
     #[arg(long)]
     quick: bool,
-    /// Name of the lab the scenarios play in; one of that name is taken down before and after.
+    /// Name of the lab the scenarios and the matrix play in; one of that name is taken down before and after.
     #[arg(long = "lab", default_value = "test", value_name = "NAME")]
     lab: LabName,
-    /// Cargo profile of the image the scenarios install.
+    /// Cargo profile of the image they install.
     #[arg(long, default_value = "release", value_name = "PROFILE")]
     profile: String,
 }
@@ -46,14 +44,16 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         run.skip("netns", "--quick");
         run.skip("lab", "--quick");
         run.skip("scenarios", "--quick");
+        run.skip("matrix", "--quick");
     } else if !Uid::effective().is_root() {
         run.skip("netns", "needs root");
         run.skip("lab", "needs root");
         run.skip("scenarios", "needs root");
+        run.skip("matrix", "needs root");
     } else {
         netns(&mut run);
         lab(&mut run);
-        scenarios(&mut run, arguments);
+        plays(&mut run, arguments);
     }
     let outcomes = run.finish();
     output::note(&summary::failures(&outcomes));
@@ -137,41 +137,74 @@ fn lab(run: &mut Run<'_>) {
     }
 }
 
-/// The scenarios, in a lab of their own, with the image of this source tree.
-fn scenarios(run: &mut Run<'_>, arguments: &Arguments) {
+/// Tests that play in a lab of their own, with the image of this source tree.
+struct Play {
+    /// What the stages are called: the lab, the image, the tests.
+    stages: [&'static str; 3],
+    /// Options of the lab.
+    lab: &'static [&'static str],
+    /// The test target.
+    tests: &'static str,
+}
+
+/// One lab after the other, so that two cores do.
+const PLAYS: [Play; 2] = [
+    // The provider has a node to lose.
+    Play { stages: ["lab up", "image", "scenarios"], lab: &["--nodes", "1,b=2"], tests: "scenarios" },
+    Play {
+        stages: ["matrix lab up", "matrix image", "matrix"],
+        lab: &[
+            "--clusters",
+            "a,b,c,d",
+            "--pod-cidr",
+            "same,c=asymmetric,d=disjoint",
+            "--stack",
+            "ptp/nftables,d=bridge/iptables",
+            "--ip-families",
+            "dual",
+        ],
+        tests: "matrix",
+    },
+];
+
+/// What is tried on whole clusters.
+fn plays(run: &mut Run<'_>, arguments: &Arguments) {
+    let liquidctl = ["build", "--quiet", "--workspace", "--bin", "liquidctl"];
+    let built = run.stage(Stage::new("liquidctl", workspace::cargo(&liquidctl)));
+    for one in PLAYS {
+        if built {
+            play(run, arguments, &one);
+        } else {
+            run.skip(one.stages[2], "what they need has failed");
+        }
+    }
+}
+
+fn play(run: &mut Run<'_>, arguments: &Arguments, play: &Play) {
+    let [lab_up, image_built, tests] = play.stages;
     let lab = match TemporaryLab::new(&arguments.lab) {
         Ok(lab) => lab,
-        Err(error) => return run.fail("lab up", &error),
+        Err(error) => return run.fail(lab_up, &error),
     };
     let name = arguments.lab.as_str();
+    let up = [&["lab", "up", "--lab", name], play.lab].concat();
     let build = ["image", "--lab", name, "--profile", &arguments.profile];
-    let liquidctl = ["build", "--quiet", "--workspace", "--bin", "liquidctl"];
-    let ready = run.stage(Stage::new(
-        "lab up",
-        workspace::xtask(&["lab", "up", "--lab", name, "--nodes", SCENARIO_NODES]),
-    )) && run.stage(Stage::new("liquidctl", workspace::cargo(&liquidctl)))
-        && run.stage(Stage::new("image", workspace::xtask(&build)));
+    let ready = run.stage(Stage::new(lab_up, workspace::xtask(&up)))
+        && run.stage(Stage::new(image_built, workspace::xtask(&build)));
     // The result of `cargo xtask image` is its last line.
     let image = run.last_line().to_owned();
     if ready {
-        // Scenarios print what they measure.
-        let tests = [
-            "test",
-            "--workspace",
-            "--test",
-            "scenarios",
-            "--",
-            "--ignored",
-            "--test-threads=1",
-            "--show-output",
-        ];
-        let mut scenarios = workspace::cargo(&tests);
-        scenarios.env("LIQUID_LAB", name);
-        scenarios.env("LIQUIDCTL", workspace::built("liquidctl"));
-        scenarios.env("LIQUID_IMAGE", image);
-        run.stage(Stage::new("scenarios", scenarios));
+        // They print what they measure.
+        let target = play.tests;
+        let words =
+            ["test", "--workspace", "--test", target, "--", "--ignored", "--test-threads=1", "--show-output"];
+        let mut command = workspace::cargo(&words);
+        command.env("LIQUID_LAB", name);
+        command.env("LIQUIDCTL", workspace::built("liquidctl"));
+        command.env("LIQUID_IMAGE", image);
+        run.stage(Stage::new(tests, command));
     } else {
-        run.skip("scenarios", "what they need has failed");
+        run.skip(tests, "what they need has failed");
     }
     // Also when the user wants to end.
     if let Err(error) = lab.down() {
