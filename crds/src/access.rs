@@ -12,6 +12,35 @@ pub struct NetworkSpec {
     /// What pods of the peer may reach here. Without it that is every pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<AccessSpec>,
+    /// Whether pods of one cluster that run in several others reach each other through it. Where they run, that is whether
+    /// prefixes of the others are taken from this peer (they are, if unset). At home it is whether pods that run in this
+    /// peer take part (they do, if unset, unless access denies something: its rules are about what is reached here).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transit: Option<TransitPolicy>,
+}
+
+impl NetworkSpec {
+    /// Whether pods of this cluster that run in the peer, and those in other peers, reach each other through it.
+    #[must_use]
+    pub fn passes_on(&self) -> bool {
+        let restricts = self.access.as_ref().is_some_and(AccessSpec::restricts);
+        self.transit.map_or(!restricts, |transit| transit == TransitPolicy::OffloadedPods)
+    }
+
+    /// Whether what the peer tells of its pods in further clusters is taken: its access is about these, too.
+    #[must_use]
+    pub fn takes_transit(&self) -> bool {
+        self.transit != Some(TransitPolicy::None)
+    }
+}
+
+/// What passes through a cluster from one peer to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TransitPolicy {
+    /// What pods of the cluster in one peer and in the other send to each other, if a namespace is offloaded to both.
+    OffloadedPods,
+    /// Nothing.
+    None,
 }
 
 /// Which connections from the peer are let in. The first rule that fits decides; connections that exist go on.

@@ -23,7 +23,7 @@ mod shadow_pod;
 mod virtual_node;
 pub mod vocabulary;
 
-pub use access::{AccessPort, AccessRule, AccessSpec, NetworkSpec, Protocol, Verdict};
+pub use access::{AccessPort, AccessRule, AccessSpec, NetworkSpec, Protocol, TransitPolicy, Verdict};
 pub use conditions::{ConditionUpdate, condition, is_true, set_condition};
 pub use manifests::{Manifest, manifests};
 pub use names::{ClusterId, ClusterName, InvalidName, MAX_CLUSTER_NAME, is_dns_label, is_dns_subdomain};
@@ -32,7 +32,9 @@ pub use namespace_offloading::{
     NamespaceOffloadingStatus, PodPlacement, PolicyReflection, Reflection, RemoteNamespace,
     RemoteNamespaceSpec, RemoteNamespaceStrategy, ServiceReflection, TokenReflection,
 };
-pub use network::{GuestStatus, Guests, NetworkStatus, PeerGateway, PodCidr, TunnelStatus, WayStatus};
+pub use network::{
+    GuestStatus, Guests, NetworkStatus, PeerGateway, PodCidr, TransitCidr, TunnelStatus, WayStatus,
+};
 pub use offer::{Offer, OfferedImage, OfferedNode};
 pub use peer::{
     Acceptance, Approval, ConsumeSpec, ConsumeStatus, LendIngress, LendSpec, LendState, LendStatus,

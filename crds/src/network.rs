@@ -9,12 +9,17 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkStatus {
-    /// Prefixes of the peer's pods.
+    /// Prefixes that are reached through the peer: those of its pods and, if it lets pods of its own that run in several
+    /// clusters reach each other, those of pods in these.
     #[serde(default, rename = "podCIDRs", skip_serializing_if = "Vec::is_empty")]
     pub pod_cidrs: Vec<PodCidr>,
     /// Prefixes of this cluster's pods, which the peer may reach.
     #[serde(default, rename = "ourPodCIDRs", skip_serializing_if = "Vec::is_empty")]
     pub our_pod_cidrs: Vec<String>,
+    /// Prefixes of pods in other peers that this peer is told of: pods of this cluster that run in both reach each other
+    /// through the gateways here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transit: Vec<TransitCidr>,
     /// Gateways of the peer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gateways: Vec<PeerGateway>,
@@ -33,6 +38,11 @@ impl NetworkStatus {
     pub fn ways(&self) -> (usize, usize) {
         let ways = || self.tunnels.iter().flat_map(|tunnel| &tunnel.ways);
         (ways().filter(|way| way.up).count(), ways().count())
+    }
+
+    /// The prefixes of the peer's own pods.
+    pub fn own_pods(&self) -> impl Iterator<Item = &PodCidr> {
+        self.pod_cidrs.iter().filter(|cidr| !cidr.transit)
     }
 
     /// Why no gateway of this cluster has a tunnel to the peer, as far as the status tells.
@@ -73,6 +83,9 @@ pub struct PodCidr {
     pub real: String,
     /// As pods of this cluster see it: the same, unless it is taken here.
     pub seen: String,
+    /// Whether these pods are in other clusters, and the peer passes on what is sent to them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub transit: bool,
 }
 
 impl PodCidr {
@@ -83,6 +96,19 @@ impl PodCidr {
         let same = real.max_prefix_len() == seen.max_prefix_len() && real.prefix_len() == seen.prefix_len();
         same.then_some((real.trunc(), seen.trunc()))
     }
+}
+
+/// A prefix of pods in another peer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TransitCidr {
+    /// As pods of this cluster see it.
+    pub seen: String,
+    /// Name of the other Peer.
+    pub peer: String,
+    /// Both peers have said that they know of each other's pods: endpoints in one are listed in the other.
+    #[serde(default)]
+    pub ready: bool,
 }
 
 /// A gateway of the peer.
@@ -191,8 +217,9 @@ mod tests {
 
     #[test]
     fn prefixes_stand_for_each_other_only_if_of_one_kind_and_length() {
-        let pair =
-            |real: &str, seen: &str| PodCidr { real: real.to_owned(), seen: seen.to_owned() }.prefixes();
+        let pair = |real: &str, seen: &str| {
+            PodCidr { real: real.to_owned(), seen: seen.to_owned(), transit: false }.prefixes()
+        };
         assert!(pair("10.244.0.0/16", "10.200.0.0/16").is_some());
         for (real, seen) in
             [("10.0.0.0/16", "10.0.0.0/17"), ("10.0.0.0/32", "fd00::/32"), ("", "10.0.0.0/16")]

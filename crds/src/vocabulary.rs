@@ -160,6 +160,11 @@ pub const GUEST_KEY: &str = "guest.";
 /// ConfigMap in Liquid's namespace that says whom the gateways let in besides peers, so that it can join: an entry for each
 /// join token that is for use through a tunnel.
 pub const GATEWAY_GUESTS: &str = "liquid-gateway-guests";
+
+/// ConfigMap with the addresses of this cluster's pods in peers, between which its gateways pass packets on; and its entry.
+pub const GATEWAY_TRANSIT: &str = "liquid-gateway-transit";
+/// The addresses, separated by spaces.
+pub const TRANSIT_PODS: &str = "pods";
 /// On everything of Liquid's chart: which process it is of.
 pub const COMPONENT: &str = "app.kubernetes.io/component";
 /// Value of [`COMPONENT`] on the gateways' pods and Services.

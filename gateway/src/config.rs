@@ -3,6 +3,7 @@
 use crate::gateway::Config;
 use crate::nat::{Mismatch, Remap};
 use crate::peer::PeerConfig;
+use crate::transit::Transit;
 use crate::tunnel::TunnelConfig;
 use crate::wireguard::key::{NoKey, PresharedKey, PrivateKey};
 use ipnet::IpNet;
@@ -195,7 +196,7 @@ impl File {
             });
         }
         check_unambiguous(&peers)?;
-        Ok(Config { private_key, local: self.local.clone(), peers })
+        Ok(Config { private_key, local: self.local.clone(), peers, transit: Transit::default() })
     }
 
     /// The endpoints to resolve.

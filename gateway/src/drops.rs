@@ -33,11 +33,13 @@ pub enum Drop {
     WrongLane,
     /// From or to a gateway, and not of the peer link.
     Control,
+    /// It has passed too many routers to be passed on to another peer.
+    Expired,
 }
 
 impl Drop {
     /// Every reason.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Malformed,
         Self::NoRoute,
         Self::TooBig,
@@ -53,6 +55,7 @@ impl Drop {
         Self::HandshakeFlood,
         Self::WrongLane,
         Self::Control,
+        Self::Expired,
     ];
 
     /// The reason as a label of a metric.
@@ -74,6 +77,7 @@ impl Drop {
             Self::HandshakeFlood => "handshake_flood",
             Self::WrongLane => "wrong_lane",
             Self::Control => "control",
+            Self::Expired => "expired",
         }
     }
 }

@@ -93,13 +93,19 @@ impl Lane {
             PeerConfig { tunnels: mine, ..peer.clone() }
         });
         let peers = peers.collect();
-        Config { private_key: whole.private_key.lane(self.number), local: whole.local.clone(), peers }
+        Config {
+            private_key: whole.private_key.lane(self.number),
+            local: whole.local.clone(),
+            peers,
+            transit: whole.transit.clone(),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transit::Transit;
     use crate::wireguard::key::PrivateKey;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
@@ -123,7 +129,12 @@ mod tests {
             control: Some(std::net::Ipv4Addr::new(169, 254, 112, 7)),
         };
         let peer = PeerConfig { name: "b".to_owned(), remaps: Vec::new(), mtu: 1420, tunnels: vec![tunnel] };
-        Config { private_key: PrivateKey::new([1; 32]), local: Vec::new(), peers: vec![peer] }
+        Config {
+            private_key: PrivateKey::new([1; 32]),
+            local: Vec::new(),
+            peers: vec![peer],
+            transit: Transit::default(),
+        }
     }
 
     /// Pairs of keys, ours and theirs, of all tunnels of all lanes.

@@ -13,6 +13,7 @@ pub mod peer;
 pub mod prefix_map;
 pub mod signal;
 mod spread;
+pub mod transit;
 pub mod transmit;
 pub mod tunnel;
 pub mod wireguard;

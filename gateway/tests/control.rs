@@ -15,6 +15,7 @@ use liquid_gateway::packet::checksum::Sum;
 use liquid_gateway::packet::ip::Ip;
 use liquid_gateway::packet::vnet::Offload;
 use liquid_gateway::peer::PeerConfig;
+use liquid_gateway::transit::Transit;
 use liquid_gateway::tunnel::TunnelConfig;
 use liquid_gateway::wireguard::key::PrivateKey;
 use proptest::prelude::*;
@@ -60,7 +61,7 @@ fn keys() -> [PrivateKey; 3] {
 const ADDRESSES: [&str; 2] = ["192.0.2.1:51820", "192.0.2.2:51821"];
 
 fn config(key: &PrivateKey, peers: Vec<PeerConfig>) -> Config {
-    Config { private_key: key.clone(), local: vec![net("10.244.0.0/16")], peers }
+    Config { private_key: key.clone(), local: vec![net("10.244.0.0/16")], peers, transit: Transit::default() }
 }
 
 /// A and B, which know each other, and pods of each other as 10.72.0.0/16 and 10.71.0.0/16.

@@ -9,6 +9,7 @@ use liquid_gateway::gateway::Config;
 use liquid_gateway::liveness::Way;
 use liquid_gateway::nat::Remap;
 use liquid_gateway::peer::PeerConfig;
+use liquid_gateway::transit::Transit;
 use liquid_gateway::tunnel::TunnelConfig;
 use liquid_gateway::wireguard::key::PrivateKey;
 use proptest::prelude::*;
@@ -92,6 +93,7 @@ impl Clusters {
                 mtu: 1420,
                 tunnels: (0..self.counts[&other]).map(tunnel).collect(),
             }],
+            transit: Transit::default(),
         }
     }
 
@@ -483,6 +485,7 @@ fn sources_are_checked_by_cluster_and_not_by_gateway() {
                 ..tunnel("g0", &clusters.keys[&('a', 0)], None)
             }],
         }],
+        transit: Transit::default(),
     };
     clusters.addresses.insert(('c', 0), vec![stranger]);
     clusters.hosts.insert(('c', 0), Host::new(of_c, stranger, now));

@@ -5,12 +5,13 @@
 mod support;
 
 use liquid_gateway::drops::Drop;
-use liquid_gateway::gateway::{Clock, Config, Gateway, Handled};
+use liquid_gateway::gateway::{Clock, Config, Gateway, Handled, Handoff};
 use liquid_gateway::lanes::Lane;
 use liquid_gateway::liveness::Way;
 use liquid_gateway::nat::Remap;
 use liquid_gateway::packet::vnet::Offload;
 use liquid_gateway::peer::PeerConfig;
+use liquid_gateway::transit::Transit;
 use liquid_gateway::tunnel::TunnelConfig;
 use liquid_gateway::wireguard::key::{PrivateKey, PublicKey};
 use std::collections::{BTreeMap, BTreeSet};
@@ -114,8 +115,9 @@ impl Site {
         }
         self.lanes[lane].clear_deliveries();
         while let Some(handoff) = self.lanes[lane].poll_handoff() {
-            assert_ne!(handoff.lane, lane);
-            self.give(now, handoff.lane, handoff.from, &handoff.datagram);
+            let Handoff::Datagram { lane: other, from, datagram } = handoff else { panic!("{handoff:?}") };
+            assert_ne!(other, lane);
+            self.give(now, other, from, &datagram);
         }
     }
 
@@ -137,6 +139,7 @@ fn whole(own: u8, other: u8, view: &str, address: SocketAddr, probes: bool) -> C
             mtu: 1420,
             tunnels: vec![TunnelConfig { keepalive, probes, tells_lanes: probes, ..to }],
         }],
+        transit: Transit::default(),
     }
 }
 

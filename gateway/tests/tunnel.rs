@@ -175,6 +175,7 @@ fn persistent_keepalives_call_a_peer_at_once_and_keep_its_nat_open() {
         private_key: a.key.clone(),
         local: vec![support::net("10.244.0.0/16")],
         peers: vec![],
+        transit: liquid_gateway::transit::Transit::default(),
     };
     a.configure(config.clone(), now);
     config.peers = vec![PeerConfig {
@@ -210,6 +211,7 @@ fn a_flood_of_initiations_is_answered_with_cookies_and_a_peer_still_gets_in() {
                 ..tunnel("b", &b.key, Some(b.address))
             }],
         }],
+        transit: liquid_gateway::transit::Transit::default(),
     };
     flooder.configure(strange, now);
     let initiation = flooder.transmits().remove(0);
@@ -254,6 +256,7 @@ fn keys_change_while_the_session_goes_on() {
                 ],
                 mtu: 1420,
             }],
+            transit: liquid_gateway::transit::Transit::default(),
         }
     };
     let (to_a, to_b) = (a.address, b.address);

@@ -64,6 +64,12 @@ impl Gateway {
             Some((remap.view(), Route { peer: tunnel.peer, remap, gateway: Some(at) }))
         });
         self.routes = PrefixMap::new(routes.chain(gateways));
+        let at = |name: &String| {
+            self.peers.iter().position(|peer| peer.as_ref().is_some_and(|peer| peer.name == *name))
+        };
+        let pairs = config.transit.between.iter().filter_map(|(one, other)| at(one).zip(at(other)));
+        self.transit = pairs.flat_map(|(one, other)| [(one, other), (other, one)]).collect();
+        self.transit_pods = config.transit.pods;
         let silent = |at: &usize| {
             self.tunnels[*at].as_ref().is_some_and(|tunnel| tunnel.calls() && !tunnel.can_send(now))
         };

@@ -22,13 +22,25 @@ const MAX_ANSWERS: usize = 32;
 impl Gateway {
     /// Takes a packet of the TUN device: sends it to the peer that has its destination.
     pub fn handle_packet(&mut self, now: Instant, offload: Offload, packet: &mut [u8]) -> Handled {
-        self.send(now, offload, packet).unwrap_or_else(|reason| {
+        self.send(now, offload, packet).unwrap_or_else(|Unsent { reason, answer }| {
             self.drops.count(reason);
+            self.answers.extend(answer);
             Handled::Here
         })
     }
 
-    fn send(&mut self, now: Instant, offload: Offload, packet: &mut [u8]) -> Result<Handled, Drop> {
+    /// Sends a packet that came from another peer. What its sender is to be told goes back there.
+    pub(super) fn send_onward(&mut self, now: Instant, packet: &mut [u8]) -> Result<Handled, Drop> {
+        self.send(now, Offload::None, packet).map_err(|Unsent { reason, answer }| {
+            if let Some(mut answer) = answer {
+                // It is small enough for any tunnel. If the way back is gone, the sender has nothing to be told about.
+                let _ = self.send(now, Offload::None, &mut answer);
+            }
+            reason
+        })
+    }
+
+    fn send(&mut self, now: Instant, offload: Offload, packet: &mut [u8]) -> Result<Handled, Unsent> {
         let ip = Ip::parse(packet).map_err(|_| Drop::Malformed)?;
         let packet = &mut packet[..ip.length];
         // What gateways say to each other, and what pods do, is kept apart.
@@ -38,7 +50,7 @@ impl Gateway {
         }
         let route = self.routes.get(ip.destination).ok_or(Drop::NoRoute)?;
         if route.gateway.is_some() != from_gateway || (from_gateway && !control::is_link(packet, &ip)) {
-            return Err(Drop::Control);
+            return Err(Drop::Control.into());
         }
         if route.gateway.is_none() {
             self.passes(route.peer, now);
@@ -67,8 +79,7 @@ impl Gateway {
         let fits = longest <= usize::from(mtu);
         if !fits && (too_big::must_stay_whole(packet, &ip) || matches!(offload, Offload::Segments { .. })) {
             // Before translation: the sender shall know its packet again.
-            self.answer_too_big(packet, &ip, mtu, now);
-            return Err(Drop::TooBig);
+            return Err(Unsent { reason: Drop::TooBig, answer: self.answer_too_big(packet, &ip, mtu, now) });
         }
         if let Some(quoted) = Quoted::find(packet, &ip)
             && let Some(inner) = self.routes.get(quoted.ip.source).filter(|inner| inner.peer == route.peer)
@@ -112,19 +123,30 @@ impl Gateway {
         Ok(Handled::Here)
     }
 
-    fn answer_too_big(&mut self, packet: &[u8], ip: &Ip, mtu: u16, now: Instant) {
+    fn answer_too_big(&mut self, packet: &[u8], ip: &Ip, mtu: u16, now: Instant) -> Option<Vec<u8>> {
         if now.saturating_duration_since(self.answers_since) >= Duration::from_secs(1) {
             self.answers_since = now;
             self.answers_given = 0;
         }
         if self.answers_given >= ANSWERS_PER_SECOND || self.answers.len() >= MAX_ANSWERS {
-            return;
+            return None;
         }
         let mut buffer = [0; too_big::MAX_ANSWER];
-        if let Some(length) = too_big::answer(packet, ip, mtu, &mut buffer) {
-            self.answers_given += 1;
-            self.answers.push_back(buffer[..length].to_vec());
-        }
+        let length = too_big::answer(packet, ip, mtu, &mut buffer)?;
+        self.answers_given += 1;
+        Some(buffer[..length].to_vec())
+    }
+}
+
+/// Why a packet was not sent, and what its sender is told.
+struct Unsent {
+    reason: Drop,
+    answer: Option<Vec<u8>>,
+}
+
+impl From<Drop> for Unsent {
+    fn from(reason: Drop) -> Self {
+        Self { reason, answer: None }
     }
 }
 

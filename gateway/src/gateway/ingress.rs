@@ -1,6 +1,6 @@
 //! From the network: out of tunnels to the TUN device, and handshakes.
 
-use super::{Gateway, Handoff, Route};
+use super::{Gateway, Handled, Handoff, Route};
 use crate::control;
 use crate::drops::Drop;
 use crate::nat::{End, Quoted, Transport, rewrite, rewrite_quoted};
@@ -17,7 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::Instant;
 
-/// Datagrams for other lanes that wait to be handed over: those of a batch, with 2 MiB at most.
+/// Datagrams and packets for other lanes that wait to be handed over: those of a batch, with 2 MiB at most.
 const MAX_HANDOFFS: usize = 1024;
 
 impl Gateway {
@@ -136,7 +136,7 @@ impl Gateway {
         if self.handoffs.len() >= MAX_HANDOFFS {
             return Err(Drop::WrongLane);
         }
-        self.handoffs.push_back(Handoff { lane, from, datagram: datagram.to_vec() });
+        self.handoffs.push_back(Handoff::Datagram { lane, from, datagram: datagram.to_vec() });
         Ok(())
     }
 
@@ -160,7 +160,10 @@ impl Gateway {
             self.pass(at, buffer, range, &ip, view.into());
             return Ok(());
         }
-        self.local.get(ip.destination).ok_or(Drop::ForeignDestination)?;
+        let is_here = self.local.get(ip.destination).is_some();
+        if !is_here && !self.is_onward(origin, ip.destination) {
+            return Err(Drop::ForeignDestination);
+        }
         let peer = self.peers.get(origin).and_then(Option::as_ref).ok_or(Drop::UnknownSession)?;
         let own =
             |routes: &PrefixMap<Route>, view| routes.get(view).is_some_and(|route| route.peer == origin);
@@ -175,20 +178,61 @@ impl Gateway {
         // message of the host it is about: without it no path MTU is found beyond the tunnel.
         let source = view(ip.source).or_else(|| quoted.and_then(|quoted| view(quoted.ip.destination)));
         let source = source.filter(|source| own(&self.routes, *source)).ok_or(Drop::ForeignSource)?;
-        self.pass(at, buffer, range, &ip, source);
+        if !is_here && !self.transit_pods.contains(&source) {
+            return Err(Drop::ForeignSource);
+        }
         self.passes(origin, now);
-        Ok(())
+        if is_here {
+            self.pass(at, buffer, range, &ip, source);
+            return Ok(());
+        }
+        self.come_from(at, &mut buffer[range.clone()], &ip, source);
+        self.pass_on(now, &mut buffer[range], &ip)
+    }
+
+    /// Whether a packet of the peer at `origin` for this address is passed on to another peer.
+    fn is_onward(&self, origin: usize, destination: IpAddr) -> bool {
+        let pod = || self.routes.get(destination).filter(|route| route.gateway.is_none());
+        self.transit_pods.contains(&destination)
+            && pod().is_some_and(|route| self.transit.contains(&(origin, route.peer)))
+    }
+
+    /// Sends a packet that came through a tunnel through another one, as a router does.
+    fn pass_on(&mut self, now: Instant, packet: &mut [u8], ip: &Ip) -> Result<(), Drop> {
+        if !ip.spend_hop(packet) {
+            return Err(Drop::Expired);
+        }
+        match self.send_onward(now, packet)? {
+            Handled::Here => Ok(()),
+            Handled::ByFirstLane if self.handoffs.len() >= MAX_HANDOFFS => Err(Drop::WrongLane),
+            Handled::ByFirstLane => {
+                self.handoffs.push_back(Handoff::Onward(packet[..ip.length].to_vec()));
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes a packet that another lane has passed on, and has no way for.
+    pub fn handle_onward(&mut self, now: Instant, packet: &mut [u8]) {
+        // What comes to the first lane stays there.
+        if let Err(reason) = self.send_onward(now, packet) {
+            self.drops.count(reason);
+        }
     }
 
     /// Passes a packet that came through a tunnel on to the TUN device, from where its sender is seen.
     fn pass(&mut self, at: usize, buffer: &mut [u8], range: Range<usize>, ip: &Ip, source: IpAddr) {
+        self.come_from(at, &mut buffer[range.clone()], ip, source);
+        self.deliveries.push(buffer, range, ip);
+    }
+
+    /// Gives a packet that came through a tunnel the source address under which its sender is seen.
+    fn come_from(&mut self, at: usize, packet: &mut [u8], ip: &Ip, source: IpAddr) {
         let Some(tunnel) = self.tunnels.get_mut(at).and_then(Option::as_mut) else { return };
-        let packet = &mut buffer[range.clone()];
         rewrite(packet, ip, End::Source, source, Transport::Finished);
         mss::clamp(packet, ip, tunnel.mtu(), Transport::Finished);
         tunnel.traffic.received_packets += 1;
         tunnel.traffic.received_bytes += u64::try_from(ip.length).unwrap_or(0);
-        self.deliveries.push(buffer, range, ip);
     }
 
     // --- Handshakes ---

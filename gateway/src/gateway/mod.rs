@@ -11,6 +11,7 @@ use crate::nat::Remap;
 use crate::packet::coalesce::Coalescer;
 use crate::peer::{Peer, PeerConfig, PeerStatus};
 use crate::prefix_map::PrefixMap;
+use crate::transit::Transit;
 use crate::transmit::{Transmit, Transmits};
 use crate::tunnel::{Context, Tunnel, Why};
 use crate::wireguard::cookie::{Jar, Recipient};
@@ -19,8 +20,9 @@ use crate::wireguard::limiter::Limiter;
 use crate::wireguard::message::DATA_OVERHEAD;
 use crate::wireguard::random::Random;
 use ipnet::IpNet;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Shortest tunnel MTU a path can bring about: a path that claims less lies (RFC 791 asks for 576 of every host, and
@@ -40,6 +42,8 @@ pub struct Config {
     pub local: Vec<IpNet>,
     /// The peers; names, prefixes as seen from here, and keys of all tunnels are unique.
     pub peers: Vec<PeerConfig>,
+    /// What is passed on from one peer to another.
+    pub transit: Transit,
 }
 
 /// Wall-clock time, which labels handshakes: at `instant` it was `since_epoch` after the Unix epoch.
@@ -51,15 +55,20 @@ pub struct Clock {
     pub since_epoch: Duration,
 }
 
-/// A datagram for another lane of this gateway.
+/// What another lane of this gateway shall take.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Handoff {
-    /// Which lane.
-    pub lane: usize,
-    /// Where it came from.
-    pub from: SocketAddr,
-    /// What it is.
-    pub datagram: Vec<u8>,
+pub enum Handoff {
+    /// A datagram that is for it.
+    Datagram {
+        /// Which lane.
+        lane: usize,
+        /// Where it came from.
+        from: SocketAddr,
+        /// What it is.
+        datagram: Vec<u8>,
+    },
+    /// A packet that is passed on to another peer, for the first lane: this one has no way to that.
+    Onward(Vec<u8>),
 }
 
 /// What became of a packet of the TUN device.
@@ -97,6 +106,9 @@ pub struct Gateway {
     /// By prefix as seen from here.
     routes: PrefixMap<Route>,
     local: PrefixMap<()>,
+    /// Places of peers between which packets are passed on, both ways, and the addresses between which they are.
+    transit: HashSet<(usize, usize)>,
+    transit_pods: Arc<HashSet<IpAddr>>,
     lane: Lane,
     /// What messages to each lane are authenticated with, and the message that tells the other ends of them.
     lanes: Vec<Recipient>,
@@ -137,6 +149,8 @@ impl Gateway {
             by_index: HashMap::new(),
             routes: PrefixMap::new([]),
             local: PrefixMap::new([]),
+            transit: HashSet::new(),
+            transit_pods: Arc::default(),
             lane,
             lanes: Vec::new(),
             lanes_message: Vec::new(),
@@ -268,7 +282,7 @@ impl Gateway {
         self.deliveries.clear();
     }
 
-    /// A datagram that came here and is for another lane.
+    /// What came here and another lane shall take.
     pub fn poll_handoff(&mut self) -> Option<Handoff> {
         self.handoffs.pop_front()
     }

@@ -89,6 +89,8 @@ enum Given {
     Datagram { from: SocketAddr, datagram: Vec<u8> },
     /// The other lane has no way for it: with its virtio header.
     Packet(Vec<u8>),
+    /// The same for a packet that is passed on from another peer, which has none.
+    Onward(Vec<u8>),
 }
 
 /// What a worker is told.
@@ -264,16 +266,31 @@ impl Worker {
                     let length = datagram.len();
                     self.gateway.handle_datagrams(now, from, &mut datagram, 0..length, length);
                     deliver(&mut self.gateway, &self.tun, &mut datagram, &mut self.lost);
+                    self.hand_over();
                 }
                 Ok(Given::Packet(mut packet)) => {
                     // What comes to the first lane stays there.
                     let _ = handle_packet(&mut self.gateway, now, &mut packet);
                 }
+                Ok(Given::Onward(mut packet)) => self.gateway.handle_onward(now, &mut packet),
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => return,
             }
         }
         // There may be more.
         let _ = self.wake.write(1);
+    }
+
+    /// Gives other lanes what they shall take.
+    fn hand_over(&mut self) {
+        while let Some(handoff) = self.gateway.poll_handoff() {
+            match handoff {
+                Handoff::Datagram { lane, from, datagram } => {
+                    self.give(lane, Given::Datagram { from, datagram });
+                }
+                Handoff::Onward(packet) => self.give(0, Given::Onward(packet)),
+            }
+        }
+        self.wake_lanes();
     }
 
     fn give(&mut self, lane: usize, given: Given) {
@@ -318,10 +335,7 @@ impl Worker {
             );
         }
         deliver(&mut self.gateway, &self.tun, &mut self.receive_buffer, &mut self.lost);
-        while let Some(Handoff { lane, from, datagram }) = self.gateway.poll_handoff() {
-            self.give(lane, Given::Datagram { from, datagram });
-        }
-        self.wake_lanes();
+        self.hand_over();
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! What the data path has to know of an IP packet, read once.
 
+use super::checksum::update;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Protocol numbers (IANA).
@@ -97,6 +98,25 @@ impl Ip {
     #[must_use]
     pub fn is_v4(&self) -> bool {
         self.source.is_ipv4()
+    }
+
+    /// Takes one from the hops that `packet`, which this describes, may still make; false if it was the last (RFC 1812,
+    /// section 5.3.1).
+    #[must_use]
+    pub fn spend_hop(&self, packet: &mut [u8]) -> bool {
+        let hops = if self.is_v4() { 8 } else { 7 };
+        if packet[hops] <= 1 {
+            return false;
+        }
+        let before = [packet[8], packet[9]];
+        packet[hops] -= 1;
+        if self.is_v4() {
+            let after = [packet[8], packet[9]];
+            let mut sum = [packet[10], packet[11]];
+            update(&mut sum, &before, &after);
+            packet[10..12].copy_from_slice(&sum);
+        }
+        true
     }
 
     /// Whether there is a transport header at [`Ip::payload`].

@@ -1,5 +1,5 @@
-//! What a gateway has to know of its cluster besides the Peers: whom it lets in for a join token, and between whom it
-//! relays the link.
+//! What a gateway has to know of its cluster besides the Peers: whom it lets in for a join token, between whom it
+//! relays the link, and whose packets it passes on from peer to peer.
 
 use futures::StreamExt as _;
 use futures::stream::select_all;
@@ -7,10 +7,13 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use kube::runtime::watcher::Config;
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::Guests;
-use liquid_crds::vocabulary::{COMPONENT, COMPONENTS_WITH_LINKS, GATEWAY_GUESTS, LINK_SERVICE};
+use liquid_crds::vocabulary::{
+    COMPONENT, COMPONENTS_WITH_LINKS, GATEWAY_GUESTS, GATEWAY_TRANSIT, LINK_SERVICE, TRANSIT_PODS,
+};
 use liquid_runtime::watch::{Change, changes};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -23,10 +26,13 @@ pub(crate) struct Around {
     pub(crate) clients: BTreeSet<IpAddr>,
     /// Where this cluster's link endpoint is.
     pub(crate) link: Option<SocketAddr>,
+    /// Addresses of this cluster's pods in peers, if packets between these are passed on.
+    pub(crate) transit_pods: Arc<HashSet<IpAddr>>,
 }
 
 enum News {
     Guests(Box<Change<ConfigMap>>),
+    Transit(Box<Change<ConfigMap>>),
     Link(Box<Change<Service>>),
     Pod(Box<Change<Pod>>),
 }
@@ -36,10 +42,12 @@ pub(crate) async fn follow(client: Client, namespace: String, around: watch::Sen
     let named = |name: &str| Config::default().fields(&format!("metadata.name={name}"));
     let processes = format!("{COMPONENT} in ({})", COMPONENTS_WITH_LINKS.join(", "));
     let guests = changes(Api::<ConfigMap>::namespaced(client.clone(), &namespace), named(GATEWAY_GUESTS));
+    let transit = changes(Api::<ConfigMap>::namespaced(client.clone(), &namespace), named(GATEWAY_TRANSIT));
     let link = changes(Api::<Service>::namespaced(client.clone(), &namespace), named(LINK_SERVICE));
     let pods = changes(Api::<Pod>::namespaced(client, &namespace), Config::default().labels(&processes));
     let mut news = select_all([
         guests.map(|change| News::Guests(Box::new(change))).boxed(),
+        transit.map(|change| News::Transit(Box::new(change))).boxed(),
         link.map(|change| News::Link(Box::new(change))).boxed(),
         pods.map(|change| News::Pod(Box::new(change))).boxed(),
     ]);
@@ -52,6 +60,12 @@ pub(crate) async fn follow(client: Client, namespace: String, around: watch::Sen
                     Change::Applied(published) => around.guests = guests_of(&published),
                     Change::Deleted(_) => around.guests.clear(),
                     Change::Listed(seen) if seen.is_empty() => around.guests.clear(),
+                    Change::Listed(_) => {}
+                },
+                News::Transit(change) => match *change {
+                    Change::Applied(published) => around.transit_pods = Arc::new(pods_of(&published)),
+                    Change::Deleted(_) => around.transit_pods = Arc::default(),
+                    Change::Listed(seen) if seen.is_empty() => around.transit_pods = Arc::default(),
                     Change::Listed(_) => {}
                 },
                 News::Link(change) => match *change {
@@ -86,6 +100,12 @@ fn guests_of(published: &ConfigMap) -> BTreeMap<String, Guests> {
         }
     });
     read.collect()
+}
+
+/// What is no address is nobody's.
+fn pods_of(published: &ConfigMap) -> HashSet<IpAddr> {
+    let text = published.data.as_ref().and_then(|data| data.get(TRANSIT_PODS)).map_or("", String::as_str);
+    text.split_whitespace().filter_map(|address| address.parse().ok()).collect()
 }
 
 fn address_of(service: &Service) -> Option<SocketAddr> {
@@ -125,6 +145,16 @@ mod tests {
         };
         assert_eq!(addresses_of(&pod("Running")).len(), 2);
         assert!(addresses_of(&pod("Failed")).is_empty());
+    }
+
+    #[test]
+    fn addresses_of_pods_in_peers_are_a_list() {
+        let published = |data: serde_json::Value| -> ConfigMap {
+            serde_json::from_value(json!({ "data": data })).unwrap()
+        };
+        let pods = pods_of(&published(json!({"pods": "10.201.0.5 fd00::5 x"})));
+        assert_eq!(pods, HashSet::from(["10.201.0.5".parse().unwrap(), "fd00::5".parse().unwrap()]));
+        assert!(pods_of(&published(json!({}))).is_empty());
     }
 
     #[test]

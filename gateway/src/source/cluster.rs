@@ -21,6 +21,7 @@ use liquid_gateway::gateway::Config;
 use liquid_gateway::io::workers::Workers;
 use liquid_gateway::liveness::Way;
 use liquid_gateway::peer::PeerStatus;
+use liquid_gateway::transit::Transit;
 use liquid_gateway::wireguard::key::PrivateKey;
 use liquid_runtime::clock::unix_seconds;
 use liquid_runtime::health::Part;
@@ -112,7 +113,12 @@ impl ClusterSource {
                 break key;
             }
         };
-        let nothing = Config { private_key: private_key.clone(), local: Vec::new(), peers: Vec::new() };
+        let nothing = Config {
+            private_key: private_key.clone(),
+            local: Vec::new(),
+            peers: Vec::new(),
+            transit: Transit::default(),
+        };
         let (around, followed) = watch::channel(Around::default());
         tokio::spawn(around::follow(client.clone(), arguments.namespace.clone(), around));
         let mut source = Self {
@@ -196,7 +202,10 @@ impl ClusterSource {
             }
             let wanted = self.wanted();
             if wanted != self.config {
-                info!(peers = wanted.peers.len(), "configuration changed");
+                // Pods in peers come and go.
+                if wanted.transit.pods == self.config.transit.pods {
+                    info!(peers = wanted.peers.len(), "configuration changed");
+                }
                 self.config = wanted.clone();
                 handle.configure(wanted);
             }
@@ -211,6 +220,7 @@ impl ClusterSource {
         {
             network.pod_cidrs.clear();
             network.our_pod_cidrs.clear();
+            network.transit.clear();
             self.gone.insert(peer.name_any(), (peer, Instant::now()));
         }
     }
@@ -260,7 +270,8 @@ impl ClusterSource {
 
     fn wanted(&self) -> Config {
         let resolved = |endpoint: &str| self.resolved.get(endpoint).cloned().unwrap_or_default();
-        self.plan.config(&self.private_key, self.arguments.mtu, resolved, &self.views)
+        let transit_pods = self.around.borrow().transit_pods.clone();
+        self.plan.config(&self.private_key, self.arguments.mtu, resolved, &self.views, transit_pods)
     }
 
     /// Tells the relay who reaches whom.

@@ -6,10 +6,12 @@ use liquid_gateway::control::Views;
 use liquid_gateway::gateway::Config;
 use liquid_gateway::nat::Remap;
 use liquid_gateway::peer::PeerConfig;
+use liquid_gateway::transit::Transit;
 use liquid_gateway::tunnel::TunnelConfig;
 use liquid_gateway::wireguard::key::{PrivateKey, PublicKey};
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Both ends send at least this often: NATs between them stay open, and three that are missing tell that the way is
@@ -28,6 +30,8 @@ pub(super) struct Plan {
     pub(super) local: Vec<IpNet>,
     /// The peers, by name.
     pub(super) peers: BTreeMap<String, Planned>,
+    /// Pairs of peers between which pods of this cluster talk.
+    pub(super) between: BTreeSet<(String, String)>,
     /// Peers that cannot be served, and why.
     pub(super) refused: BTreeMap<String, String>,
 }
@@ -73,11 +77,13 @@ impl Plan {
         let mut plan = Self::default();
         let (mut keys, mut views) = (BTreeMap::new(), Vec::<(IpNet, String)>::new());
         let mut local = BTreeSet::new();
+        let mut told = BTreeSet::new();
         for (name, peer) in peers {
             let Some(network) = peer.status.as_ref().and_then(|status| status.network.as_ref()) else {
                 continue;
             };
             local.extend(network.our_pod_cidrs.iter().filter_map(|cidr| cidr.parse::<IpNet>().ok()));
+            told.extend(network.transit.iter().map(|cidr| (name.as_str(), cidr.peer.as_str())));
             // Also before its pods are known: what there is to be told of them comes through a tunnel, perhaps.
             if network.gateways.is_empty() {
                 continue;
@@ -107,6 +113,9 @@ impl Plan {
             }
         }
         plan.local = local.into_iter().collect();
+        // Each is told of the other, or there is no way back.
+        let mutual = told.iter().filter(|(one, other)| one < other && told.contains(&(*other, *one)));
+        plan.between = mutual.map(|(one, other)| ((*one).to_owned(), (*other).to_owned())).collect();
         for (token, guests) in here.guests.iter().filter(|(_, guests)| guests.expires > here.now) {
             // A peer that joins again, or has just joined, is known already.
             let unknown = |gateway: &&PeerGateway| {
@@ -137,6 +146,7 @@ impl Plan {
         mtu: u16,
         resolved: impl Fn(&str) -> Vec<SocketAddr>,
         views: &Views<[u8; 32]>,
+        transit_pods: Arc<HashSet<IpAddr>>,
     ) -> Config {
         let addresses = |endpoints: &[String]| {
             let mut addresses = Vec::new();
@@ -169,7 +179,12 @@ impl Plan {
                 .map(|known| tunnel(known, &planned.own_key, name.starts_with(GUEST)))
                 .collect(),
         });
-        Config { private_key: private_key.clone(), local: self.local.clone(), peers: peers.collect() }
+        Config {
+            private_key: private_key.clone(),
+            local: self.local.clone(),
+            peers: peers.collect(),
+            transit: Transit { between: self.between.clone(), pods: transit_pods },
+        }
     }
 
     /// All addresses of peers.
@@ -218,7 +233,7 @@ fn own_key(name: &str, network: &NetworkStatus, here: Here<'_>) -> Result<Option
 #[cfg(test)]
 mod tests {
     use super::*;
-    use liquid_crds::GuestStatus;
+    use liquid_crds::{GuestStatus, TransitCidr};
     use serde_json::json;
 
     const KEY: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
@@ -252,7 +267,7 @@ mod tests {
 
     fn config(plan: &Plan) -> Config {
         let resolved = |text: &str| text.parse().into_iter().collect();
-        plan.config(&PrivateKey::new([1; 32]), 1420, resolved, &Views::default())
+        plan.config(&PrivateKey::new([1; 32]), 1420, resolved, &Views::default(), Arc::default())
     }
 
     fn guests(expires: u64, keys: &[&str]) -> BTreeMap<String, Guests> {
@@ -301,6 +316,23 @@ mod tests {
         object.status.as_mut().unwrap().network.as_mut().unwrap().pod_cidrs.clear();
         let config = config(&plan(&[(name, object)]));
         assert!(config.peers[0].remaps.is_empty() && config.peers[0].tunnels.len() == 1);
+    }
+
+    #[test]
+    fn packets_are_passed_on_between_peers_that_are_told_of_each_other() {
+        let told = |name: &str, key: &str, seen: &str, of: &[&str]| {
+            let (name, mut object) = peer(name, key, seen, &[]);
+            let network = object.status.as_mut().unwrap().network.as_mut().unwrap();
+            let cidr = |of: &&str| TransitCidr { seen: String::new(), peer: (*of).to_owned(), ready: false };
+            network.transit = of.iter().map(cidr).collect();
+            (name, object)
+        };
+        let between = |of_c: &[&str]| {
+            let peers = [told("b", KEY, "10.200.0.0/16", &["c"]), told("c", OTHER, "10.201.0.0/16", of_c)];
+            config(&plan(&peers)).transit.between
+        };
+        assert_eq!(between(&["b"]), BTreeSet::from([("b".to_owned(), "c".to_owned())]));
+        assert_eq!(between(&[]), BTreeSet::new(), "there is no way back");
     }
 
     #[test]

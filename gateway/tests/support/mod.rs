@@ -11,6 +11,7 @@ use liquid_gateway::packet::checksum::Sum;
 use liquid_gateway::packet::ip::Ip;
 use liquid_gateway::packet::vnet::Offload;
 use liquid_gateway::peer::PeerConfig;
+use liquid_gateway::transit::Transit;
 use liquid_gateway::tunnel::TunnelConfig;
 use liquid_gateway::wireguard::key::{PresharedKey, PrivateKey};
 use std::net::{IpAddr, SocketAddr};
@@ -123,6 +124,7 @@ pub(crate) fn pair(now: Instant, preshared: Option<PresharedKey>) -> (Host, Host
                 ..tunnel("only", &keys[other], Some(addresses[other]))
             }],
         }],
+        transit: Transit::default(),
     };
     (Host::new(config(0, 1), addresses[0], now), Host::new(config(1, 0), addresses[1], now))
 }
