@@ -58,12 +58,7 @@ impl Environment {
             (None, Some(lab)) => (lab.cluster("a")?.kubeconfig(), lab.cluster("b")?.kubeconfig()),
             (None, None) => anyhow::bail!("there are no clusters"),
         };
-        let program = |variable: &str, name: &str| -> OsString {
-            let of_lab = || lab.as_ref().map(|lab| lab.program(name)).filter(|path| path.exists());
-            env::var_os(variable).or_else(|| of_lab().map(Into::into)).unwrap_or_else(|| name.into())
-        };
-        let kubectl = Program::new(program("KUBECTL", "kubectl"));
-        let liquidctl = Program::new(program("LIQUIDCTL", "liquidctl")).env("HELM", program("HELM", "helm"));
+        let (kubectl, liquidctl) = programs(lab.as_ref());
         Ok(Self {
             home: Cluster::connect("home", home, kubectl.clone(), liquidctl.clone()).await?,
             provider: Cluster::connect("provider", provider, kubectl, liquidctl).await?,
@@ -71,6 +66,20 @@ impl Environment {
             lab,
             _turn: turn,
         })
+    }
+
+    /// A further cluster of the lab, with Liquid installed in it.
+    ///
+    /// # Errors
+    /// If there is none, or Liquid cannot be installed.
+    pub async fn further(&self, of_lab: &str, name: &str) -> anyhow::Result<Cluster> {
+        let lab = self.lab.as_ref().context("this needs the lab")?;
+        let (kubectl, liquidctl) = programs(Some(lab));
+        let cluster = Cluster::connect(name, lab.cluster(of_lab)?.kubeconfig(), kubectl, liquidctl).await?;
+        if !self.is_current(&cluster).await? {
+            self.install(&cluster).await?;
+        }
+        Ok(cluster)
     }
 
     /// With Liquid installed in both clusters, this version of it.
@@ -142,11 +151,27 @@ impl Environment {
     /// # Errors
     /// If that fails.
     pub async fn peer(&self) -> anyhow::Result<String> {
-        let token = self.provider.liquidctl.run(["invite"]).await?.ok()?;
+        self.peer_with(&self.provider).await
+    }
+
+    /// Peers home with a provider, by a token.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub async fn peer_with(&self, provider: &Cluster) -> anyhow::Result<String> {
+        let token = provider.liquidctl.run(["invite"]).await?.ok()?;
         let peered = self.home.liquidctl.run(["peer", "out-of-band", "--token", token.trim()]).await?;
         let told = peered.err.clone();
         peered.ok()?;
         Ok(told)
+    }
+
+    /// Whether `cluster` has a Peer of the name of `other`.
+    ///
+    /// # Errors
+    /// If its API server does not answer.
+    pub async fn is_peered(&self, cluster: &Cluster, other: &Cluster) -> anyhow::Result<bool> {
+        Ok(Api::<Peer>::all(cluster.client.clone()).get_opt(&other.name).await?.is_some())
     }
 
     async fn is_current(&self, cluster: &Cluster) -> anyhow::Result<bool> {
@@ -162,4 +187,14 @@ impl Environment {
         }
         Ok(true)
     }
+}
+
+/// kubectl and liquidctl: those that are named in the environment, of the lab, or on the path.
+fn programs(lab: Option<&Lab>) -> (Program, Program) {
+    let program = |variable: &str, name: &str| -> OsString {
+        let of_lab = || lab.map(|lab| lab.program(name)).filter(|path| path.exists());
+        env::var_os(variable).or_else(|| of_lab().map(Into::into)).unwrap_or_else(|| name.into())
+    };
+    let kubectl = Program::new(program("KUBECTL", "kubectl"));
+    (kubectl, Program::new(program("LIQUIDCTL", "liquidctl")).env("HELM", program("HELM", "helm")))
 }

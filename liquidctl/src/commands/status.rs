@@ -13,8 +13,8 @@ use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::quantity::amounts;
 use liquid_crds::vocabulary::{ACCESS_DENIED, OFFER_ACCEPTED};
 use liquid_crds::{
-    AccessSpec, NamespaceOffloading, NetworkStatus, Peer, PodCidr, Price, ShadowPod, Transport, VirtualNode,
-    condition, is_true, show_price,
+    AccessSpec, NamespaceOffloading, NetworkStatus, Peer, PodCidr, Price, ShadowPod, TransitCidr, Transport,
+    VirtualNode, condition, is_true, show_price,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -91,6 +91,9 @@ struct NetworkState {
     /// Prefixes of its pods: as it has them, and as they are seen here.
     #[serde(rename = "podCIDRs")]
     pod_cidrs: Vec<PodCidr>,
+    /// Prefixes of pods in other peers that it is told of: those of this cluster there and in it reach each other.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    transit: Vec<TransitCidr>,
 }
 
 #[derive(Debug, Serialize)]
@@ -250,18 +253,34 @@ fn network_state(peer: &Peer, conditions: &[Condition]) -> Option<NetworkState> 
         ways_up,
         ways,
         pod_cidrs: status.map(|network| network.pod_cidrs.clone()).unwrap_or_default(),
+        transit: status.map(|network| network.transit.clone()).unwrap_or_default(),
     })
 }
 
 /// Networks of a peer for the table: the first, and how many more.
 fn shown_prefixes(prefixes: &[PodCidr]) -> String {
-    let Some((first, rest)) = prefixes.split_first() else { return "-".to_owned() };
-    let first = if first.real == first.seen {
-        first.real.clone()
-    } else {
-        format!("{} as {}", first.real, first.seen)
-    };
+    let own: Vec<&PodCidr> = prefixes.iter().filter(|cidr| !cidr.transit).collect();
+    let Some((first, rest)) = own.split_first() else { return "-".to_owned() };
+    let first = shown_prefix(first);
     if rest.is_empty() { first } else { format!("{first} and {} more", rest.len()) }
+}
+
+fn shown_prefix(PodCidr { real, seen, .. }: &PodCidr) -> String {
+    if real == seen { real.clone() } else { format!("{real} as {seen}") }
+}
+
+/// What passes between the peer and further clusters: through this one, and through the peer.
+fn shown_transit(peer: &str, network: &NetworkState) -> Vec<Vec<String>> {
+    let here = network.transit.iter().map(|cidr| {
+        let state = if cidr.ready { "ready" } else { "waits for both peers" };
+        [peer, &format!("{} of {}", cidr.seen, cidr.peer), "this cluster", state].map(str::to_owned).to_vec()
+    });
+    let there = network
+        .pod_cidrs
+        .iter()
+        .filter(|cidr| cidr.transit)
+        .map(|cidr| ["this cluster", &shown_prefix(cidr), peer, "known"].map(str::to_owned).to_vec());
+    here.chain(there).collect()
 }
 
 fn node_status(node: &VirtualNode, problems: &mut Vec<String>) -> NodeStatus {
@@ -404,6 +423,9 @@ fn render(status: &Status) -> String {
         })
         .collect();
     section(&mut text, &["ACCESS FROM", "DEFAULT", "RULES", "LAST DENIED"], rows);
+    let transit = |peer: &PeerStatus| Some(shown_transit(&peer.name, peer.network.as_ref()?));
+    let rows = peers.iter().filter_map(transit).flatten().collect();
+    section(&mut text, &["PODS IN", "REACH THOSE IN", "THROUGH", "STATE"], rows);
     let rows = virtual_nodes
         .iter()
         .map(|node| {
@@ -503,10 +525,29 @@ mod tests {
 
     #[test]
     fn prefixes_say_under_which_they_are_seen() {
-        let cidr = |real: &str, seen: &str| PodCidr { real: real.to_owned(), seen: seen.to_owned() };
+        let cidr =
+            |real: &str, seen: &str| PodCidr { real: real.to_owned(), seen: seen.to_owned(), transit: false };
         assert_eq!(shown_prefixes(&[]), "-");
         assert_eq!(shown_prefixes(&[cidr("10.1.0.0/16", "10.1.0.0/16")]), "10.1.0.0/16");
         let two = [cidr("10.1.0.0/16", "10.200.0.0/16"), cidr("fd00::/56", "fd00::/56")];
         assert_eq!(shown_prefixes(&two), "10.1.0.0/16 as 10.200.0.0/16 and 1 more");
+        let further = PodCidr { transit: true, ..cidr("10.7.0.0/16", "10.8.0.0/16") };
+        assert_eq!(shown_prefixes(&[cidr("10.1.0.0/16", "10.1.0.0/16"), further.clone()]), "10.1.0.0/16");
+        let told = TransitCidr { seen: "10.9.0.0/16".to_owned(), peer: "rome".to_owned(), ready: true };
+        let network = NetworkState {
+            ready: true,
+            reason: String::new(),
+            ways_up: 1,
+            ways: 1,
+            pod_cidrs: vec![further],
+            transit: vec![told],
+        };
+        assert_eq!(
+            shown_transit("milan", &network),
+            [
+                ["milan", "10.9.0.0/16 of rome", "this cluster", "ready"],
+                ["this cluster", "10.7.0.0/16 as 10.8.0.0/16", "milan", "known"],
+            ]
+        );
     }
 }

@@ -12,6 +12,8 @@ use thiserror::Error;
 /// Prefixes of one cluster: nodes whose prefixes are not neighbours, at most. Together they are less than half of the
 /// largest message the link takes.
 pub(crate) const MAX_PREFIXES: usize = 256;
+/// Prefixes of pods in further clusters, as many as can be told of, or taken, beside these.
+pub(crate) const MAX_TRANSIT: usize = 64;
 /// Shortest prefixes taken: the largest private network, and what registries give to providers.
 const SHORTEST_V4: u8 = 8;
 const SHORTEST_V6: u8 = 32;
@@ -23,13 +25,20 @@ pub(crate) struct Announcement {
     pub(crate) pod_cidrs: Vec<IpNet>,
     /// Its gateways.
     pub(crate) gateways: Vec<PeerGateway>,
+    /// Prefixes of pods in further clusters, as it sees them: it passes on what is sent to them; sorted, apart from those of
+    /// its own pods.
+    pub(crate) transit: Vec<IpNet>,
+    /// Of those it was told of, the ones it has found a place for.
+    pub(crate) taken: Vec<IpNet>,
 }
 
 /// Why an announcement is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub(crate) enum Invalid {
     /// It has too many prefixes.
-    #[error("it names more than {MAX_PREFIXES} prefixes of pods")]
+    #[error(
+        "it names more than {MAX_PREFIXES} prefixes of pods, or {MAX_TRANSIT} of pods in further clusters"
+    )]
     TooMany,
     /// A prefix is none.
     #[error("{0:?} is no prefix")]
@@ -61,9 +70,12 @@ impl Announcement {
                 probes: gateway.probes,
             })
         });
+        let texts = |prefixes: &[IpNet]| prefixes.iter().map(ToString::to_string).collect();
         proto::NetworkInfo {
-            pod_cidrs: self.pod_cidrs.iter().map(ToString::to_string).collect(),
+            pod_cidrs: texts(&self.pod_cidrs),
             gateways: gateways.take(MAX_GATEWAYS).collect(),
+            transit_cidrs: texts(&self.transit),
+            taken_cidrs: texts(&self.taken),
         }
     }
 }
@@ -72,17 +84,24 @@ impl TryFrom<proto::NetworkInfo> for Announcement {
     type Error = Invalid;
 
     fn try_from(wire: proto::NetworkInfo) -> Result<Self, Invalid> {
-        if wire.pod_cidrs.len() > MAX_PREFIXES {
+        let further = wire.transit_cidrs.len().max(wire.taken_cidrs.len());
+        if wire.pod_cidrs.len() > MAX_PREFIXES || further > MAX_TRANSIT {
             return Err(Invalid::TooMany);
         }
         // Before anything is made of them.
         if wire.gateways.len() > MAX_GATEWAYS {
             return Err(InvalidGateway::TooMany { what: "gateways", limit: MAX_GATEWAYS }.into());
         }
-        let mut pod_cidrs = wire.pod_cidrs.iter().map(|text| prefix(text)).collect::<Result<Vec<_>, _>>()?;
-        pod_cidrs.sort();
+        let prefixes = |texts: &[String]| {
+            let mut prefixes = texts.iter().map(|text| prefix(text)).collect::<Result<Vec<_>, _>>()?;
+            prefixes.sort();
+            Ok::<_, Invalid>(prefixes)
+        };
+        let (pod_cidrs, transit) = (prefixes(&wire.pod_cidrs)?, prefixes(&wire.transit_cidrs)?);
+        let mut all = [pod_cidrs.as_slice(), &transit].concat();
+        all.sort();
         // Sorted by address, a prefix can only share addresses with its neighbour.
-        if let Some(pair) = pod_cidrs.windows(2).find(|pair| overlap(&pair[0], &pair[1])) {
+        if let Some(pair) = all.windows(2).find(|pair| overlap(&pair[0], &pair[1])) {
             return Err(Invalid::Overlap(pair[0], pair[1]));
         }
         let gateways = wire.gateways.into_iter().map(|gateway| PeerGateway {
@@ -93,7 +112,7 @@ impl TryFrom<proto::NetworkInfo> for Announcement {
         });
         let gateways: Vec<PeerGateway> = gateways.collect();
         gateways::check(&gateways)?;
-        Ok(Self { pod_cidrs, gateways })
+        Ok(Self { pod_cidrs, gateways, transit, taken: prefixes(&wire.taken_cidrs)? })
     }
 }
 
@@ -134,7 +153,7 @@ mod tests {
 
     fn told(pod_cidrs: &[&str]) -> Result<Announcement, Invalid> {
         let pod_cidrs = pod_cidrs.iter().map(|text| (*text).to_owned()).collect();
-        proto::NetworkInfo { pod_cidrs, gateways: Vec::new() }.try_into()
+        proto::NetworkInfo { pod_cidrs, ..proto::NetworkInfo::default() }.try_into()
     }
 
     #[test]
@@ -151,6 +170,8 @@ mod tests {
                     "gw.example:1".to_owned(),
                 ],
             }],
+            transit: vec!["10.201.0.0/16".parse().unwrap()],
+            taken: vec!["10.202.0.0/16".parse().unwrap()],
         };
         assert_eq!(Announcement::try_from(announced.to_wire()), Ok(announced));
     }
@@ -186,6 +207,12 @@ mod tests {
     fn prefixes_must_be_apart_and_few() {
         assert!(matches!(told(&["10.1.0.0/16", "10.2.0.0/16", "10.1.4.0/24"]), Err(Invalid::Overlap(..))));
         assert!(told(&["10.1.0.0/16", "10.1.0.0/16"]).is_err());
+        let further = proto::NetworkInfo {
+            pod_cidrs: vec!["10.1.0.0/16".to_owned()],
+            transit_cidrs: vec!["10.1.4.0/24".to_owned()],
+            ..proto::NetworkInfo::default()
+        };
+        assert!(matches!(Announcement::try_from(further), Err(Invalid::Overlap(..))), "whose would they be?");
         let many: Vec<String> =
             (0..=MAX_PREFIXES).map(|at| format!("10.{}.{}.0/24", at / 200, at % 200)).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
@@ -198,7 +225,7 @@ mod tests {
         let gateway = |key: usize| {
             let public_key = vec![1; key].into();
             let gateways = vec![proto::GatewayInfo { public_key, ..proto::GatewayInfo::default() }];
-            Announcement::try_from(proto::NetworkInfo { pod_cidrs: Vec::new(), gateways })
+            Announcement::try_from(proto::NetworkInfo { gateways, ..proto::NetworkInfo::default() })
         };
         assert!(gateway(gateways::KEY).is_ok(), "it may call, and may have no name");
         assert!(gateway(31).is_err());
@@ -206,10 +233,13 @@ mod tests {
 
     #[test]
     fn the_longest_announcement_fits_into_a_message() {
+        let prefixes = |site: u16, most: usize| {
+            (0..most).map(move |at| format!("2001:db8:{site:x}:{at:x}00::/56").parse().unwrap()).collect()
+        };
         let announced = Announcement {
-            pod_cidrs: (0..MAX_PREFIXES)
-                .map(|at| format!("2001:db8:1234:{at:x}00::/56").parse().unwrap())
-                .collect(),
+            pod_cidrs: prefixes(0x1234, MAX_PREFIXES),
+            transit: prefixes(0x1235, MAX_TRANSIT),
+            taken: prefixes(0x1236, MAX_TRANSIT),
             gateways: Vec::new(),
         };
         assert!(prost::Message::encoded_len(&announced.to_wire()) < liquid_link::limits::MAX_UNARY / 2);

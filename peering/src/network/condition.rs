@@ -97,7 +97,7 @@ pub(super) fn of(
             ),
         );
     }
-    let moved = network.pod_cidrs.iter().filter(|cidr| cidr.real != cidr.seen);
+    let moved = network.own_pods().filter(|cidr| cidr.real != cidr.seen);
     let moved: Vec<String> = moved.map(|cidr| format!("{} is seen as {}", cidr.real, cidr.seen)).collect();
     let views = if moved.is_empty() { "under their own addresses".to_owned() } else { moved.join(", ") };
     let all = own.ready.len() * network.gateways.len();
@@ -110,6 +110,21 @@ pub(super) fn of(
             "{message}; down: {}",
             if down.is_empty() { "not known yet".to_owned() } else { down.join(", ") }
         );
+    }
+    let further: Vec<&str> =
+        network.pod_cidrs.iter().filter(|cidr| cidr.transit).map(|cidr| cidr.seen.as_str()).collect();
+    if !further.is_empty() {
+        message = format!(
+            "{message}; its pods in further clusters are reached through it, as {}",
+            further.join(", ")
+        );
+    }
+    let joined: BTreeSet<&str> =
+        network.transit.iter().filter(|cidr| cidr.ready).map(|cidr| cidr.peer.as_str()).collect();
+    if !joined.is_empty() {
+        let joined: Vec<&str> = joined.into_iter().collect();
+        message =
+            format!("{message}; pods of this cluster there and in {} reach each other", joined.join(", "));
     }
     let reason = if up < all { "Degraded" } else { "Connected" };
     ConditionUpdate { type_: super::CONDITION, status: Some(true), reason, message }
@@ -126,7 +141,7 @@ fn list(endpoints: &BTreeSet<&str>) -> String {
 mod tests {
     use super::*;
     use crate::network::announcement::Announcement;
-    use liquid_crds::{PeerGateway, PodCidr, TunnelStatus, WayStatus};
+    use liquid_crds::{PeerGateway, PodCidr, TransitCidr, TunnelStatus, WayStatus};
 
     fn gateway(name: &str, endpoint: &str) -> PeerGateway {
         let (public_key, endpoints) = (name.to_owned(), vec![endpoint.to_owned()]);
@@ -146,6 +161,7 @@ mod tests {
             announcement: Announcement {
                 pod_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
                 gateways: vec![gateway("liquid-gateway-0", "192.0.2.1:1")],
+                ..Announcement::default()
             },
             ready: BTreeSet::from(["liquid-gateway-0".to_owned()]),
             ..Own::default()
@@ -154,7 +170,11 @@ mod tests {
 
     fn network(up: bool) -> NetworkStatus {
         NetworkStatus {
-            pod_cidrs: vec![PodCidr { real: "10.244.0.0/16".to_owned(), seen: "10.200.0.0/16".to_owned() }],
+            pod_cidrs: vec![PodCidr {
+                real: "10.244.0.0/16".to_owned(),
+                seen: "10.200.0.0/16".to_owned(),
+                transit: false,
+            }],
             gateways: vec![gateway("theirs-0", "192.0.2.2:1")],
             tunnels: vec![tunnel("liquid-gateway-0", &[up])],
             ..NetworkStatus::default()
@@ -202,6 +222,20 @@ mod tests {
                 && some.message.ends_with("down: liquid-gateway-1 to theirs-1")
         );
         assert_eq!(said([[false; 2]; 2]).reason, "TunnelDown");
+    }
+
+    #[test]
+    fn it_is_said_whose_pods_are_reached_through_whom() {
+        let mut network = network(true);
+        let cidr =
+            |ready: bool| TransitCidr { seen: "10.202.0.0/16".to_owned(), peer: "c".to_owned(), ready };
+        network.transit = vec![cidr(false)];
+        assert!(!of(&own(), Some(&network), None).message.contains("each other"), "not yet");
+        network.transit = vec![cidr(true)];
+        assert!(of(&own(), Some(&network), None).message.ends_with("there and in c reach each other"));
+        let text = "10.203.0.0/16".to_owned();
+        network.pod_cidrs.push(PodCidr { real: text.clone(), seen: text, transit: true });
+        assert!(of(&own(), Some(&network), None).message.contains("through it, as 10.203.0.0/16"));
     }
 
     #[test]

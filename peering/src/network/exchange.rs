@@ -1,13 +1,15 @@
 //! What both ends of a link tell each other of their networks.
 
 use super::announcement::Announcement;
-use super::own::{self, Own};
+use super::own::Own;
+use super::transit::announcement;
 use super::{Heard, Network};
 use crate::lend::consumers::{Consumer, Consumers};
 use futures::{Stream, StreamExt as _};
-use liquid_crds::ClusterId;
+use liquid_crds::{ClusterId, Peer};
 use liquid_link::proto::NetworkInfo;
 use liquid_link::proto::peering_client::PeeringClient;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +32,7 @@ impl Network {
             return std::future::pending().await;
         }
         loop {
-            let (_told, telling) = until_dropped(announcements(self.own.subscribe()));
+            let (_told, telling) = until_dropped(self.announcements(provider));
             match link.network(telling).await {
                 Ok(answers) => self.listen(answers.into_inner(), provider, || true).await,
                 Err(status) if matches!(status.code(), Code::Unimplemented | Code::FailedPrecondition) => {
@@ -60,6 +62,7 @@ impl Network {
             return Err(Status::failed_precondition("it was installed with network.enabled=false"));
         }
         let this = self.clone();
+        let telling = self.announcements(&consumer.id);
         tokio::spawn(async move {
             let still = || {
                 consumers
@@ -68,7 +71,11 @@ impl Network {
             };
             this.listen(told, &consumer.id, still).await;
         });
-        Ok(announcements(self.own.subscribe()).map(Ok))
+        Ok(telling.map(Ok))
+    }
+
+    fn announcements(&self, to: &ClusterId) -> impl Stream<Item = NetworkInfo> + Send + use<> {
+        announcements(self.own.subscribe(), self.peers.subscribe(), to.clone())
     }
 
     async fn listen(&self, mut told: Streaming<NetworkInfo>, from: &ClusterId, still: impl Fn() -> bool) {
@@ -88,9 +95,31 @@ impl Network {
     }
 }
 
-/// What there is to tell, as soon as it is known and at each change.
-fn announcements(own: watch::Receiver<Option<Own>>) -> impl Stream<Item = NetworkInfo> + Send + 'static {
-    own::parts(own, |own| &own.announcement).map(|announcement| announcement.to_wire())
+/// What there is to tell a peer, as soon as it is known and at each change.
+fn announcements(
+    own: watch::Receiver<Option<Own>>,
+    peers: watch::Receiver<Option<BTreeMap<String, Peer>>>,
+    to: ClusterId,
+) -> impl Stream<Item = NetworkInfo> + Send + 'static {
+    let begin = (own, peers, None::<Announcement>);
+    futures::stream::unfold(begin, move |(mut own, mut peers, told)| {
+        let to = to.clone();
+        async move {
+            loop {
+                let next = {
+                    let (own, peers) = (own.borrow_and_update(), peers.borrow_and_update());
+                    own.as_ref().zip(peers.as_ref()).map(|(own, peers)| announcement(own, peers, &to))
+                };
+                if let Some(next) = next.filter(|next| told.as_ref() != Some(next)) {
+                    return Some((next.to_wire(), (own, peers, Some(next))));
+                }
+                tokio::select! {
+                    changed = own.changed() => changed.ok()?,
+                    changed = peers.changed() => changed.ok()?,
+                }
+            }
+        }
+    })
 }
 
 /// The stream, until the other half of the result is dropped. A call that is given up holds its connection for as long as
@@ -108,15 +137,21 @@ fn shortened(text: &str) -> String {
 mod tests {
     use super::*;
 
+    fn id() -> ClusterId {
+        "3f2c0a44-8c1e-4a8e-9d55-0123456789ab".parse().unwrap()
+    }
+
     #[tokio::test]
     async fn peers_are_told_when_it_is_known_and_only_of_what_concerns_them() {
-        let own = watch::Sender::new(None);
-        let mut told = Box::pin(announcements(own.subscribe()));
+        let (own, peers) = (watch::Sender::new(None), watch::Sender::new(None));
+        let mut told = Box::pin(announcements(own.subscribe(), peers.subscribe(), id()));
         let cidr = |text: &str| Own {
-            announcement: Announcement { pod_cidrs: vec![text.parse().unwrap()], gateways: Vec::new() },
+            announcement: Announcement { pod_cidrs: vec![text.parse().unwrap()], ..Announcement::default() },
             ..Own::default()
         };
         own.send_replace(Some(cidr("10.1.0.0/16")));
+        assert!(futures::poll!(told.next()).is_pending(), "what a peer is told of others is in its status");
+        peers.send_replace(Some(BTreeMap::new()));
         assert_eq!(told.next().await.unwrap().pod_cidrs, ["10.1.0.0/16"]);
         own.send_replace(Some(Own { reserved: vec!["10.9.0.0/16".parse().unwrap()], ..cidr("10.1.0.0/16") }));
         assert!(futures::poll!(told.next()).is_pending());
@@ -127,7 +162,8 @@ mod tests {
     #[tokio::test]
     async fn nothing_more_is_to_be_told_once_nobody_listens() {
         let own = watch::Sender::new(Some(Own::default()));
-        let (held, told) = until_dropped(announcements(own.subscribe()));
+        let peers = watch::Sender::new(Some(BTreeMap::new()));
+        let (held, told) = until_dropped(announcements(own.subscribe(), peers.subscribe(), id()));
         let mut told = Box::pin(told);
         assert!(told.next().await.is_some());
         assert!(futures::poll!(told.next()).is_pending());

@@ -1,8 +1,8 @@
 //! The network between this cluster and its peers: what each tells the other, under which prefixes they see each other,
 //! and how it is. One per peer, whichever borrows.
 //!
-//! `ipam`, `announcement`, `condition` and `guest` are pure; `own` and `keys` read and write this cluster; `exchange` is the
-//! link; `invitation` is what a join token tells before there is one; `reconcile` brings it all together in the status of
+//! `ipam`, `announcement`, `transit`, `condition` and `guest` are pure; `own`, `keys` and `transit_pods` read and write this
+//! cluster; `exchange` is the link; `invitation` is what a join token tells before there is one; `reconcile` brings it all together in the status of
 //! the Peers, from which gateways and nodes take what they need.
 
 mod announcement;
@@ -14,6 +14,8 @@ mod ipam;
 mod keys;
 mod own;
 mod reconcile;
+mod transit;
+mod transit_pods;
 
 use crate::args::NetworkArgs;
 use announcement::Announcement;
@@ -25,6 +27,7 @@ use liquid_crds::{ClusterId, Peer, PeerGateway};
 use own::Own;
 use std::collections::BTreeMap;
 use tokio::sync::watch;
+use transit::Shared;
 
 /// The condition that says whether pods of both clusters reach each other.
 const CONDITION: &str = "NetworkReady";
@@ -48,6 +51,8 @@ pub(crate) struct Network {
     peers: watch::Sender<Option<BTreeMap<String, Peer>>>,
     heard: watch::Sender<BTreeMap<ClusterId, Heard>>,
     invited: watch::Sender<BTreeMap<ClusterId, Invited>>,
+    /// Unknown until all offloaded namespaces were read.
+    shared: watch::Sender<Option<Shared>>,
 }
 
 impl Network {
@@ -59,6 +64,7 @@ impl Network {
             peers: watch::Sender::new(None),
             heard: watch::Sender::new(BTreeMap::new()),
             invited: watch::Sender::new(BTreeMap::new()),
+            shared: watch::Sender::new(None),
         }
     }
 
@@ -78,8 +84,10 @@ impl Network {
             return reconcile::clear(client, self.peers.subscribe()).await;
         }
         let pools = settings.remap_pool.clone();
+        let (peers, shared) = (self.peers.subscribe(), self.shared.clone());
         tokio::join!(
-            own::observe(client.clone(), namespace, settings, self.own.clone()),
+            own::observe(client.clone(), namespace.clone(), settings, self.own.clone()),
+            transit_pods::observe(client.clone(), namespace, peers, shared),
             reconcile::reconcile(client, self, pools),
         );
     }

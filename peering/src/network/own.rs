@@ -208,7 +208,8 @@ impl Picture {
         reserved.sort();
         reserved.dedup();
         let ready = self.ready.iter().filter(|(_, ready)| **ready).map(|(name, _)| name.clone()).collect();
-        let announcement = Announcement { pod_cidrs, gateways: gateways.collect() };
+        let announcement =
+            Announcement { pod_cidrs, gateways: gateways.collect(), ..Announcement::default() };
         let gateways = self.services.keys().chain(self.ready.keys()).cloned().collect();
         Own { announcement, reserved, ready, gateways }
     }

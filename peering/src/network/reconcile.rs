@@ -6,13 +6,14 @@ use super::guest::guest;
 use super::invitation::Invited;
 use super::ipam::{Mapping, Space, assign};
 use super::own::{Own, addresses};
+use super::transit::{Shared, takes, told};
 use super::{CONDITION, Heard, Network, is_peered, name, seed};
 use crate::status::{Report, report};
 use ipnet::IpNet;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use liquid_crds::{
-    ClusterId, ConditionUpdate, GROUP, NetworkStatus, Peer, PodCidr, Transport, VERSION,
+    ClusterId, ConditionUpdate, GROUP, NetworkStatus, Peer, PodCidr, TransitCidr, Transport, VERSION,
     condition as find_condition,
 };
 use serde_json::json;
@@ -31,10 +32,12 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
     let mut own = network.own.subscribe();
     let mut heard = network.heard.subscribe();
     let mut invited = network.invited.subscribe();
+    let mut shared = network.shared.subscribe();
     loop {
         let (known, ours) = (peers.borrow_and_update().clone(), own.borrow_and_update().clone());
         let told = heard.borrow_and_update().clone();
         let tokens = invited.borrow_and_update().clone();
+        let in_common = shared.borrow_and_update().clone();
         let mut failed = false;
         if let (Some(known), Some(ours)) = (&known, &ours) {
             let word = |peer: &Peer| {
@@ -56,7 +59,7 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
                     }
                 }
             }
-            for (peer, wanted) in wanted(known, ours, word, &pool) {
+            for (peer, wanted) in wanted(known, ours, word, &pool, in_common.as_ref()) {
                 if is_written(peer, &wanted) {
                     continue;
                 }
@@ -75,6 +78,7 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
             changed = own.changed() => if changed.is_err() { return },
             changed = heard.changed() => if changed.is_err() { return },
             changed = invited.changed() => if changed.is_err() { return },
+            changed = shared.changed() => if changed.is_err() { return },
             () = sleep(RETRY_PAUSE), if failed => {}
         }
     }
@@ -150,6 +154,7 @@ fn wanted<'a, 'h>(
     own: &Own,
     word: impl Fn(&Peer) -> Word<'h>,
     pool: &[IpNet],
+    shared: Option<&Shared>,
 ) -> Vec<(&'a Peer, Wanted)> {
     let endpoints = peers.values().flat_map(|peer| {
         let link = peer.spec.consume.as_ref().map(|consume| peer.endpoints(consume)).unwrap_or_default();
@@ -169,9 +174,16 @@ fn wanted<'a, 'h>(
     let mut claims: BTreeMap<&str, Vec<IpNet>> = peers
         .iter()
         .filter(|(_, peer)| is_peered(peer))
-        .map(|(name, peer)| (name.as_str(), claimed(&recorded(peer))))
+        .map(|(name, peer)| (name.as_str(), claimed(recorded(peer).all())))
         .collect();
-    let (settled, new): (Vec<_>, Vec<_>) = peers.iter().partition(|(_, peer)| !recorded(peer).is_empty());
+    let taken = |peer: &Peer| -> Option<&'h [IpNet]> {
+        match word(peer).heard {
+            Some(Heard::Told(told)) => Some(&told.taken),
+            Some(Heard::Absent(_)) => Some(&[]),
+            Some(Heard::Invalid(_)) | None => None,
+        }
+    };
+    let (settled, new): (Vec<_>, Vec<_>) = peers.iter().partition(|(_, peer)| !recorded(peer).own.is_empty());
     let mut all = Vec::with_capacity(peers.len());
     for (name, peer) in settled.into_iter().chain(new) {
         if !is_peered(peer) {
@@ -183,8 +195,9 @@ fn wanted<'a, 'h>(
             .filter(|(other, _)| *other != name)
             .flat_map(|(_, claims)| claims.iter().copied())
             .collect();
-        let (wanted, mapped) = of_peer(peer, own, word(peer), &others, &space);
-        claims.insert(name, claimed(&mapped));
+        let transit = told(name, peers, shared, taken);
+        let (wanted, mapped) = of_peer(peer, own, word(peer), transit, &others, &space);
+        claims.insert(name, claimed(mapped.all()));
         all.push((peer, wanted));
     }
     all
@@ -194,25 +207,29 @@ fn of_peer(
     peer: &Peer,
     own: &Own,
     word: Word<'_>,
+    transit: Vec<TransitCidr>,
     others: &[IpNet],
     space: &Space,
-) -> (Wanted, Vec<Mapping>) {
+) -> (Wanted, Mapped) {
     let known = recorded(peer);
     let status = peer.status.as_ref().and_then(|status| status.network.clone());
     let persisted = || Announcement {
-        pod_cidrs: known.iter().map(|mapping| mapping.real).collect(),
+        pod_cidrs: known.own.iter().map(|mapping| mapping.real).collect(),
         gateways: status.as_ref().map(|network| network.gateways.clone()).unwrap_or_default(),
+        transit: known.transit.iter().map(|mapping| mapping.real).collect(),
+        taken: Vec::new(),
     };
     // What a peer told before this process began holds until it says something else.
     let (mut theirs, mut trouble) = match word.heard {
         Some(Heard::Told(told)) => (told.clone(), None),
         // The link depends on what is known of the gateways: they stay, so that it finds the peer when it has them again.
         Some(Heard::Absent(why)) if is_in_band(peer) => {
-            (Announcement { pod_cidrs: Vec::new(), ..persisted() }, Some(Trouble::Absent(why)))
+            let gateways = persisted().gateways;
+            (Announcement { gateways, ..Announcement::default() }, Some(Trouble::Absent(why)))
         }
         Some(Heard::Absent(why)) => (Announcement::default(), Some(Trouble::Absent(why))),
         Some(Heard::Invalid(why)) => (persisted(), Some(Trouble::Invalid(why))),
-        None if known.is_empty() => (persisted(), Some(Trouble::Untold)),
+        None if known.own.is_empty() => (persisted(), Some(Trouble::Untold)),
         None => (persisted(), None),
     };
     // A token is newer than what was heard before it was made, and there is no other way while it is not used.
@@ -225,25 +242,35 @@ fn of_peer(
         trouble = trouble.or(Some(Trouble::NoCommonFamily));
     }
     theirs.pod_cidrs = common;
-    let (mapped, no_room) = match assign(&theirs.pod_cidrs, &known, others, space, seed(peer)) {
+    theirs.transit = common_families(&own.announcement.pod_cidrs, &theirs.transit);
+    let (own_pods, no_room) = match assign(&theirs.pod_cidrs, &known.own, others, space, seed(peer)) {
         Ok(mapped) => (mapped, None),
         Err(error) => (Vec::new(), Some(error.to_string())),
     };
     if let Some(why) = &no_room {
         trouble = trouble.or(Some(Trouble::NoRoom(why)));
     }
-    let texts = mapped
-        .iter()
-        .map(|mapping| PodCidr { real: mapping.real.to_string(), seen: mapping.seen.to_string() });
+    // They must never be in the way of its own.
+    let further = if takes(peer) && !own_pods.is_empty() { theirs.transit.as_slice() } else { &[] };
+    let others: Vec<IpNet> = others.iter().copied().chain(claimed(own_pods.iter())).collect();
+    let (further, not_taken) = match assign(further, &known.transit, &others, space, seed(peer)) {
+        Ok(mapped) => (mapped, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    let mapped = Mapped { own: own_pods, transit: further };
     let network = NetworkStatus {
-        pod_cidrs: texts.collect(),
+        pod_cidrs: mapped.shown().collect(),
+        transit,
         our_pod_cidrs: own.announcement.pod_cidrs.iter().map(ToString::to_string).collect(),
         gateways: theirs.gateways,
         guest: guest(word.invited, status.as_ref(), &own.ready),
         // The gateways write these.
         tunnels: status.map(|network| network.tunnels).unwrap_or_default(),
     };
-    let update = condition::of(own, Some(&network), trouble);
+    let mut update = condition::of(own, Some(&network), trouble);
+    if let Some(why) = not_taken {
+        update.message = format!("{}; its pods in further clusters are not reached: {why}", update.message);
+    }
     ((Some(NetworkStatus { tunnels: Vec::new(), ..network }), Some(update)), mapped)
 }
 
@@ -259,15 +286,46 @@ fn is_in_band(peer: &Peer) -> bool {
     peer.spec.consume.as_ref().is_some_and(|consume| consume.transport == Transport::InBand)
 }
 
-/// How the peer was seen so far.
-fn recorded(peer: &Peer) -> Vec<Mapping> {
-    let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
-    let prefixes = network.into_iter().flat_map(|network| &network.pod_cidrs).filter_map(PodCidr::prefixes);
-    prefixes.map(|(real, seen)| Mapping { real, seen }).collect()
+/// How a peer is seen.
+#[derive(Debug, Default)]
+struct Mapped {
+    /// Its own pods.
+    own: Vec<Mapping>,
+    /// Those in further clusters that are reached through it.
+    transit: Vec<Mapping>,
 }
 
-fn claimed(mapped: &[Mapping]) -> Vec<IpNet> {
-    mapped.iter().map(Mapping::claims).collect()
+impl Mapped {
+    fn all(&self) -> impl Iterator<Item = &Mapping> {
+        self.own.iter().chain(&self.transit)
+    }
+
+    fn shown(&self) -> impl Iterator<Item = PodCidr> {
+        let shown = |transit: bool| {
+            move |Mapping { real, seen }: &Mapping| PodCidr {
+                real: real.to_string(),
+                seen: seen.to_string(),
+                transit,
+            }
+        };
+        self.own.iter().map(shown(false)).chain(self.transit.iter().map(shown(true)))
+    }
+}
+
+/// How the peer was seen so far.
+fn recorded(peer: &Peer) -> Mapped {
+    let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
+    let mut mapped = Mapped::default();
+    for cidr in network.into_iter().flat_map(|network| &network.pod_cidrs) {
+        let Some((real, seen)) = cidr.prefixes() else { continue };
+        let of = if cidr.transit { &mut mapped.transit } else { &mut mapped.own };
+        of.push(Mapping { real, seen });
+    }
+    mapped
+}
+
+fn claimed<'m>(mapped: impl Iterator<Item = &'m Mapping>) -> Vec<IpNet> {
+    mapped.map(Mapping::claims).collect()
 }
 
 fn is_written(peer: &Peer, (network, update): &Wanted) -> bool {
@@ -310,8 +368,11 @@ mod tests {
         let cluster_id = format!("{}0000000-0000-4000-8000-000000000000", name.len());
         let mut peer =
             Peer::new(name, PeerSpec { cluster_id, consume: Some(consume), lend: None, network: None });
-        let pod_cidrs =
-            seen.iter().map(|(real, seen)| PodCidr { real: (*real).to_owned(), seen: (*seen).to_owned() });
+        let pod_cidrs = seen.iter().map(|(real, seen)| PodCidr {
+            real: (*real).to_owned(),
+            seen: (*seen).to_owned(),
+            transit: false,
+        });
         let network = NetworkStatus { pod_cidrs: pod_cidrs.collect(), ..NetworkStatus::default() };
         peer.status = Some(PeerStatus { network: Some(network), ..PeerStatus::default() });
         (name.to_owned(), peer)
@@ -319,7 +380,7 @@ mod tests {
 
     fn own() -> Own {
         Own {
-            announcement: Announcement { pod_cidrs: nets(&["10.244.0.0/24"]), gateways: Vec::new() },
+            announcement: Announcement { pod_cidrs: nets(&["10.244.0.0/24"]), ..Announcement::default() },
             reserved: nets(&["10.244.0.0/16"]),
             ..Own::default()
         }
@@ -330,7 +391,7 @@ mod tests {
     }
 
     fn told(pods: &[&str]) -> Heard {
-        Heard::Told(Announcement { pod_cidrs: nets(pods), gateways: Vec::new() })
+        Heard::Told(Announcement { pod_cidrs: nets(pods), ..Announcement::default() })
     }
 
     fn seen(all: &[(&Peer, Wanted)], name: &str) -> Vec<String> {
@@ -342,7 +403,7 @@ mod tests {
     fn two_peers_with_equal_prefixes_are_seen_apart_and_the_earlier_stays() {
         let peers = BTreeMap::from([peer("a", &[]), peer("bb", &[("10.1.0.0/16", "10.1.0.0/16")])]);
         let heard = told(&["10.1.0.0/16"]);
-        let all = wanted(&peers, &own(), |_| said(&heard), &nets(&["10.192.0.0/10"]));
+        let all = wanted(&peers, &own(), |_| said(&heard), &nets(&["10.192.0.0/10"]), None);
         assert_eq!(seen(&all, "bb"), ["10.1.0.0/16"]);
         assert!(seen(&all, "a")[0].starts_with("10.") && seen(&all, "a") != seen(&all, "bb"));
     }
@@ -350,10 +411,10 @@ mod tests {
     #[test]
     fn a_peer_that_is_silent_after_a_restart_stays_as_it_was() {
         let peers = BTreeMap::from([peer("b", &[("10.244.0.0/24", "10.200.0.0/24")])]);
-        let all = wanted(&peers, &own(), |_| Word::default(), &nets(&["10.192.0.0/10"]));
+        let all = wanted(&peers, &own(), |_| Word::default(), &nets(&["10.192.0.0/10"]), None);
         assert_eq!(seen(&all, "b"), ["10.200.0.0/24"]);
         let absent = Heard::Absent("none".to_owned());
-        let all = wanted(&peers, &own(), |_| said(&absent), &nets(&["10.192.0.0/10"]));
+        let all = wanted(&peers, &own(), |_| said(&absent), &nets(&["10.192.0.0/10"]), None);
         assert!(seen(&all, "b").is_empty(), "it says itself that it has none");
     }
 
@@ -366,8 +427,12 @@ mod tests {
             endpoints: vec!["10.1.0.7:51820".to_owned()],
             probes: false,
         };
-        let heard = Heard::Told(Announcement { pod_cidrs: nets(&["10.1.0.0/16"]), gateways: vec![gateway] });
-        let all = wanted(&peers, &own(), |_| said(&heard), &nets(&["10.192.0.0/10"]));
+        let heard = Heard::Told(Announcement {
+            pod_cidrs: nets(&["10.1.0.0/16"]),
+            gateways: vec![gateway],
+            ..Announcement::default()
+        });
+        let all = wanted(&peers, &own(), |_| said(&heard), &nets(&["10.192.0.0/10"]), None);
         assert_ne!(seen(&all, "b"), ["10.1.0.0/16"]);
     }
 
@@ -376,15 +441,18 @@ mod tests {
         let peers = BTreeMap::from([peer("b", &[])]);
         let mut own = own();
         let both = told(&["10.1.0.0/16", "fd00:1::/64"]);
-        assert_eq!(seen(&wanted(&peers, &own, |_| said(&both), &[]), "b"), ["10.1.0.0/16"]);
+        assert_eq!(seen(&wanted(&peers, &own, |_| said(&both), &[], None), "b"), ["10.1.0.0/16"]);
         own.announcement.pod_cidrs = nets(&["10.244.0.0/24", "fd00:2::/64"]);
-        assert_eq!(seen(&wanted(&peers, &own, |_| said(&both), &[]), "b"), ["10.1.0.0/16", "fd00:1::/64"]);
+        assert_eq!(
+            seen(&wanted(&peers, &own, |_| said(&both), &[], None), "b"),
+            ["10.1.0.0/16", "fd00:1::/64"]
+        );
         own.announcement.pod_cidrs = nets(&["fd00:2::/64"]);
         let other = told(&["10.1.0.0/16"]);
-        let all = wanted(&peers, &own, |_| said(&other), &[]);
+        let all = wanted(&peers, &own, |_| said(&other), &[], None);
         assert_eq!(all[0].1.1.as_ref().unwrap().reason, "NoCommonIPFamily");
         own.announcement.pod_cidrs.clear();
-        assert_eq!(seen(&wanted(&peers, &own, |_| said(&other), &[]), "b"), ["10.1.0.0/16"]);
+        assert_eq!(seen(&wanted(&peers, &own, |_| said(&other), &[], None), "b"), ["10.1.0.0/16"]);
     }
 
     #[test]
@@ -413,11 +481,11 @@ mod tests {
         let ready = Own { ready: ["g0".to_owned()].into(), ..own() };
         let (_, peer) = peer("b", &[]);
         let of = |word: Word<'_>| {
-            of_peer(&peer, &ready, word, &[], &Space { reserved: Vec::new(), pool: Vec::new() })
+            of_peer(&peer, &ready, word, Vec::new(), &[], &Space { reserved: Vec::new(), pool: Vec::new() })
         };
         let invitation = Invitation { gateways: vec![gateway("new")], guest: Some("g".to_owned()) };
         let (heard, invited) = (
-            Heard::Told(Announcement { pod_cidrs: Vec::new(), gateways: vec![gateway("old")] }),
+            Heard::Told(Announcement { gateways: vec![gateway("old")], ..Announcement::default() }),
             Invited::With(invitation),
         );
         let ((network, _), _) = of(Word { heard: Some(&heard), invited: Some(&invited) });
@@ -437,9 +505,61 @@ mod tests {
         peer.status.as_mut().unwrap().network.as_mut().unwrap().gateways = vec![gateway.clone()];
         let absent = Heard::Absent("none".to_owned());
         let space = Space { reserved: Vec::new(), pool: Vec::new() };
-        let ((network, _), _) = of_peer(&peer, &own(), said(&absent), &[], &space);
+        let ((network, _), _) = of_peer(&peer, &own(), said(&absent), Vec::new(), &[], &space);
         let network = network.unwrap();
         assert_eq!((network.gateways, network.pod_cidrs), (vec![gateway], Vec::new()));
+    }
+
+    /// B's view of A, which lets its pods run here and tells of those in C.
+    fn of_hub(known: &[(&str, &str, bool)], pods: &[&str], transit: &[&str], allowed: bool) -> Vec<PodCidr> {
+        let (_, mut peer) = peer("a", &[]);
+        peer.spec.lend = Some(liquid_crds::LendSpec::default());
+        let transit_policy = (!allowed).then_some(liquid_crds::TransitPolicy::None);
+        peer.spec.network = Some(liquid_crds::NetworkSpec { access: None, transit: transit_policy });
+        let pod_cidrs = known.iter().map(|(real, seen, transit)| PodCidr {
+            real: (*real).to_owned(),
+            seen: (*seen).to_owned(),
+            transit: *transit,
+        });
+        peer.status.as_mut().unwrap().network.as_mut().unwrap().pod_cidrs = pod_cidrs.collect();
+        let heard = Heard::Told(Announcement {
+            pod_cidrs: nets(pods),
+            transit: nets(transit),
+            ..Announcement::default()
+        });
+        let space = Space { reserved: nets(&["10.244.0.0/16"]), pool: nets(&["10.192.0.0/15"]) };
+        let ((network, _), _) = of_peer(&peer, &own(), said(&heard), Vec::new(), &[], &space);
+        network.unwrap().pod_cidrs
+    }
+
+    fn shown(cidrs: &[PodCidr]) -> Vec<(&str, &str, bool)> {
+        cidrs.iter().map(|cidr| (cidr.real.as_str(), cidr.seen.as_str(), cidr.transit)).collect()
+    }
+
+    #[test]
+    fn pods_in_further_clusters_find_a_place_beside_the_peers_own() {
+        let found = of_hub(&[], &["10.244.0.0/24"], &["10.50.0.0/24", "10.244.7.0/24"], true);
+        let [own, free, moved] = found.as_slice() else { panic!("{found:?}") };
+        assert!(own.real == "10.244.0.0/24" && own.seen != own.real && !own.transit);
+        assert_eq!(shown(std::slice::from_ref(free)), [("10.50.0.0/24", "10.50.0.0/24", true)]);
+        assert!(moved.real == "10.244.7.0/24" && moved.seen != moved.real && moved.transit);
+        let known: Vec<_> = shown(&found);
+        assert_eq!(of_hub(&known, &["10.244.0.0/24"], &["10.50.0.0/24", "10.244.7.0/24"], true), found);
+        assert_eq!(
+            of_hub(&known, &["10.244.0.0/24"], &["10.50.0.0/24"], false),
+            found[..1],
+            "not wanted here"
+        );
+    }
+
+    #[test]
+    fn a_peers_own_pods_have_their_place_whatever_there_is_in_further_clusters() {
+        // Two places in the pool, and three blocks that need one.
+        let transit = ["10.244.7.0/24", "10.245.0.0/24"];
+        let known = [("10.244.7.0/24", "10.192.7.0/24", true), ("10.245.0.0/24", "10.193.0.0/24", true)];
+        let found = of_hub(&known, &["10.244.0.0/24"], &transit, true);
+        assert_eq!(found.iter().filter(|cidr| !cidr.transit).count(), 1);
+        assert!(found[0].seen.starts_with("10.19"), "{found:?}");
     }
 
     #[test]
@@ -455,7 +575,7 @@ mod tests {
     fn what_was_written_is_not_written_again() {
         let peers = BTreeMap::from([peer("b", &[])]);
         let heard = told(&["10.1.0.0/16"]);
-        let (peer, wanted) = wanted(&peers, &own(), |_| said(&heard), &[]).remove(0);
+        let (peer, wanted) = wanted(&peers, &own(), |_| said(&heard), &[], None).remove(0);
         assert!(!is_written(peer, &wanted));
         let mut written = peer.clone();
         let status = written.status.as_mut().unwrap();

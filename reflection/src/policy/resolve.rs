@@ -27,7 +27,8 @@ pub struct View<'a> {
     pub census: &'a Census,
     /// Namespaces whose pods may run in the provider.
     pub offloaded: &'a BTreeSet<String>,
-    /// Prefixes of pods at home, if there is a network between the clusters.
+    /// Prefixes of pods at home, if there is a network between the clusters, and in other providers that are reached through
+    /// home.
     pub own: &'a [IpNet],
     /// Prefixes of the provider's pods, and those under which home sees them.
     pub seen: &'a Prefixes,

@@ -513,7 +513,11 @@ impl Actor {
         let Some(wanted) = &self.wanted else { return Vec::new() };
         let network = {
             let provider = self.provider.borrow();
-            Network { own: provider.own_prefixes.clone(), seen: provider.prefixes.clone() }
+            Network {
+                own: provider.own_prefixes.clone(),
+                transit: provider.transit_prefixes.clone(),
+                seen: provider.prefixes.clone(),
+            }
         };
         self.companions.keep(wanted, network, &mut self.consumer)
     }

@@ -23,6 +23,7 @@ use ipnet::IpNet;
 use issue::Issued;
 use kube::Client;
 use kube::api::{DynamicObject, PartialObjectMeta};
+use liquid_crds::IngressReflection;
 use liquid_link::digest::Hash;
 use liquid_reflection::companion::{
     HOME_API_SERVER, HOME_ROOT_CA, ROOT_CA, certificates, is_made_for_pods, is_reflected, portable,
@@ -100,6 +101,9 @@ pub(super) struct Companions {
     led: BTreeMap<String, Uid>,
     policies: Policies,
     picture: Picture,
+    network: Network,
+    /// Namespaces whose Ingresses are in the provider, too.
+    let_in: BTreeSet<String>,
     /// All pods of all virtual nodes are known: what none of them refers to is not wanted.
     pods_known: bool,
     /// Objects being read, and whether that is to be done once more.
@@ -131,10 +135,12 @@ pub(super) enum Effect {
 }
 
 /// How pods of both clusters reach each other.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Network {
     /// Prefixes of this cluster's pods, which the provider's may reach.
     pub(super) own: Vec<IpNet>,
+    /// Prefixes of pods in other providers. Those of this cluster's are reached through it.
+    pub(super) transit: Vec<IpNet>,
     /// Prefixes of the provider's pods, and how they are seen here.
     pub(super) seen: Prefixes,
 }
@@ -164,6 +170,8 @@ impl Companions {
             led: BTreeMap::new(),
             policies: Policies::default(),
             picture: Picture::default(),
+            network: Network::default(),
+            let_in: BTreeSet::new(),
             pods_known: false,
             reading: BTreeMap::new(),
             owed: BTreeMap::new(),
@@ -196,8 +204,8 @@ impl Companions {
         network: Network,
         consumer: &mut Consumer,
     ) -> Vec<String> {
-        let Network { own, seen } = network;
-        let renumbered = own != self.picture.own;
+        let renumbered = (&network.own, &network.transit) != (&self.network.own, &self.network.transit);
+        let Network { own, transit, seen } = network.clone();
         let way = own.iter().any(|prefix| prefix.contains(&self.server.ip()));
         let kept = || namespaces.iter().filter(|(_, namespace)| !namespace.leaving);
         let offloaded: BTreeSet<String> = kept().map(|(name, _)| name.clone()).collect();
@@ -214,11 +222,18 @@ impl Companions {
                 accesses.insert(name.clone(), access);
             }
         }
-        (self.picture.own, self.picture.seen, self.picture.offloaded) = (own, seen, offloaded);
+        self.picture.own = own.into_iter().chain(transit).collect();
+        (self.picture.seen, self.picture.offloaded) = (seen, offloaded);
+        self.network = network;
+        let let_in = kept().filter(|(_, it)| it.reflection.ingresses == IngressReflection::All);
+        let let_in: BTreeSet<String> = let_in.map(|(name, _)| name.clone()).collect();
+        let earlier_in = std::mem::replace(&mut self.let_in, let_in);
         let earlier = std::mem::replace(&mut self.access, accesses);
         self.give_up(&rules, consumer);
         for (set, rule) in rules {
-            self.follow(set, rule, renumbered, consumer);
+            let scope = &*set.scope;
+            let anew = renumbered || earlier_in.contains(scope) != self.let_in.contains(scope);
+            self.follow(set, rule, anew, consumer);
         }
         let names: BTreeSet<&String> = earlier.keys().chain(self.access.keys()).collect();
         let names: Vec<String> = names.into_iter().cloned().collect();
@@ -632,7 +647,10 @@ impl Companions {
             let secrets = certificates(object).map(|name| (Kind::Secret, name.to_owned())).collect();
             self.refer(User::Ingress(target.key.clone()), secrets, consumer);
         }
-        match body(target.set.kind, object, &self.picture.own) {
+        // What is behind an Ingress is reached by pods of the provider, whose packets nobody passes on.
+        let transit =
+            if self.let_in.contains(&*target.set.scope) { &[] } else { self.network.transit.as_slice() };
+        match body(target.set.kind, object, &self.network.own, transit) {
             Ok(Some(body)) if target.set.kind == Kind::NetworkPolicy => {
                 self.policies.insert(target.key, target.uid, body);
                 self.want_census();
@@ -708,17 +726,29 @@ fn name_there(set: &SetRef, name: &str) -> Option<Arc<str>> {
 }
 
 /// The body of an object as the provider shall have it; `None` if there is nothing in it for it.
-fn body(kind: Kind, object: &Value, own_prefixes: &[IpNet]) -> Result<Option<Value>, String> {
+fn body(kind: Kind, object: &Value, own: &[IpNet], transit: &[IpNet]) -> Result<Option<Value>, String> {
     let mut body = portable(kind, object)?;
     if kind == Kind::EndpointSlice {
-        // Endpoints on virtual nodes are pods of providers: each finds its own by the selector.
-        let own =
-            |address: IpAddr| own_prefixes.iter().any(|prefix| prefix.contains(&address)).then_some(address);
-        if !translate_endpoints(&mut body, own) {
+        let pods = addresses_of_pods(object);
+        let within = |prefixes: &[IpNet], address| prefixes.iter().any(|prefix| prefix.contains(&address));
+        // Of endpoints on virtual nodes, the provider finds its own by the selector; those in others are told of where they
+        // are reached, which pods are and nothing else.
+        let reached =
+            |address: IpAddr| within(own, address) || (within(transit, address) && pods.contains(&address));
+        if !translate_endpoints(&mut body, |address| reached(address).then_some(address)) {
             return Ok(None);
         }
     }
     Ok(Some(body))
+}
+
+/// Addresses in an EndpointSlice that are said to be those of pods.
+fn addresses_of_pods(slice: &Value) -> BTreeSet<IpAddr> {
+    let endpoints = slice.get("endpoints").and_then(Value::as_array).into_iter().flatten();
+    let pods = endpoints
+        .filter(|endpoint| endpoint.pointer("/targetRef/kind").and_then(Value::as_str) == Some("Pod"));
+    let addresses = pods.filter_map(|endpoint| endpoint.get("addresses")?.as_array()).flatten();
+    addresses.filter_map(|address| address.as_str()?.parse().ok()).collect()
 }
 
 /// The Service that leads to this cluster's API server, and where it leads: to `server`, a pod here.
@@ -751,10 +781,22 @@ mod tests {
             json!({"addressType": "IPv4", "endpoints": endpoints})
         };
         let own: Vec<IpNet> = vec!["10.244.0.0/16".parse().unwrap()];
-        let kept = body(Kind::EndpointSlice, &slice(&["10.244.0.7", "100.64.0.7"]), &own).unwrap().unwrap();
+        let body = |slice: &Value, transit: &[IpNet]| body(Kind::EndpointSlice, slice, &own, transit);
+        let kept = body(&slice(&["10.244.0.7", "100.64.0.7"]), &[]).unwrap().unwrap();
         assert_eq!(kept["endpoints"], json!([{"addresses": ["10.244.0.7"]}]));
-        assert_eq!(body(Kind::EndpointSlice, &slice(&["100.64.0.7"]), &own), Ok(None), "pods of a provider");
-        assert_eq!(body(Kind::EndpointSlice, &slice(&[]), &own), Ok(None));
+        assert_eq!(body(&slice(&["100.64.0.7"]), &[]), Ok(None), "pods of a provider");
+        assert_eq!(body(&slice(&[]), &[]), Ok(None));
+
+        let transit: Vec<IpNet> = vec!["100.64.0.0/16".parse().unwrap()];
+        let mut pods = slice(&["10.244.0.7", "100.64.0.7", "100.65.0.7"]);
+        for endpoint in pods["endpoints"].as_array_mut().unwrap() {
+            endpoint["targetRef"] = json!({"kind": "Pod", "name": "p"});
+            endpoint["conditions"] = json!({"ready": false});
+        }
+        let kept = body(&pods, &transit).unwrap().unwrap();
+        let unready = |ip: &str| json!({"addresses": [ip], "conditions": {"ready": false}});
+        assert_eq!(kept["endpoints"], json!([unready("10.244.0.7"), unready("100.64.0.7")]));
+        assert_eq!(body(&slice(&["100.64.0.7"]), &transit), Ok(None), "whatever that is, it is no pod");
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub(super) struct Picture {
     pub(super) census: Census,
     /// Namespaces whose pods may run in the provider.
     pub(super) offloaded: BTreeSet<String>,
-    /// Prefixes of pods at home.
+    /// Prefixes of pods that the provider sees as those of home: at home, and in other providers that are reached through it.
     pub(super) own: Vec<IpNet>,
     /// Prefixes of the provider's pods, and how they are seen at home.
     pub(super) seen: Prefixes,

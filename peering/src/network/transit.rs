@@ -1,0 +1,210 @@
+//! Pods of this cluster that run in several peers reach each other through it: what each peer is told of the others. Pure.
+//!
+//! A peer is told how this cluster sees the pods of another one, as prefixes of its own, so it finds a place for them as for
+//! these. It says which it has taken. Endpoints are listed once both have taken what they are told of each other: before
+//! that, packets would be dropped on one side.
+
+use super::announcement::{Announcement, MAX_TRANSIT};
+use super::own::Own;
+use ipnet::IpNet;
+use liquid_crds::{ClusterId, NetworkSpec, NetworkStatus, Peer, PodCidr, TransitCidr};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Which peers have a namespace of this cluster in common.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Shared(BTreeSet<(String, String)>);
+
+impl Shared {
+    /// From the peers that have a namespace, for each.
+    pub(super) fn new<'a>(namespaces: impl Iterator<Item = &'a BTreeSet<String>>) -> Self {
+        let mut pairs = BTreeSet::new();
+        for peers in namespaces {
+            let others = |one: &'a String| peers.iter().filter(move |other| *other != one);
+            pairs.extend(
+                peers.iter().flat_map(|one| others(one).map(move |other| (one.clone(), other.clone()))),
+            );
+        }
+        Self(pairs)
+    }
+
+    /// The peers that have one in common with this.
+    pub(super) fn with(&self, peer: &str) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(move |(one, _)| one == peer).map(|(_, other)| other.as_str())
+    }
+
+    /// All peers that have one in common with another.
+    pub(super) fn peers(&self) -> BTreeSet<&str> {
+        self.0.iter().map(|(one, _)| one.as_str()).collect()
+    }
+}
+
+/// Whether what the peer tells of its pods in further clusters is taken: it lets its pods run here.
+pub(super) fn takes(peer: &Peer) -> bool {
+    peer.spec.lend.is_some() && peer.spec.network.as_ref().is_none_or(NetworkSpec::takes_transit)
+}
+
+/// Whether this cluster passes packets on to the peer and from it.
+fn takes_part(peer: &Peer) -> bool {
+    let allowed = peer.spec.network.as_ref().is_none_or(NetworkSpec::passes_on);
+    peer.spec.consume.is_some() && peer.metadata.deletion_timestamp.is_none() && allowed
+}
+
+/// Where this cluster sees the peer's own pods, as its status has it.
+pub(super) fn own_pods(peer: &Peer) -> impl Iterator<Item = IpNet> {
+    let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
+    let own = network.into_iter().flat_map(NetworkStatus::own_pods);
+    own.filter_map(PodCidr::prefixes).map(|(_, seen)| seen)
+}
+
+/// What the peer of this name is told of others. `shared` is unknown at first: then that stays as it was. `taken` says what a
+/// peer has taken of what it was told, if it has said.
+pub(super) fn told<'t>(
+    name: &str,
+    peers: &BTreeMap<String, Peer>,
+    shared: Option<&Shared>,
+    taken: impl Fn(&Peer) -> Option<&'t [IpNet]>,
+) -> Vec<TransitCidr> {
+    let Some(peer) = peers.get(name) else { return Vec::new() };
+    let written = peer.status.as_ref().and_then(|status| status.network.as_ref());
+    let written = written.map(|network| network.transit.as_slice()).unwrap_or_default();
+    let Some(shared) = shared else { return written.to_vec() };
+    let mut told: Vec<TransitCidr> = Vec::new();
+    for other_name in shared.with(name).filter(|_| takes_part(peer)) {
+        let Some(other) = peers.get(other_name).filter(|other| takes_part(other)) else { continue };
+        let prefixes: Vec<IpNet> = own_pods(other).collect();
+        if told.len() + prefixes.len() > MAX_TRANSIT {
+            continue;
+        }
+        let known_there = taken(other).map(|there| own_pods(peer).all(|prefix| there.contains(&prefix)));
+        told.extend(prefixes.into_iter().map(|prefix| {
+            let seen = prefix.to_string();
+            let was_ready =
+                || written.iter().any(|known| known.ready && known.seen == seen && known.peer == other_name);
+            let known_here = taken(peer).map(|here| here.contains(&prefix));
+            let ready = known_here.zip(known_there).map_or_else(was_ready, |(here, there)| here && there);
+            TransitCidr { peer: other_name.to_owned(), ready, seen }
+        }));
+    }
+    told
+}
+
+/// What this cluster tells the peer with this identity.
+pub(super) fn announcement(own: &Own, peers: &BTreeMap<String, Peer>, to: &ClusterId) -> Announcement {
+    let peer = peers.values().find(|peer| peer.spec.cluster_id == to.as_str());
+    let network = peer.and_then(|peer| peer.status.as_ref()?.network.as_ref());
+    let told = network.into_iter().flat_map(|network| &network.transit);
+    let mut transit: Vec<IpNet> = told.filter_map(|cidr| cidr.seen.parse().ok()).collect();
+    transit.sort();
+    let taken = network.into_iter().flat_map(|network| &network.pod_cidrs).filter(|cidr| cidr.transit);
+    let taken = taken.filter_map(PodCidr::prefixes).map(|(real, _)| real).collect();
+    Announcement { transit, taken, ..own.announcement.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use liquid_crds::{AccessSpec, ConsumeSpec, PeerSpec, PeerStatus, TransitPolicy, Verdict};
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    fn id(number: usize) -> String {
+        format!("{number}0000000-0000-4000-8000-000000000000")
+    }
+
+    fn peer(number: usize, pods: &[(&str, bool)]) -> Peer {
+        let consume = Some(ConsumeSpec::default());
+        let mut peer =
+            Peer::new("p", PeerSpec { cluster_id: id(number), consume, lend: None, network: None });
+        let pod_cidrs = pods.iter().map(|(seen, transit)| PodCidr {
+            real: "10.244.0.0/16".to_owned(),
+            seen: (*seen).to_owned(),
+            transit: *transit,
+        });
+        let network = NetworkStatus { pod_cidrs: pod_cidrs.collect(), ..NetworkStatus::default() };
+        peer.status = Some(PeerStatus { network: Some(network), ..PeerStatus::default() });
+        peer
+    }
+
+    fn peers() -> BTreeMap<String, Peer> {
+        let of = |number, name: &str, pods: &[(&str, bool)]| (name.to_owned(), peer(number, pods));
+        BTreeMap::from([
+            of(1, "b", &[("10.201.0.0/16", false)]),
+            of(2, "c", &[("10.202.0.0/16", false), ("10.209.0.0/16", true)]),
+            of(3, "d", &[("10.203.0.0/16", false)]),
+        ])
+    }
+
+    fn shared(namespaces: &[&[&str]]) -> Shared {
+        let namespaces: Vec<BTreeSet<String>> =
+            namespaces.iter().map(|peers| peers.iter().map(|peer| (*peer).to_owned()).collect()).collect();
+        Shared::new(namespaces.iter())
+    }
+
+    fn shown(told: &[TransitCidr]) -> Vec<(&str, &str, bool)> {
+        told.iter().map(|cidr| (cidr.peer.as_str(), cidr.seen.as_str(), cidr.ready)).collect()
+    }
+
+    #[test]
+    fn peers_are_told_of_those_with_which_they_have_a_namespace_in_common_and_only_of_their_own_pods() {
+        let (peers, shared) = (peers(), shared(&[&["b", "c"], &["d"]]));
+        let told = |name| told(name, &peers, Some(&shared), |_| None);
+        assert_eq!(shown(&told("b")), [("c", "10.202.0.0/16", false)], "not of what is reached through c");
+        assert_eq!(shown(&told("c")), [("b", "10.201.0.0/16", false)]);
+        assert_eq!(shown(&told("d")), []);
+        assert_eq!(shared.peers(), ["b", "c"].into());
+    }
+
+    #[test]
+    fn endpoints_are_listed_when_both_know_of_each_other() {
+        let (mut peers, shared) = (peers(), shared(&[&["b", "c"]]));
+        let (b, c) = ([net("10.202.0.0/16")], [net("10.201.0.0/16")]);
+        let ready = |peers: &BTreeMap<String, Peer>, by_b: Option<&[IpNet]>, by_c: Option<&[IpNet]>| {
+            let taken = |peer: &Peer| if peer.spec.cluster_id == id(1) { by_b } else { by_c };
+            told("b", peers, Some(&shared), taken)[0].ready
+        };
+        assert!(ready(&peers, Some(&b), Some(&c)));
+        assert!(!ready(&peers, Some(&b), Some(&[])), "c drops what comes from there");
+        assert!(!ready(&peers, Some(&[]), Some(&c)));
+        assert!(!ready(&peers, None, Some(&c)));
+        let entry = TransitCidr { seen: b[0].to_string(), peer: "c".to_owned(), ready: true };
+        let status = peers.get_mut("b").unwrap().status.as_mut().unwrap();
+        status.network.as_mut().unwrap().transit = vec![entry.clone()];
+        assert!(ready(&peers, None, Some(&c)), "what was known before this process began holds");
+        assert!(!ready(&peers, None, None) || peers["b"].status.is_some());
+        assert_eq!(told("b", &peers, None, |_| None), [entry], "nothing is known of namespaces yet");
+    }
+
+    #[test]
+    fn who_does_not_want_it_or_restricts_access_takes_no_part() {
+        let shared = shared(&[&["b", "c"]]);
+        let with = |access: bool, transit: Option<TransitPolicy>| {
+            let mut peers = peers();
+            let access = access.then(|| AccessSpec { default: Verdict::Deny, ..AccessSpec::default() });
+            peers.get_mut("c").unwrap().spec.network = Some(NetworkSpec { access, transit });
+            let told = |name| told(name, &peers, Some(&shared), |_| None).len();
+            assert_eq!(told("b"), told("c"));
+            told("b")
+        };
+        assert_eq!(with(false, None), 1);
+        assert_eq!(with(true, None), 0);
+        assert_eq!(with(true, Some(TransitPolicy::OffloadedPods)), 1);
+        assert_eq!(with(false, Some(TransitPolicy::None)), 0);
+        let mut peers = peers();
+        peers.get_mut("c").unwrap().spec.consume = None;
+        assert!(told("b", &peers, Some(&shared), |_| None).is_empty(), "nothing of ours runs there");
+    }
+
+    #[test]
+    fn each_peer_is_told_what_concerns_it() {
+        let mut peers = peers();
+        let status = peers.get_mut("b").unwrap().status.as_mut().unwrap();
+        let entry = TransitCidr { seen: "10.202.0.0/16".to_owned(), peer: "c".to_owned(), ready: false };
+        status.network.as_mut().unwrap().transit = vec![entry];
+        let to = |number| announcement(&Own::default(), &peers, &id(number).parse().unwrap());
+        assert_eq!((to(1).transit, to(1).taken), (vec![net("10.202.0.0/16")], vec![]));
+        assert_eq!((to(2).transit, to(2).taken), (vec![], vec![net("10.244.0.0/16")]));
+        assert_eq!(to(9), Announcement::default());
+    }
+}
