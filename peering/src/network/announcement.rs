@@ -13,7 +13,7 @@ use thiserror::Error;
 /// largest message the link takes.
 pub(crate) const MAX_PREFIXES: usize = 256;
 /// Prefixes of pods in further clusters, as many as can be told of, or taken, beside these.
-pub(crate) const MAX_TRANSIT: usize = 64;
+pub(crate) const MAX_TRANSIT: usize = 32;
 /// Shortest prefixes taken: the largest private network, and what registries give to providers.
 const SHORTEST_V4: u8 = 8;
 const SHORTEST_V6: u8 = 32;
