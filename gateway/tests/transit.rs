@@ -6,7 +6,8 @@
 mod support;
 
 use liquid_gateway::drops::Drop;
-use liquid_gateway::gateway::Config;
+use liquid_gateway::gateway::{Clock, Config, Gateway, Handoff};
+use liquid_gateway::lanes::Lane;
 use liquid_gateway::nat::{Quoted, Remap};
 use liquid_gateway::packet::checksum::Sum;
 use liquid_gateway::packet::ip::Ip;
@@ -250,6 +251,33 @@ fn a_packet_that_is_too_big_for_the_second_tunnel_is_answered_to_the_pod_that_se
     assert_eq!(answer[HEADER..HEADER + 2], [3, 4]);
     assert_eq!(answer[HEADER + 6..HEADER + 8], 1300_u16.to_be_bytes());
     assert_eq!(ends(&quoted(answer)), ("10.244.1.5".into(), "10.82.2.7".into()), "it knows its packet again");
+}
+
+/// Of several lanes, each forwards what comes to it, and what it has no way for itself by the first.
+#[test]
+fn a_lane_without_a_way_to_the_other_peer_hands_the_packet_to_the_first() {
+    let (now, first, second) = (Instant::now(), key(At::A(0)), key(At::A(0)).lane(1));
+    let transit = transit(&["10.71.1.5", "10.72.2.7"]);
+    let of_lane = Config { private_key: second.clone(), ..hub(0, transit.clone(), 1420) };
+    let clock = Clock { instant: now, since_epoch: Duration::from_secs(1_800_000_000) };
+    let lane = Lane { number: 1, count: 2 };
+    let gateway = Gateway::new(of_lane, (lane, &first), [9; 32], clock, true);
+    let mut hub_lane = Host { key: second.clone(), gateway, address: address(At::A(0)) };
+    let mut to_hub = peer("a", &[("10.82.0.0/16", "10.72.0.0/16")], &[At::A(0)], 1420);
+    to_hub.tunnels[0].public_key = second.public();
+    let mut b = Host::new(config(At::B, vec![to_hub], Transit::default()), address(At::B), now);
+    support::exchange(now, &mut hub_lane, &mut b);
+    b.send(now, &udp("10.244.1.5", "10.82.2.7", b"x"));
+    assert_eq!(support::exchange(now, &mut hub_lane, &mut b), (vec![], vec![]));
+    let Some(Handoff::Onward(mut packet)) = hub_lane.gateway.poll_handoff() else { panic!("nothing") };
+    assert_eq!(ends(&packet), ("10.71.1.5".into(), "10.72.2.7".into()));
+    assert_eq!(hub_lane.gateway.poll_handoff(), None);
+
+    let mut world = World::new(&transit, 1420);
+    world.host(At::A(0)).gateway.handle_onward(now, &mut packet);
+    let there = world.carry();
+    let packet = only(&there, At::C);
+    assert_eq!((ends(packet), packet[8]), (("10.93.1.5".into(), "10.244.2.7".into()), 63), "one hop");
 }
 
 fn quoted(error: &[u8]) -> Vec<u8> {

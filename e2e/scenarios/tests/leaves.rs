@@ -194,6 +194,18 @@ async fn pods_in_two_providers_reach_each_other_through_home_and_nobody_else_doe
     }
     println!("reached by address, name and Service after {:.1} s", begin.elapsed().as_secs_f64());
 
+    // All three say so.
+    for (cluster, row) in [
+        (home, ["provider", "of third", "this cluster", "ready"]),
+        (home, ["third", "of provider", "this cluster", "ready"]),
+        (provider, ["this cluster", "10.", "home", "known"]),
+        (&third, ["this cluster", "10.", "home", "known"]),
+    ] {
+        let status = cluster.liquidctl.run(["status"]).await?.ok()?;
+        let is_it = |line: &str| line.starts_with(row[0]) && row.iter().all(|word| line.contains(word));
+        assert!(status.lines().any(is_it), "{row:?} in the status of {}: {status}", cluster.name);
+    }
+
     // Policies let in the very addresses that callers have.
     let policies: Api<NetworkPolicy> = Api::namespaced(third.client.clone(), THERE);
     third
