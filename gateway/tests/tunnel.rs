@@ -3,8 +3,10 @@
 mod support;
 
 use liquid_gateway::drops::Drop;
+use liquid_gateway::gateway::Handled;
 use liquid_gateway::nat::Quoted;
 use liquid_gateway::packet::ip::Ip;
+use liquid_gateway::packet::vnet::Offload;
 use liquid_gateway::peer::PeerConfig;
 use liquid_gateway::tunnel::{TunnelConfig, Why};
 use liquid_gateway::wireguard::key::{PresharedKey, PrivateKey};
@@ -407,4 +409,21 @@ proptest! {
         a.send(now, &bytes);
         a.transmits();
     }
+}
+
+/// Whoever may open packet sockets says what the kernel is to sum, and where to put it: over an address, which is looked at
+/// before.
+#[test]
+fn a_checksum_is_not_put_into_the_header() {
+    let now = Instant::now();
+    let (mut a, mut b) = pair(now, None);
+    a.send(now, &udp("10.244.0.5", "10.71.0.9", b"hello"));
+    assert_eq!(exchange(now, &mut a, &mut b).1.len(), 1);
+    for start in [0, 10, 12, 16, 19] {
+        let mut packet = udp("10.244.0.5", "10.71.0.9", b"hello");
+        let offload = Offload::Checksum { start, offset: 0 };
+        assert_eq!(a.gateway.handle_packet(now, offload, &mut packet), Handled::Here);
+    }
+    assert!(a.transmits().is_empty());
+    assert_eq!(a.gateway.drops().get(Drop::Malformed), 5);
 }

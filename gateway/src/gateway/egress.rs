@@ -66,6 +66,11 @@ impl Gateway {
         let transport = match offload {
             Offload::Segments { .. } => Transport::Partial,
             Offload::Checksum { start, .. } if usize::from(start) == ip.payload => Transport::Partial,
+            // Whoever may open packet sockets chooses freely what the kernel is to sum, and where it puts the sum: that would
+            // change addresses after they were looked at.
+            Offload::Checksum { start, .. } if usize::from(start) < ip.payload => {
+                return Err(Drop::Malformed.into());
+            }
             // What has a checksum further inside is somebody's tunnel: the outer one is finished.
             Offload::Checksum { .. } | Offload::None => Transport::Finished,
         };
