@@ -4,6 +4,7 @@ mod bench;
 mod child;
 mod demo;
 mod dependencies;
+mod fuzz;
 mod generate;
 mod image;
 mod lab;
@@ -34,6 +35,8 @@ enum Command {
     Lab(lab::Arguments),
     /// Build the image of this source tree, import it into a running lab, and print its reference.
     Image(image::Arguments),
+    /// Feed arbitrary input, guided by coverage, to what reads bytes from outside.
+    Fuzz(fuzz::Arguments),
     /// Run everything a change has to pass; as root, on real clusters too. Ends with a summary.
     Test(test::Arguments),
     /// Write the files that are generated: CRD manifests.
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
         Command::Image(arguments) => image::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Gen(arguments) => generate::run(&arguments),
         Command::Dependencies => dependencies::run(),
