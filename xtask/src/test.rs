@@ -21,13 +21,16 @@ const TEST_LABS: &str = "t-";
 /// What a run without any caches leaves on the disk: `target`, the build cache of Go, its modules, and what is built from them.
 const FILLS_GB: u64 = 15;
 
+/// How long each fuzz target is tried: new code is reached within seconds or not for hours.
+const FUZZ_SECONDS: &str = "10";
+
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Leave out what needs root and clusters: tests in network namespaces, the lab's own tests, the scenarios and
-    /// the matrix.
+    /// Leave out what needs root and clusters: tests in network namespaces, the lab's own tests and what plays on
+    /// whole clusters: scenarios, matrix, leaves.
     #[arg(long)]
     quick: bool,
-    /// Name of the lab the scenarios and the matrix play in; one of that name is taken down before and after.
+    /// Name of the lab these play in, one after the other; one of that name is taken down before and after.
     #[arg(long = "lab", default_value = "test", value_name = "NAME")]
     lab: LabName,
     /// Cargo profile of the image they install.
@@ -45,11 +48,13 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         run.skip("lab", "--quick");
         run.skip("scenarios", "--quick");
         run.skip("matrix", "--quick");
+        run.skip("leaves", "--quick");
     } else if !Uid::effective().is_root() {
         run.skip("netns", "needs root");
         run.skip("lab", "needs root");
         run.skip("scenarios", "needs root");
         run.skip("matrix", "needs root");
+        run.skip("leaves", "needs root");
     } else {
         netns(&mut run);
         lab(&mut run);
@@ -92,6 +97,7 @@ fn source(run: &mut Run<'_>) {
     run.stage(Stage::new("generated", workspace::xtask(&["gen", "--check"])));
     run.stage(Stage::new("dependencies", workspace::xtask(&["dependencies"])));
     run.stage(Stage::new("unit", cargo(&["test", "--workspace", "--no-fail-fast"])));
+    run.stage(Stage::new("fuzz", workspace::xtask(&["fuzz", "--seconds", FUZZ_SECONDS])));
 }
 
 /// Programs of the data path in network namespaces: no cluster, one thing at a time.
@@ -148,7 +154,7 @@ struct Play {
 }
 
 /// One lab after the other, so that two cores do.
-const PLAYS: [Play; 2] = [
+const PLAYS: [Play; 3] = [
     // The provider has a node to lose.
     Play { stages: ["lab up", "image", "scenarios"], lab: &["--nodes", "1,b=2"], tests: "scenarios" },
     Play {
@@ -164,6 +170,11 @@ const PLAYS: [Play; 2] = [
             "dual",
         ],
         tests: "matrix",
+    },
+    Play {
+        stages: ["leaves lab up", "leaves image", "leaves"],
+        lab: &["--clusters", "a,b,c", "--ip-families", "dual"],
+        tests: "leaves",
     },
 ];
 
