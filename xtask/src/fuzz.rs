@@ -28,8 +28,11 @@ pub(crate) struct Arguments {
     /// How long to try each.
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     seconds: u32,
+    /// Try the same input in the same order, as far as that depends on chance; another one each time, if unset.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    seed: Option<u32>,
     /// Run this input alone: one that made a target fail before.
-    #[arg(long, value_name = "FILE", conflicts_with = "seconds")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seconds", "seed"])]
     input: Option<PathBuf>,
 }
 
@@ -98,6 +101,9 @@ fn command(target: &str, arguments: &Arguments) -> anyhow::Result<Command> {
     // Not all integers that are compared have the lengths libFuzzer looks at by itself.
     command.args(["-use_value_profile=1", "-print_final_stats=1", "-verbosity=0"]);
     command.arg(format!("-max_len={MAX_LENGTH}")).arg(format!("-max_total_time={}", arguments.seconds));
+    if let Some(seed) = arguments.seed {
+        command.arg(format!("-seed={seed}"));
+    }
     let mut failures = OsString::from("-artifact_prefix=");
     failures.push(kept.join(""));
     command.arg(failures).arg(corpus);

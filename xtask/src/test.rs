@@ -21,8 +21,8 @@ const TEST_LABS: &str = "t-";
 /// What a run without any caches leaves on the disk: `target`, the build cache of Go, its modules, and what is built from them.
 const FILLS_GB: u64 = 15;
 
-/// How long each fuzz target is tried: new code is reached within seconds or not for hours.
-const FUZZ_SECONDS: &str = "10";
+/// How each fuzz target is tried: new code is reached within seconds or not for hours, and what passes once shall pass again.
+const FUZZ: [&str; 5] = ["fuzz", "--seconds", "10", "--seed", "1"];
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -97,7 +97,7 @@ fn source(run: &mut Run<'_>) {
     run.stage(Stage::new("generated", workspace::xtask(&["gen", "--check"])));
     run.stage(Stage::new("dependencies", workspace::xtask(&["dependencies"])));
     run.stage(Stage::new("unit", cargo(&["test", "--workspace", "--no-fail-fast"])));
-    run.stage(Stage::new("fuzz", workspace::xtask(&["fuzz", "--seconds", FUZZ_SECONDS])));
+    run.stage(Stage::new("fuzz", workspace::xtask(&FUZZ)));
 }
 
 /// Programs of the data path in network namespaces: no cluster, one thing at a time.
