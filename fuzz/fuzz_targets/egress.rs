@@ -23,7 +23,8 @@ fuzz_target!(|input: (u8, u16, [u8; LENGTH], Vec<u8>)| {
     let Ok(offload) = Offload::read(&header) else { return };
     let was_right = Ip::parse(&packet).is_ok_and(|ip| is_right(&packet[..ip.length], &ip));
     TUNNEL.with_borrow_mut(|tunnel| {
-        let _ = tunnel.gateway.handle_packet(tunnel.now, offload, &mut packet);
+        let now = tunnel.now;
+        let _ = tunnel.gateway().handle_packet(now, offload, &mut packet);
         for sealed in tunnel.opened() {
             if sealed.is_empty() {
                 continue; // A keepalive.
@@ -35,7 +36,7 @@ fuzz_target!(|input: (u8, u16, [u8; LENGTH], Vec<u8>)| {
                 assert!(is_right(&sealed[..ip.length], &ip), "its checksum was right");
             }
         }
-        while let Some(answer) = tunnel.gateway.poll_answer() {
+        while let Some(answer) = tunnel.gateway().poll_answer() {
             let ip = Ip::parse(&answer).expect("answers are packets");
             assert!(is_right(&answer, &ip), "answers have right checksums");
         }

@@ -5,8 +5,6 @@
 use libfuzzer_sys::arbitrary::Unstructured;
 use libfuzzer_sys::fuzz_target;
 use liquid_fuzz::tunnel;
-use liquid_gateway::wireguard::cookie::Recipient;
-use liquid_gateway::wireguard::key::PrivateKey;
 use liquid_gateway::wireguard::message::{COOKIE_REPLY, INITIATION, RESPONSE};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -18,7 +16,7 @@ fuzz_target!(|input: &[u8]| {
     let mut input = Unstructured::new(input);
     let mut now = Instant::now();
     let mut gateway = tunnel::gateway(now);
-    let recipient = Recipient::new(&PrivateKey::new([11; 32]).public());
+    let recipient = tunnel::recipient();
     for _ in 0..MAX_DATAGRAMS {
         let Ok(kind) = input.arbitrary::<u8>() else { break };
         let length = match kind % 6 {

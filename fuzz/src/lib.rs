@@ -3,4 +3,6 @@
 #![allow(clippy::missing_panics_doc, reason = "a fuzz target ends where something is wrong")]
 
 pub mod packet;
+#[path = "../../gateway/tests/support/mod.rs"]
+mod support;
 pub mod tunnel;

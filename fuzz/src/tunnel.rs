@@ -1,16 +1,10 @@
 //! A gateway with a peer that has its keys right and is free in what it seals.
 
-use ipnet::IpNet;
-use liquid_gateway::gateway::{Clock, Config, Gateway};
-use liquid_gateway::lanes::Lane;
-use liquid_gateway::nat::Remap;
+use crate::support::{self, Host, REAL, VIEWS, addresses, keys, net, one};
+use liquid_gateway::gateway::Gateway;
 use liquid_gateway::packet::vnet;
-use liquid_gateway::peer::PeerConfig;
-use liquid_gateway::transit::Transit;
-use liquid_gateway::tunnel::TunnelConfig;
 use liquid_gateway::wireguard::cookie::Recipient;
 use liquid_gateway::wireguard::handshake::{Initiator, timestamp};
-use liquid_gateway::wireguard::key::PrivateKey;
 use liquid_gateway::wireguard::message::{DATA_HEADER, DATA_OVERHEAD, Message, RESPONSE};
 use liquid_gateway::wireguard::session::Session;
 use std::net::{IpAddr, SocketAddr};
@@ -18,10 +12,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// Longest packet of the tunnel.
-pub const MTU: u16 = 1420;
-/// The prefixes both sides have, and how the gateway sees those of the peer.
-const REAL: [&str; 2] = ["10.244.0.0/16", "fd00:244::/64"];
-const VIEW: [&str; 2] = ["10.71.0.0/16", "fd00:71::/64"];
+pub const MTU: u16 = support::MTU;
 
 /// Hosts on both sides, of IPv4 and of IPv6, as they see themselves.
 #[must_use]
@@ -39,10 +30,6 @@ fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-fn net(text: &str) -> IpNet {
-    text.parse().expect("a prefix")
-}
-
 /// Whether both sides have this address.
 #[must_use]
 pub fn is_real(address: IpAddr) -> bool {
@@ -52,54 +39,30 @@ pub fn is_real(address: IpAddr) -> bool {
 /// Whether the gateway sees the peer at this address.
 #[must_use]
 pub fn is_view(address: IpAddr) -> bool {
-    VIEW.iter().any(|prefix| net(prefix).contains(&address))
+    VIEWS[0].iter().any(|prefix| net(prefix).contains(&address))
 }
 
 /// Where datagrams of the peer come from.
 #[must_use]
 pub fn peer_address() -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, 2], 51_820))
+    addresses()[1]
 }
 
-fn keys() -> [PrivateKey; 2] {
-    [PrivateKey::new([11; 32]), PrivateKey::new([22; 32])]
+/// What handshakes with the gateway are signed for.
+#[must_use]
+pub fn recipient() -> Recipient {
+    Recipient::new(&keys()[0].public())
 }
 
 /// A gateway with a peer, and no session.
 #[must_use]
 pub fn gateway(now: Instant) -> Gateway {
-    let [own, peer] = keys();
-    let remaps = VIEW.iter().zip(REAL).map(|(view, real)| Remap::new(net(view), net(real)));
-    let config = Config {
-        private_key: own.clone(),
-        local: REAL.map(net).into(),
-        peers: vec![PeerConfig {
-            name: "peer".to_owned(),
-            remaps: remaps.collect::<Result<_, _>>().expect("equal lengths"),
-            mtu: MTU,
-            tunnels: vec![TunnelConfig {
-                name: "only".to_owned(),
-                public_key: peer.public(),
-                preshared_key: None,
-                endpoints: vec![peer_address()],
-                keepalive: None,
-                probes: false,
-                tells_lanes: false,
-                own_key: None,
-                control: None,
-            }],
-        }],
-        transit: Transit::default(),
-    };
-    let clock = Clock { instant: now, since_epoch: Duration::from_secs(1_800_000_000) };
-    Gateway::new(config, (Lane::ONLY, &own), [7; 32], clock, true)
+    one(now, 0, None).gateway
 }
 
 /// A gateway and a peer with a session.
-#[derive(Debug)]
 pub struct Tunnel {
-    /// The gateway.
-    pub gateway: Gateway,
+    host: Host,
     /// The session, at the peer.
     pub peer: Session,
     /// A moment at which the session is good.
@@ -115,23 +78,27 @@ impl Tunnel {
     pub fn new() -> Self {
         let now = Instant::now();
         let [own, peer] = keys();
-        let mut gateway = gateway(now);
+        let mut host = one(now, 0, None);
         let label = timestamp(Duration::from_secs(1_800_000_001));
-        let begun =
-            Initiator::begin(&peer, &own.public(), None, 77, &label, &Recipient::new(&own.public()), None);
+        let begun = Initiator::begin(&peer, &own.public(), None, 77, &label, &recipient(), None);
         let (mut initiator, mut initiation) = begun.expect("good keys");
         let length = initiation.len();
-        gateway.handle_datagrams(now, peer_address(), &mut initiation, 0..length, length);
-        let response = gateway.poll_transmit().expect("an answer");
+        host.gateway.handle_datagrams(now, peer_address(), &mut initiation, 0..length, length);
+        let response = host.gateway.poll_transmit().expect("an answer");
         let response: &[u8; RESPONSE] = response.contents.first_chunk().expect("a response");
         let (keys, remote) = initiator.finish(response).expect("the gateway's response");
-        gateway.clear_transmits();
+        host.gateway.clear_transmits();
         let peer = Session::new(&keys, 77, remote, true, now);
-        let mut tunnel = Self { gateway, peer, now, sealed: Vec::new(), messages: Vec::new() };
+        let mut tunnel = Self { host, peer, now, sealed: Vec::new(), messages: Vec::new() };
         // The gateway sends nothing before it has heard of the peer (key confirmation).
         tunnel.seal(&[]);
         assert!(tunnel.deliver().is_empty(), "a keepalive carries nothing");
         tunnel
+    }
+
+    /// The gateway.
+    pub fn gateway(&mut self) -> &mut Gateway {
+        &mut self.host.gateway
     }
 
     /// Seals bytes as the peer; all that is sealed is sent by [`Tunnel::deliver`].
@@ -149,32 +116,18 @@ impl Tunnel {
         let mut buffer = std::mem::take(&mut self.sealed);
         for range in std::mem::take(&mut self.messages) {
             let length = range.len();
-            self.gateway.handle_datagrams(self.now, peer_address(), &mut buffer, range, length);
+            self.host.gateway.handle_datagrams(self.now, peer_address(), &mut buffer, range, length);
         }
-        let count = self.gateway.poll_deliveries(&mut buffer).deliveries();
-        let mut written = Vec::new();
-        for number in 0..count {
-            let delivery = self.gateway.poll_deliveries(&mut buffer).delivery(number);
-            let Some(delivery) = delivery else { break };
-            let header = delivery.header;
-            let pieces: Vec<_> = delivery.collect();
-            written.push((header, pieces.into_iter().flat_map(|piece| buffer[piece].to_vec()).collect()));
-        }
-        self.gateway.clear_deliveries();
-        self.gateway.clear_transmits();
+        let written = self.host.deliveries(&mut buffer);
+        self.host.gateway.clear_transmits();
         written
     }
 
     /// What the gateway has sealed for the peer, opened, with its padding.
     pub fn opened(&mut self) -> Vec<Vec<u8>> {
-        let mut datagrams: Vec<Vec<u8>> = Vec::new();
-        while let Some(transmit) = self.gateway.poll_transmit() {
-            assert_eq!(transmit.to, peer_address(), "there is nobody else");
-            datagrams.extend(transmit.contents.chunks(transmit.segment).map(<[u8]>::to_vec));
-        }
-        self.gateway.clear_transmits();
         let mut packets = Vec::new();
-        for mut datagram in datagrams {
+        for support::Datagram { to, bytes: mut datagram, .. } in self.host.transmits() {
+            assert_eq!(to, peer_address(), "there is nobody else");
             match Message::read(&datagram) {
                 Some(Message::Data { counter, .. }) => {
                     let length = self.peer.open(counter, &mut datagram, self.now);

@@ -9,6 +9,7 @@ pub mod exposition;
 pub mod health;
 pub mod leader;
 pub mod metrics;
+pub mod pods;
 pub mod process;
 pub mod relay;
 pub mod request;

@@ -1,11 +1,12 @@
 //! Watches of the API server as a stream of changes that also says what a fresh list does *not* hold.
 
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt as _, watcher::Config};
 use kube::{Api, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -13,6 +14,8 @@ use tracing::warn;
 
 /// Objects per page of a list: bounds what one list pins in memory at a time.
 const PAGE_SIZE: u32 = 100;
+/// Changes of [`Scoped`] watches that wait to be taken; beyond that the watches wait.
+const NEWS_QUEUE: usize = 256;
 
 /// Namespace (empty for cluster-scoped objects) and name of an object.
 pub type ObjectName = (String, String);
@@ -28,10 +31,23 @@ pub enum Change<K> {
     Listed(BTreeSet<ObjectName>),
 }
 
+/// A watch with its number; it ends when this is dropped.
+#[derive(Debug)]
+struct Numbered {
+    number: u64,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Numbered {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 /// A watch that can begin anew, from the beginning. What it tells has the number of the watch, so that news of an earlier one
 /// that is still on its way can be told from that of the current one.
 #[derive(Debug, Default)]
-pub struct Renewable(Option<(u64, JoinHandle<()>)>);
+pub struct Renewable(Option<Numbered>);
 
 impl Renewable {
     /// Begins, or begins anew: `told` says how the receiver takes a change.
@@ -45,11 +61,8 @@ impl Renewable {
         K::DynamicType: Default,
         T: Send + 'static,
     {
-        let number = self.0.take().map_or(0, |(number, watch)| {
-            watch.abort();
-            number + 1
-        });
-        let watch = tokio::spawn(async move {
+        let number = self.0.take().map_or(0, |before| before.number + 1);
+        let task = tokio::spawn(async move {
             let mut news = changes(api, Config::default()).boxed();
             while let Some(change) = news.next().await {
                 if receiver.send((number, told(change))).await.is_err() {
@@ -57,20 +70,66 @@ impl Renewable {
                 }
             }
         });
-        self.0 = Some((number, watch));
+        self.0 = Some(Numbered { number, task });
     }
 
     /// Number of the current watch; none before the first.
     #[must_use]
     pub fn current(&self) -> Option<u64> {
-        self.0.as_ref().map(|(number, _)| *number)
+        self.0.as_ref().map(|watch| watch.number)
     }
 }
 
-impl Drop for Renewable {
-    fn drop(&mut self) {
-        if let Some((_, watch)) = &self.0 {
-            watch.abort();
+/// Watches that are about a scope each, for as long as it is wanted.
+#[derive(Debug)]
+pub struct Scoped<S, T> {
+    watches: BTreeMap<S, Numbered>,
+    /// Watches begun so far.
+    begun: u64,
+    told: mpsc::Sender<(S, u64, T)>,
+    heard: mpsc::Receiver<(S, u64, T)>,
+}
+
+impl<S, T> Default for Scoped<S, T> {
+    fn default() -> Self {
+        let (told, heard) = mpsc::channel(NEWS_QUEUE);
+        Self { watches: BTreeMap::new(), begun: 0, told, heard }
+    }
+}
+
+impl<S: Clone + Ord + Send + 'static, T: Send + 'static> Scoped<S, T> {
+    /// Follows these scopes, and no others; `news` begins what there is to follow of one.
+    pub fn follow(
+        &mut self,
+        scopes: impl IntoIterator<Item = S>,
+        news: impl Fn(&S) -> BoxStream<'static, T>,
+    ) {
+        let scopes: BTreeSet<S> = scopes.into_iter().collect();
+        self.watches.retain(|scope, _| scopes.contains(scope));
+        for scope in scopes {
+            self.watches.entry(scope.clone()).or_insert_with(|| {
+                self.begun += 1;
+                let (mut news, told, number) = (news(&scope), self.told.clone(), self.begun);
+                let task = tokio::spawn(async move {
+                    while let Some(news) = news.next().await {
+                        if told.send((scope.clone(), number, news)).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+                Numbered { number, task }
+            });
+        }
+    }
+
+    /// The next news of a scope that is followed. Nothing is lost if this is not waited for to its end.
+    pub async fn next(&mut self) -> (S, T) {
+        loop {
+            let (scope, number, news) = self.heard.recv().await.expect("a sender is kept in this");
+            // An earlier watch of the same scope may have left something behind.
+            if self.watches.get(&scope).is_some_and(|watch| watch.number == number) {
+                return (scope, news);
+            }
         }
     }
 }

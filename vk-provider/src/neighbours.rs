@@ -3,27 +3,23 @@
 
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
-use kube::api::{ApiResource, Object, PartialObjectMeta};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::PartialObjectMeta;
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
 use liquid_reflection::policy::{Census, CensusPod, Labels, NamedPort};
-use liquid_runtime::watch::{Change, changes, changes_of};
+use liquid_runtime::pods::{self, MAX_WATCHES};
+use liquid_runtime::watch::{Change, Scoped, changes};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-/// Namespaces followed by a watch each. Beyond that one watch of all pods costs less than the connections.
-const MAX_WATCHES: usize = 8;
 /// Changes that come within this time are told together: each is a new version of policies in the providers.
 const GATHER: Duration = Duration::from_millis(200);
-/// Changes that wait for the task; beyond that the watches wait.
-const NEWS_QUEUE: usize = 256;
 
 /// What somebody has to know.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,8 +64,7 @@ impl Neighbours {
     }
 }
 
-/// A pod without most of it.
-type PodView = Object<SpecView, StatusView>;
+type PodView = pods::PodView<SpecView>;
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -92,24 +87,10 @@ struct PortView {
     container_port: u16,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct StatusView {
-    phase: String,
-    #[serde(rename = "podIPs")]
-    pod_ips: Vec<AddressView>,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct AddressView {
-    ip: IpAddr,
-}
-
 /// The pod, if it has addresses of its own and has not ended.
 fn counted(pod: PodView) -> Option<CensusPod> {
-    let status = pod.status.unwrap_or_default();
-    let ended = matches!(status.phase.as_str(), "Succeeded" | "Failed");
-    if pod.spec.host_network || ended || status.pod_ips.is_empty() {
+    let addresses: Vec<IpAddr> = pod.status?.own_addresses(pod.spec.host_network).collect();
+    if addresses.is_empty() {
         return None;
     }
     let ports = pod.spec.containers.into_iter().flat_map(|container| container.ports);
@@ -117,11 +98,7 @@ fn counted(pod: PodView) -> Option<CensusPod> {
         let protocol = port.protocol.unwrap_or_else(|| "TCP".to_owned());
         Some(NamedPort { name: port.name?, protocol, port: port.container_port })
     });
-    Some(CensusPod {
-        labels: pod.metadata.labels.unwrap_or_default(),
-        addresses: status.pod_ips.into_iter().map(|address| address.ip).collect(),
-        ports: named.collect(),
-    })
+    Some(CensusPod { labels: pod.metadata.labels.unwrap_or_default(), addresses, ports: named.collect() })
 }
 
 /// What one watch is about.
@@ -153,28 +130,14 @@ enum News {
 }
 
 fn news(client: &Client, scope: &Scope) -> BoxStream<'static, News> {
-    let any = watcher::Config::default;
-    let resource = ApiResource::erase::<Pod>(&());
-    let pods = |api: Api<PodView>| changes_of(api, "Pod", any()).map(News::Pod).boxed();
+    let pods = |namespace| pods::pods(client, namespace).map(News::Pod).boxed();
     match scope {
         Scope::Namespaces => {
             let api: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
-            changes(api, any()).map(News::Namespace).boxed()
+            changes(api, watcher::Config::default()).map(News::Namespace).boxed()
         }
-        Scope::PodsOf(namespace) => pods(Api::namespaced_with(client.clone(), namespace, &resource)),
-        Scope::AllPods(_) => pods(Api::all_with(client.clone(), &resource)),
-    }
-}
-
-/// A watch; it ends when this is dropped.
-struct Watching {
-    number: u64,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Watching {
-    fn drop(&mut self) {
-        self.task.abort();
+        Scope::PodsOf(namespace) => pods(Some(&**namespace)),
+        Scope::AllPods(_) => pods(None),
     }
 }
 
@@ -183,8 +146,7 @@ async fn follow(
     mut wanted: watch::Receiver<BTreeMap<String, Want>>,
     census: watch::Sender<Census>,
 ) {
-    let (told, mut heard) = mpsc::channel(NEWS_QUEUE);
-    let (mut watches, mut numbers) = (BTreeMap::<Scope, Watching>::new(), 0);
+    let mut watches = Scoped::default();
     let mut index = Index::default();
     let mut publish: Option<Instant> = None;
     loop {
@@ -194,28 +156,12 @@ async fn follow(
                     return;
                 }
                 let scopes = scopes(&wanted.borrow_and_update());
-                watches.retain(|scope, _| scopes.contains(scope));
                 index.keep(&scopes);
-                for scope in scopes {
-                    watches.entry(scope.clone()).or_insert_with(|| {
-                        numbers += 1;
-                        let (mut news, told, number) = (news(&client, &scope), told.clone(), numbers);
-                        let task = tokio::spawn(async move {
-                            while let Some(news) = news.next().await {
-                                if told.send((scope.clone(), number, news)).await.is_err() {
-                                    return;
-                                }
-                            }
-                        });
-                        Watching { number, task }
-                    });
-                }
+                watches.follow(scopes, |scope| news(&client, scope));
                 publish.get_or_insert_with(|| Instant::now() + GATHER);
             }
-            Some((scope, number, news)) = heard.recv() => {
-                // An earlier watch of the same scope may have left something behind.
-                let current = watches.get(&scope).is_some_and(|watching| watching.number == number);
-                if current && index.learn(&scope, news) {
+            (scope, news) = watches.next() => {
+                if index.learn(&scope, news) {
                     publish.get_or_insert_with(|| Instant::now() + GATHER);
                 }
             }

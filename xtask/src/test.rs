@@ -43,18 +43,14 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let mut run = Run::new(&interrupt);
     note_space();
     source(&mut run);
-    if arguments.quick {
-        run.skip("netns", "--quick");
-        run.skip("lab", "--quick");
-        run.skip("scenarios", "--quick");
-        run.skip("matrix", "--quick");
-        run.skip("leaves", "--quick");
-    } else if !Uid::effective().is_root() {
-        run.skip("netns", "needs root");
-        run.skip("lab", "needs root");
-        run.skip("scenarios", "needs root");
-        run.skip("matrix", "needs root");
-        run.skip("leaves", "needs root");
+    let left_out = match (arguments.quick, Uid::effective().is_root()) {
+        (true, _) => Some("--quick"),
+        (false, false) => Some("needs root"),
+        (false, true) => None,
+    };
+    if let Some(why) = left_out {
+        let plays = PLAYS.iter().map(|play| play.stages[2]);
+        ["netns", "lab"].into_iter().chain(plays).for_each(|stage| run.skip(stage, why));
     } else {
         netns(&mut run);
         lab(&mut run);

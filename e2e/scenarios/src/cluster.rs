@@ -1,15 +1,16 @@
 //! One of the two clusters.
 
 use crate::environment::NAMESPACE;
-use crate::program::Program;
+use crate::program::{Output, Program};
 use crate::wait::{Look, wait};
 use anyhow::{Context as _, bail};
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, Resource, ResourceExt as _};
-use liquid_crds::Peer;
 use liquid_crds::vocabulary::JOIN_TOKEN;
+use liquid_crds::{Peer, PodCidr, condition};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::fmt::Debug;
@@ -61,6 +62,83 @@ impl Cluster {
         let arguments = ["apply", "--namespace", namespace, "-f", "-"];
         self.kubectl.run_with_input(arguments, manifest.as_bytes()).await?.ok()?;
         Ok(())
+    }
+
+    /// Installs Liquid, with this image.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub async fn install(&self, image: &str) -> anyhow::Result<()> {
+        let arguments = [
+            "install",
+            "--cluster-name",
+            &self.name,
+            "--link-service",
+            "node-port",
+            "--image",
+            image,
+            "--set",
+            "image.pullPolicy=IfNotPresent",
+        ];
+        self.liquidctl.run(arguments).await?.ok().map(drop)
+    }
+
+    /// Peers this cluster with a provider, by a token; returns what that told.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub async fn peer_with(&self, provider: &Self) -> anyhow::Result<String> {
+        let token = provider.liquidctl.run(["invite"]).await?.ok()?;
+        let peered = self.liquidctl.run(["peer", "out-of-band", "--token", token.trim()]).await?;
+        let told = peered.err.clone();
+        peered.ok()?;
+        Ok(told)
+    }
+
+    /// Whether there is a Peer of the name of `other`.
+    ///
+    /// # Errors
+    /// If the API server does not answer.
+    pub async fn is_peered(&self, other: &Self) -> anyhow::Result<bool> {
+        Ok(Api::<Peer>::all(self.client.clone()).get_opt(&other.name).await?.is_some())
+    }
+
+    /// Waits until this cluster says that the network with `peer` is up, and returns under which prefixes it sees its pods.
+    ///
+    /// # Errors
+    /// If it is not within the limit.
+    pub async fn wait_for_network(&self, peer: &str, limit: Duration) -> anyhow::Result<Vec<PodCidr>> {
+        let peers: Api<Peer> = Api::all(self.client.clone());
+        self.wait(&format!("network with {peer}"), limit, || async {
+            let status = peers.get(peer).await?.status.unwrap_or_default();
+            Ok(match (condition(&status.conditions, "NetworkReady"), status.network) {
+                (Some(said), Some(network)) if said.status == "True" => Look::Done(network.pod_cidrs),
+                (said, _) => {
+                    Look::NotYet(said.map_or("nothing said".to_owned(), |said| said.message.clone()))
+                }
+            })
+        })
+        .await
+    }
+
+    /// The ready endpoints of a Service.
+    ///
+    /// # Errors
+    /// If the API server does not answer.
+    pub async fn endpoints(&self, namespace: &str, service: &str) -> anyhow::Result<Vec<Endpoint>> {
+        let slices: Api<EndpointSlice> = Api::namespaced(self.client.clone(), namespace);
+        let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
+        let endpoints = slices.list(&of_service).await?.items.into_iter().flat_map(|slice| slice.endpoints);
+        let ready = |it: &Endpoint| it.conditions.as_ref().and_then(|it| it.ready) == Some(true);
+        Ok(endpoints.filter(ready).collect())
+    }
+
+    /// Runs a script in a pod.
+    ///
+    /// # Errors
+    /// If kubectl cannot be run; what it and the script come to is in the output.
+    pub async fn shell(&self, namespace: &str, pod: &str, script: &str) -> anyhow::Result<Output> {
+        self.kubectl.run(["exec", "-n", namespace, pod, "--", "sh", "-c", script]).await
     }
 
     /// Makes a namespace.

@@ -48,10 +48,7 @@ impl Environment {
         let own = given("LIQUID_HOME_KUBECONFIG").zip(given("LIQUID_PROVIDER_KUBECONFIG"));
         let lab = match own {
             Some(_) => None,
-            None => {
-                let name: LabName = env::var("LIQUID_LAB").unwrap_or("lab".to_owned()).parse()?;
-                Some(Lab::open(&name)?)
-            }
+            None => Some(lab()?),
         };
         let (home, provider) = match (own, &lab) {
             (Some(own), _) => own,
@@ -62,7 +59,7 @@ impl Environment {
         Ok(Self {
             home: Cluster::connect("home", home, kubectl.clone(), liquidctl.clone()).await?,
             provider: Cluster::connect("provider", provider, kubectl, liquidctl).await?,
-            image: env::var("LIQUID_IMAGE").context("LIQUID_IMAGE names the image to install")?,
+            image: image()?,
             lab,
             _turn: turn,
         })
@@ -131,19 +128,7 @@ impl Environment {
     /// # Errors
     /// If that fails.
     pub async fn install(&self, cluster: &Cluster) -> anyhow::Result<()> {
-        let arguments = [
-            "install",
-            "--cluster-name",
-            &cluster.name,
-            "--link-service",
-            "node-port",
-            "--image",
-            &self.image,
-            "--set",
-            "image.pullPolicy=IfNotPresent",
-        ];
-        cluster.liquidctl.run(arguments).await?.ok()?;
-        Ok(())
+        cluster.install(&self.image).await
     }
 
     /// Peers home with the provider, by a token.
@@ -151,27 +136,7 @@ impl Environment {
     /// # Errors
     /// If that fails.
     pub async fn peer(&self) -> anyhow::Result<String> {
-        self.peer_with(&self.provider).await
-    }
-
-    /// Peers home with a provider, by a token.
-    ///
-    /// # Errors
-    /// If that fails.
-    pub async fn peer_with(&self, provider: &Cluster) -> anyhow::Result<String> {
-        let token = provider.liquidctl.run(["invite"]).await?.ok()?;
-        let peered = self.home.liquidctl.run(["peer", "out-of-band", "--token", token.trim()]).await?;
-        let told = peered.err.clone();
-        peered.ok()?;
-        Ok(told)
-    }
-
-    /// Whether `cluster` has a Peer of the name of `other`.
-    ///
-    /// # Errors
-    /// If its API server does not answer.
-    pub async fn is_peered(&self, cluster: &Cluster, other: &Cluster) -> anyhow::Result<bool> {
-        Ok(Api::<Peer>::all(cluster.client.clone()).get_opt(&other.name).await?.is_some())
+        self.home.peer_with(&self.provider).await
     }
 
     async fn is_current(&self, cluster: &Cluster) -> anyhow::Result<bool> {
@@ -189,8 +154,26 @@ impl Environment {
     }
 }
 
+/// The lab that is named in the environment.
+///
+/// # Errors
+/// If it is not there.
+pub fn lab() -> anyhow::Result<Lab> {
+    let name: LabName = env::var("LIQUID_LAB").unwrap_or("lab".to_owned()).parse()?;
+    Lab::open(&name)
+}
+
+/// The image that is to be installed.
+///
+/// # Errors
+/// If none is named in the environment.
+pub fn image() -> anyhow::Result<String> {
+    env::var("LIQUID_IMAGE").context("LIQUID_IMAGE names the image to install")
+}
+
 /// kubectl and liquidctl: those that are named in the environment, of the lab, or on the path.
-fn programs(lab: Option<&Lab>) -> (Program, Program) {
+#[must_use]
+pub fn programs(lab: Option<&Lab>) -> (Program, Program) {
     let program = |variable: &str, name: &str| -> OsString {
         let of_lab = || lab.map(|lab| lab.program(name)).filter(|path| path.exists());
         env::var_os(variable).or_else(|| of_lab().map(Into::into)).unwrap_or_else(|| name.into())

@@ -13,7 +13,7 @@ mod snapshot;
 mod wait;
 
 pub use cluster::Cluster;
-pub use environment::{Environment, TEST_IMAGE};
+pub use environment::{Environment, TEST_IMAGE, image, lab, programs};
 pub use flow::{Flow, PACE};
 pub use inside::Inside;
 pub use program::{Output, Program};

@@ -31,7 +31,13 @@ impl Output {
         if self.code == 0 {
             return Ok(self.out);
         }
-        bail!("exit code {}:\n{}{}", self.code, self.out, self.err)
+        bail!("exit code {}:\n{}", self.code, self.all())
+    }
+
+    /// Everything the program printed.
+    #[must_use]
+    pub fn all(&self) -> String {
+        format!("{}{}", self.out, self.err)
     }
 }
 

@@ -2,10 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says what it measured")]
 
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Api;
-use kube::api::ListParams;
 use liquid_scenarios::{Cluster, Environment, Look};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -65,8 +63,7 @@ spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {
 
 /// Runs a script in a pod of home, wherever that runs.
 async fn run(cluster: &Cluster, namespace: &str, pod: &str, script: &str) -> anyhow::Result<String> {
-    let output = cluster.kubectl.run(["exec", "-n", namespace, pod, "--", "sh", "-c", script]).await?;
-    Ok(format!("{}{}", output.out, output.err))
+    Ok(cluster.shell(namespace, pod, script).await?.all())
 }
 
 /// Waits until what a pod of home does has this outcome.
@@ -85,14 +82,10 @@ async fn expect(
 
 /// Ready endpoints of the Service `headless` by their host names.
 async fn listed(cluster: &Cluster, namespace: &str) -> anyhow::Result<BTreeMap<String, Vec<IpAddr>>> {
-    let slices: Api<EndpointSlice> = Api::namespaced(cluster.client.clone(), namespace);
-    let of_service = ListParams::default().labels("kubernetes.io/service-name=headless");
     let mut listed: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
-    for endpoint in slices.list(&of_service).await?.items.into_iter().flat_map(|slice| slice.endpoints) {
-        if endpoint.conditions.and_then(|conditions| conditions.ready) == Some(true) {
-            let addresses = endpoint.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok());
-            listed.entry(endpoint.hostname.unwrap_or_default()).or_default().extend(addresses);
-        }
+    for endpoint in cluster.endpoints(namespace, "headless").await? {
+        let addresses = endpoint.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok());
+        listed.entry(endpoint.hostname.unwrap_or_default()).or_default().extend(addresses);
     }
     listed.values_mut().for_each(|addresses| addresses.sort());
     Ok(listed)
@@ -133,8 +126,8 @@ async fn pods_in_two_providers_reach_each_other_through_home_and_nobody_else_doe
     let environment = Environment::open().await?.peered().await?;
     let third = environment.further("c", "third").await?;
     let (home, provider) = (&environment.home, &environment.provider);
-    if !environment.is_peered(home, &third).await? {
-        environment.peer_with(&third).await?;
+    if !home.is_peered(&third).await? {
+        home.peer_with(&third).await?;
     }
     home.wait_for_node("liquid-third", true, SOON).await?;
     for cluster in [provider, &third] {

@@ -56,24 +56,11 @@ pub(crate) async fn follow(client: Client, namespace: String, around: watch::Sen
         around.send_if_modified(|around| {
             let before = around.clone();
             match news {
-                News::Guests(change) => match *change {
-                    Change::Applied(published) => around.guests = guests_of(&published),
-                    Change::Deleted(_) => around.guests.clear(),
-                    Change::Listed(seen) if seen.is_empty() => around.guests.clear(),
-                    Change::Listed(_) => {}
-                },
-                News::Transit(change) => match *change {
-                    Change::Applied(published) => around.transit_pods = Arc::new(pods_of(&published)),
-                    Change::Deleted(_) => around.transit_pods = Arc::default(),
-                    Change::Listed(seen) if seen.is_empty() => around.transit_pods = Arc::default(),
-                    Change::Listed(_) => {}
-                },
-                News::Link(change) => match *change {
-                    Change::Applied(service) => around.link = address_of(&service),
-                    Change::Deleted(_) => around.link = None,
-                    Change::Listed(seen) if seen.is_empty() => around.link = None,
-                    Change::Listed(_) => {}
-                },
+                News::Guests(change) => take(&mut around.guests, *change, guests_of),
+                News::Transit(change) => {
+                    take(&mut around.transit_pods, *change, |published| Arc::new(pods_of(published)));
+                }
+                News::Link(change) => take(&mut around.link, *change, address_of),
                 News::Pod(change) => {
                     match *change {
                         Change::Applied(pod) => drop(processes.insert(pod.name_any(), addresses_of(&pod))),
@@ -87,6 +74,15 @@ pub(crate) async fn follow(client: Client, namespace: String, around: watch::Sen
             }
             *around != before
         });
+    }
+}
+
+/// Takes note of the one object that a watch is about.
+fn take<K, T: Default>(known: &mut T, change: Change<K>, read: impl FnOnce(&K) -> T) {
+    match change {
+        Change::Applied(object) => *known = read(&object),
+        Change::Listed(seen) if !seen.is_empty() => {}
+        Change::Deleted(_) | Change::Listed(_) => *known = T::default(),
     }
 }
 

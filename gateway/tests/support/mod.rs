@@ -9,7 +9,7 @@ use liquid_gateway::lanes::Lane;
 use liquid_gateway::nat::Remap;
 use liquid_gateway::packet::checksum::Sum;
 use liquid_gateway::packet::ip::Ip;
-use liquid_gateway::packet::vnet::Offload;
+use liquid_gateway::packet::vnet::{self, Offload};
 use liquid_gateway::peer::PeerConfig;
 use liquid_gateway::transit::Transit;
 use liquid_gateway::tunnel::TunnelConfig;
@@ -91,42 +91,59 @@ impl Host {
         let mut buffer = datagram.bytes.clone();
         let length = buffer.len();
         self.gateway.handle_datagrams(now, datagram.from, &mut buffer, 0..length, length);
+        self.deliveries(&mut buffer).into_iter().map(|(_, packet)| packet).collect()
+    }
+
+    /// What datagrams in `buffer` have brought, each with its virtio header.
+    pub(crate) fn deliveries(&mut self, buffer: &mut [u8]) -> Vec<([u8; vnet::LENGTH], Vec<u8>)> {
         let mut packets = Vec::new();
-        let deliveries = self.gateway.poll_deliveries(&mut buffer);
-        let writes = deliveries.deliveries();
-        for number in 0..writes {
-            let pieces: Vec<_> =
-                self.gateway.poll_deliveries(&mut buffer).delivery(number).unwrap().collect();
-            packets.push(pieces.into_iter().flat_map(|piece| buffer[piece].to_vec()).collect());
+        for number in 0..self.gateway.poll_deliveries(buffer).deliveries() {
+            let delivery = self.gateway.poll_deliveries(buffer).delivery(number).unwrap();
+            let header = delivery.header;
+            let pieces: Vec<_> = delivery.collect();
+            packets.push((header, pieces.into_iter().flat_map(|piece| buffer[piece].to_vec()).collect()));
         }
         self.gateway.clear_deliveries();
         packets
     }
 }
 
-/// A and B, both of which have 10.244.0.0/16 and fd00:244::/64, each seeing the other's elsewhere.
+/// What both A and B have.
+pub(crate) const REAL: [&str; 2] = ["10.244.0.0/16", "fd00:244::/64"];
+/// How A sees what B has, and B what A has.
+pub(crate) const VIEWS: [[&str; 2]; 2] = [["10.71.0.0/16", "fd00:71::/64"], ["10.72.0.0/16", "fd00:72::/64"]];
+/// Longest packet between the two.
+pub(crate) const MTU: u16 = 1420;
+
+/// The keys of A and B.
+pub(crate) fn keys() -> [PrivateKey; 2] {
+    [PrivateKey::new([11; 32]), PrivateKey::new([22; 32])]
+}
+
+/// Where A and B are.
+pub(crate) fn addresses() -> [SocketAddr; 2] {
+    [at("192.0.2.1:51820"), at("192.0.2.2:51821")]
+}
+
+/// A and B, each seeing the other's prefixes elsewhere.
 pub(crate) fn pair(now: Instant, preshared: Option<PresharedKey>) -> (Host, Host) {
-    let keys = [PrivateKey::new([11; 32]), PrivateKey::new([22; 32])];
-    let addresses = [at("192.0.2.1:51820"), at("192.0.2.2:51821")];
-    let views = [("10.71.0.0/16", "fd00:71::/64"), ("10.72.0.0/16", "fd00:72::/64")];
-    let config = |own: usize, other: usize| Config {
+    (one(now, 0, preshared.clone()), one(now, 1, preshared))
+}
+
+/// A, or B.
+pub(crate) fn one(now: Instant, own: usize, preshared_key: Option<PresharedKey>) -> Host {
+    let (keys, addresses, other) = (keys(), addresses(), 1 - own);
+    let remaps = VIEWS[own].iter().zip(REAL).map(|(view, real)| Remap::new(net(view), net(real)).unwrap());
+    let tunnels =
+        vec![TunnelConfig { preshared_key, ..tunnel("only", &keys[other], Some(addresses[other])) }];
+    let peer = PeerConfig { name: format!("peer-{other}"), remaps: remaps.collect(), mtu: MTU, tunnels };
+    let config = Config {
         private_key: keys[own].clone(),
-        local: vec![net("10.244.0.0/16"), net("fd00:244::/64")],
-        peers: vec![PeerConfig {
-            name: format!("peer-{other}"),
-            remaps: vec![
-                Remap::new(net(views[own].0), net("10.244.0.0/16")).unwrap(),
-                Remap::new(net(views[own].1), net("fd00:244::/64")).unwrap(),
-            ],
-            mtu: 1420,
-            tunnels: vec![TunnelConfig {
-                preshared_key: preshared.clone(),
-                ..tunnel("only", &keys[other], Some(addresses[other]))
-            }],
-        }],
+        local: REAL.map(net).into(),
+        peers: vec![peer],
         transit: Transit::default(),
     };
-    (Host::new(config(0, 1), addresses[0], now), Host::new(config(1, 0), addresses[1], now))
+    Host::new(config, addresses[own], now)
 }
 
 /// A UDP datagram with right checksums.

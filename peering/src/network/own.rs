@@ -234,7 +234,8 @@ fn follow<K: kube::Resource, V>(
     }
 }
 
-fn is_v4(prefix: &IpNet) -> bool {
+/// Whether a prefix is one of IPv4.
+pub(super) fn is_v4(prefix: &IpNet) -> bool {
     matches!(prefix, IpNet::V4(_))
 }
 

@@ -5,7 +5,7 @@ use super::condition::{self, Trouble};
 use super::guest::guest;
 use super::invitation::Invited;
 use super::ipam::{Mapping, Space, assign};
-use super::own::{Own, addresses};
+use super::own::{Own, addresses, is_v4};
 use super::transit::{Shared, takes, told};
 use super::{CONDITION, Heard, Network, is_peered, name, seed};
 use crate::status::{Report, report};
@@ -276,7 +276,6 @@ fn of_peer(
 
 /// Of a peer's prefixes, those of families that pods have here, too. As long as it is not known which these are, all.
 fn common_families(own: &[IpNet], theirs: &[IpNet]) -> Vec<IpNet> {
-    let is_v4 = |prefix: &IpNet| matches!(prefix, IpNet::V4(_));
     let have = |prefix: &IpNet| own.is_empty() || own.iter().any(|own| is_v4(own) == is_v4(prefix));
     theirs.iter().filter(|prefix| have(prefix)).copied().collect()
 }

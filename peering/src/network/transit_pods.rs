@@ -4,38 +4,32 @@
 
 use super::transit::{Shared, own_pods};
 use futures::StreamExt as _;
-use futures::stream::BoxStream;
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{ApiResource, DeleteParams, Object, Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::runtime::watcher::Config;
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::vocabulary::{GATEWAY_TRANSIT, MANAGED_BY, MANAGED_BY_LIQUID, TRANSIT_PODS};
 use liquid_crds::{NamespaceOffloading, Peer};
-use liquid_runtime::watch::{Change, ObjectName, changes, changes_of};
+use liquid_runtime::pods::{self, MAX_WATCHES};
+use liquid_runtime::watch::{Change, ObjectName, Scoped, changes};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-/// Namespaces followed by a watch each. Beyond that one watch of all pods costs less than the connections.
-const MAX_WATCHES: usize = 8;
 /// Changes that come within this time are told together: each is read by every gateway.
 const GATHER: Duration = Duration::from_millis(200);
 /// Pause after the addresses could not be told.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
-/// Changes that wait; beyond that the watches do.
-const NEWS_QUEUE: usize = 256;
 /// Addresses told, of 40 bytes at most: less than the MiB that a ConfigMap takes.
 const MAX_PODS: usize = 20_000;
 
-/// A pod without most of it.
-type PodView = Object<SpecView, StatusView>;
+type PodView = pods::PodView<SpecView>;
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -43,33 +37,8 @@ struct SpecView {
     host_network: bool,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct StatusView {
-    phase: String,
-    #[serde(rename = "podIPs")]
-    pod_ips: Vec<AddressView>,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct AddressView {
-    ip: IpAddr,
-}
-
 /// What one watch is about: the pods of a namespace, or all.
 type Scope = Option<String>;
-
-/// A watch; it ends when this is dropped.
-struct Watching {
-    number: u64,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Watching {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
 
 /// Keeps `shared` and the ConfigMap up to date, for ever.
 pub(super) async fn observe(
@@ -80,8 +49,7 @@ pub(super) async fn observe(
 ) {
     let config_maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
     let mut offloadings = changes(Api::<NamespaceOffloading>::all(client.clone()), Config::default()).boxed();
-    let (told, mut heard) = mpsc::channel(NEWS_QUEUE);
-    let (mut watches, mut numbers) = (BTreeMap::<Scope, Watching>::new(), 0);
+    let mut watches = Scoped::default();
     let mut index = Index::default();
     let mut written: Option<BTreeSet<IpAddr>> = None;
     let mut publish: Option<Instant> = None;
@@ -92,36 +60,19 @@ pub(super) async fn observe(
                 let Some(change) = change else { return };
                 index.offloaded(change);
                 if index.listed {
-                    let now = index.shared();
                     shared.send_if_modified(|known| {
-                        let changed = known.as_ref() != Some(&now);
-                        *known = Some(now);
+                        let changed = known.as_ref() != Some(&index.shared);
+                        *known = Some(index.shared.clone());
                         changed
                     });
                 }
                 let scopes = index.scopes();
-                watches.retain(|scope, _| scopes.contains(scope));
                 index.keep(&scopes);
-                for scope in scopes {
-                    watches.entry(scope.clone()).or_insert_with(|| {
-                        numbers += 1;
-                        let (mut news, told, number) = (news(&client, scope.as_deref()), told.clone(), numbers);
-                        let task = tokio::spawn(async move {
-                            while let Some(news) = news.next().await {
-                                if told.send((scope.clone(), number, news)).await.is_err() {
-                                    return;
-                                }
-                            }
-                        });
-                        Watching { number, task }
-                    });
-                }
+                watches.follow(scopes, |scope| pods::pods(&client, scope.as_deref()));
                 publish.get_or_insert(gathered);
             }
-            Some((scope, number, news)) = heard.recv() => {
-                // An earlier watch of the same scope may have left something behind.
-                let current = watches.get(&scope).is_some_and(|watching| watching.number == number);
-                if current && index.learn(scope, news) {
+            (scope, news) = watches.next() => {
+                if index.learn(scope, news) {
                     publish.get_or_insert(gathered);
                 }
             }
@@ -149,15 +100,6 @@ pub(super) async fn observe(
             }
         }
     }
-}
-
-fn news(client: &Client, namespace: Option<&str>) -> BoxStream<'static, Change<PodView>> {
-    let resource = ApiResource::erase::<Pod>(&());
-    let api: Api<PodView> = match namespace {
-        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
-        None => Api::all_with(client.clone(), &resource),
-    };
-    changes_of(api, "Pod", Config::default()).boxed()
 }
 
 async fn write(config_maps: &Api<ConfigMap>, addresses: &BTreeSet<IpAddr>) -> Result<(), kube::Error> {
@@ -194,6 +136,10 @@ struct Index {
     namespaces: BTreeMap<String, BTreeSet<String>>,
     /// The list of offloaded namespaces was read to its end.
     listed: bool,
+    /// What these namespaces mean: which peers have some in common, and which of them have pods that may take part, because
+    /// they are in one of these peers.
+    shared: Shared,
+    followed: BTreeSet<String>,
     pods: BTreeMap<ObjectName, Vec<IpAddr>>,
     /// What was listed to the end.
     complete: BTreeSet<Scope>,
@@ -218,27 +164,18 @@ impl Index {
                 self.listed = true;
             }
         }
-    }
-
-    fn shared(&self) -> Shared {
-        Shared::new(self.namespaces.values())
-    }
-
-    /// Namespaces with pods that may take part: those in one of the peers.
-    fn followed(&self) -> BTreeSet<&str> {
-        let shared = self.shared();
-        let peers = shared.peers();
+        self.shared = Shared::new(self.namespaces.values());
+        let peers = self.shared.peers();
         let followed =
             self.namespaces.iter().filter(|(_, of)| of.iter().any(|it| peers.contains(it.as_str())));
-        followed.map(|(name, _)| name.as_str()).collect()
+        self.followed = followed.map(|(name, _)| name.clone()).collect();
     }
 
     fn scopes(&self) -> BTreeSet<Scope> {
-        let followed = self.followed();
-        if followed.len() > MAX_WATCHES {
+        if self.followed.len() > MAX_WATCHES {
             return BTreeSet::from([None]);
         }
-        followed.into_iter().map(|name| Some(name.to_owned())).collect()
+        self.followed.iter().cloned().map(Some).collect()
     }
 
     /// What none of these is about is known no more.
@@ -277,21 +214,17 @@ impl Index {
         if !self.listed || !self.scopes().iter().all(|scope| self.complete.contains(scope)) {
             return None;
         }
-        let (shared, followed) = (self.shared(), self.followed());
-        let of_shared = shared.peers().into_iter().filter_map(|name| peers.get(name));
+        let of_shared = self.shared.peers().into_iter().filter_map(|name| peers.get(name));
         let prefixes: Vec<IpNet> = of_shared.flat_map(own_pods).collect();
-        let pods = self.pods.iter().filter(|((namespace, _), _)| followed.contains(namespace.as_str()));
+        let pods = self.pods.iter().filter(|((namespace, _), _)| self.followed.contains(namespace));
         let addresses = pods.flat_map(|(_, addresses)| addresses).copied();
         Some(addresses.filter(|address| prefixes.iter().any(|prefix| prefix.contains(address))).collect())
     }
 }
 
-/// The addresses of a pod, if it has some of its own and has not ended: then they are somebody else's soon.
 fn counted(pod: &PodView) -> Vec<IpAddr> {
-    let Some(status) = &pod.status else { return Vec::new() };
-    let ended = matches!(status.phase.as_str(), "Succeeded" | "Failed");
-    let own = !pod.spec.host_network && !ended;
-    status.pod_ips.iter().filter(|_| own).map(|address| address.ip).collect()
+    let status = pod.status.iter();
+    status.flat_map(|status| status.own_addresses(pod.spec.host_network)).collect()
 }
 
 #[cfg(test)]

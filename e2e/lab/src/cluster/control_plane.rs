@@ -220,19 +220,11 @@ fn scheduler() -> Vec<String> {
 mod tests {
     use super::*;
     use crate::plan::address::AddressPlan;
-    use crate::plan::spec::{ClusterSpec, IpFamilies, LabSpec};
+    use crate::plan::spec::{IpFamilies, LabSpec};
 
     #[test]
     fn only_the_api_server_listens_beyond_loopback() {
-        let clusters = vec![ClusterSpec {
-            name: "a".parse().unwrap(),
-            nodes: 1,
-            stack: Default::default(),
-            cidrs: None,
-        }];
-        let spec =
-            LabSpec { clusters, cidrs: Default::default(), ip_families: IpFamilies::Dual, audit: false };
-        let plan = AddressPlan::new(&spec, 0).clusters.remove(0);
+        let plan = AddressPlan::new(&LabSpec::alone("a", 1), 0).clusters.remove(0);
         for unit in units(&plan, false).iter().filter(|unit| unit.name != "kube-apiserver") {
             let listens =
                 unit.command.iter().filter(|flag| flag.contains("bind-") || flag.contains("listen-"));
@@ -243,18 +235,11 @@ mod tests {
 
     #[test]
     fn a_dual_stack_cluster_is_told_the_ranges_of_both_families() {
-        let clusters = vec![ClusterSpec {
-            name: "a".parse().unwrap(),
-            nodes: 1,
-            stack: Default::default(),
-            cidrs: None,
-        }];
         for (ip_families, pods, services) in [
             (IpFamilies::Ipv4, "10.244.0.0/16", "10.96.0.0/16"),
             (IpFamilies::Dual, "10.244.0.0/16,fd00:10:244::/56", "10.96.0.0/16,fd00:10:96::/112"),
         ] {
-            let spec =
-                LabSpec { clusters: clusters.clone(), cidrs: Default::default(), ip_families, audit: false };
+            let spec = LabSpec { ip_families, ..LabSpec::alone("a", 1) };
             let plan = AddressPlan::new(&spec, 0).clusters.remove(0);
             let services = format!("--service-cluster-ip-range={services}");
             assert!(api_server(&plan, false).contains(&services));
@@ -265,14 +250,7 @@ mod tests {
 
     #[test]
     fn the_audit_log_is_written_only_on_demand() {
-        let clusters = vec![ClusterSpec {
-            name: "a".parse().unwrap(),
-            nodes: 1,
-            stack: Default::default(),
-            cidrs: None,
-        }];
-        let spec =
-            LabSpec { clusters, cidrs: Default::default(), ip_families: IpFamilies::Dual, audit: true };
+        let spec = LabSpec { audit: true, ..LabSpec::alone("a", 1) };
         let plan = AddressPlan::new(&spec, 0).clusters.remove(0);
         let audited =
             |audit| api_server(&plan, audit).iter().any(|flag| flag.starts_with("--audit-log-path="));

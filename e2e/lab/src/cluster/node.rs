@@ -200,17 +200,11 @@ fn masquerade(plan: &ClusterPlan) -> Vec<Vec<String>> {
 mod tests {
     use super::*;
     use crate::plan::address::AddressPlan;
-    use crate::plan::spec::{ClusterSpec, IpFamilies, LabSpec};
+    use crate::plan::spec::LabSpec;
 
     fn plan(stack: &str) -> ClusterPlan {
-        let clusters = vec![ClusterSpec {
-            name: "a".parse().unwrap(),
-            nodes: 2,
-            stack: stack.parse().unwrap(),
-            cidrs: None,
-        }];
-        let spec =
-            LabSpec { clusters, cidrs: Default::default(), ip_families: IpFamilies::Dual, audit: false };
+        let mut spec = LabSpec::alone("a", 2);
+        spec.clusters[0].stack = stack.parse().unwrap();
         AddressPlan::new(&spec, 0).clusters.remove(0)
     }
 

@@ -169,18 +169,10 @@ mod tests {
 
     use super::*;
     use crate::plan::address::AddressPlan;
-    use crate::plan::spec::{ClusterSpec, IpFamilies, LabSpec};
+    use crate::plan::spec::LabSpec;
 
     fn plan() -> ClusterPlan {
-        let clusters = vec![ClusterSpec {
-            name: "a".parse().unwrap(),
-            nodes: 1,
-            stack: Default::default(),
-            cidrs: None,
-        }];
-        let spec =
-            LabSpec { clusters, cidrs: Default::default(), ip_families: IpFamilies::Dual, audit: false };
-        AddressPlan::new(&spec, 3).clusters.remove(0)
+        AddressPlan::new(&LabSpec::alone("a", 1), 3).clusters.remove(0)
     }
 
     fn check(identity: &Identity, issuer: &Identity, test: impl FnOnce(&X509Certificate<'_>)) {

@@ -185,15 +185,10 @@ fn ip(netns: Option<&str>, lines: &[String]) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::spec::{ClusterSpec, IpFamilies, LabSpec};
+    use crate::plan::spec::LabSpec;
 
     fn plan(nodes: u8) -> AddressPlan {
-        let clusters =
-            vec![ClusterSpec { name: "a".parse().unwrap(), nodes, stack: Default::default(), cidrs: None }];
-        AddressPlan::new(
-            &LabSpec { clusters, cidrs: Default::default(), ip_families: IpFamilies::Dual, audit: false },
-            0,
-        )
+        AddressPlan::new(&LabSpec::alone("a", nodes), 0)
     }
 
     #[test]
@@ -220,16 +215,7 @@ mod tests {
 
     #[test]
     fn interface_names_fit_the_kernel() {
-        let clusters = vec![ClusterSpec {
-            name: "eightchr".parse().unwrap(),
-            nodes: 16,
-            stack: Default::default(),
-            cidrs: None,
-        }];
-        let plan = AddressPlan::new(
-            &LabSpec { clusters, cidrs: Default::default(), ip_families: IpFamilies::Dual, audit: false },
-            31,
-        );
+        let plan = AddressPlan::new(&LabSpec::alone("eightchr", 16), 31);
         for port in ports(&plan.clusters[0]) {
             assert!(port.machine.len() <= 15, "{}", port.machine);
         }

@@ -356,6 +356,20 @@ impl From<ClusterName> for String {
 }
 
 #[cfg(test)]
+impl LabSpec {
+    /// One dual-stack cluster.
+    pub(crate) fn alone(name: &str, nodes: u8) -> Self {
+        let name = name.parse().unwrap();
+        Self {
+            clusters: vec![ClusterSpec { name, nodes, stack: Stack::default(), cidrs: None }],
+            cidrs: CidrPlan::default(),
+            ip_families: IpFamilies::Dual,
+            audit: false,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -110,7 +110,7 @@ pub(crate) async fn ask(home: &Cluster, namespace: &str, pod: &str, cells: &[Cel
         };
         let mut script: String = open.iter().map(|number| cells[*number].line(*number)).collect();
         script.push_str("wait");
-        let output = home.kubectl.run(["exec", "-n", namespace, pod, "--", "sh", "-c", &script]).await?;
+        let output = home.shell(namespace, pod, &script).await?;
         let mut missing = missing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
         for number in &open {

@@ -6,10 +6,9 @@ use crate::stage::Stage;
 use anyhow::{Context as _, ensure};
 use futures::future::try_join;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
-use kube::api::{ListParams, Patch, PatchParams};
-use liquid_crds::{Peer, PodCidr, condition};
+use kube::api::{Patch, PatchParams};
+use liquid_crds::PodCidr;
 use liquid_scenarios::{Cluster, Look};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -77,9 +76,11 @@ impl<'a> Peering<'a> {
 
     /// Waits until both sides say that the network is up, and checks that it is of the kind it is here for.
     pub(crate) async fn sees_prefixes_as_it_must(&self) -> anyhow::Result<()> {
-        let (at_home, there) =
-            try_join(prefixes(self.home, &self.provider.name), prefixes(self.provider, &self.home.name))
-                .await?;
+        let (at_home, there) = try_join(
+            self.home.wait_for_network(&self.provider.name, SOON),
+            self.provider.wait_for_network(&self.home.name, SOON),
+        )
+        .await?;
         for (of, prefixes) in [(&self.provider.name, at_home), (&self.home.name, there)] {
             let pairs: Vec<_> = prefixes.iter().filter_map(PodCidr::prefixes).collect();
             let families: Vec<bool> = pairs.iter().map(|(real, _)| real.addr().is_ipv4()).collect();
@@ -255,22 +256,6 @@ impl<'a> Peering<'a> {
     }
 }
 
-/// How `cluster` sees the pods of `peer`, when the network between them is up.
-async fn prefixes(cluster: &Cluster, peer: &str) -> anyhow::Result<Vec<PodCidr>> {
-    let peers: Api<Peer> = Api::all(cluster.client.clone());
-    cluster
-        .wait(&format!("network with {peer}"), SOON, || async {
-            let status = peers.get(peer).await?.status.unwrap_or_default();
-            Ok(match (condition(&status.conditions, "NetworkReady"), status.network) {
-                (Some(said), Some(network)) if said.status == "True" => Look::Done(network.pod_cidrs),
-                (said, _) => {
-                    Look::NotYet(said.map_or("nothing said".to_owned(), |said| said.message.clone()))
-                }
-            })
-        })
-        .await
-}
-
 /// Addresses of ready endpoints of a Service, when they are as they must be.
 async fn endpoints(
     cluster: &Cluster,
@@ -278,13 +263,9 @@ async fn endpoints(
     service: &str,
     complete: impl Fn(&BTreeSet<IpAddr>) -> bool,
 ) -> anyhow::Result<BTreeSet<IpAddr>> {
-    let slices: Api<EndpointSlice> = Api::namespaced(cluster.client.clone(), namespace);
-    let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
     cluster
         .wait(&format!("endpoints of both families and pods of {namespace}/{service}"), SOON, || async {
-            let endpoints =
-                slices.list(&of_service).await?.items.into_iter().flat_map(|slice| slice.endpoints);
-            let ready = endpoints.filter(|it| it.conditions.as_ref().and_then(|it| it.ready) == Some(true));
+            let ready = cluster.endpoints(namespace, service).await?.into_iter();
             let found =
                 ready.flat_map(|endpoint| endpoint.addresses).filter_map(|ip| ip.parse().ok()).collect();
             Ok(if complete(&found) { Look::Done(found) } else { Look::NotYet(format!("{found:?}")) })

@@ -1,7 +1,6 @@
 //! Pods on virtual nodes and the API server of home.
 
 use crate::manifests::{FOREVER, drop_namespace, offloaded, pod};
-use crate::network::connected;
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::api::rbac::v1::RoleBinding;
@@ -72,8 +71,7 @@ env | cut -d= -f1 | grep ^KUBERNETES_ | sort
 ";
 
 async fn run(home: &Cluster, pod: &str, script: &str) -> anyhow::Result<String> {
-    let output = home.kubectl.run(["exec", "-n", NAMESPACE, pod, "--", "sh", "-c", script]).await?;
-    Ok(format!("{}{}", output.out, output.err))
+    Ok(home.shell(NAMESPACE, pod, script).await?.all())
 }
 
 async fn works(home: &Cluster) -> anyhow::Result<()> {
@@ -104,8 +102,8 @@ async fn pods_use_homes_api_server_as_on_a_physical_node() -> anyhow::Result<()>
     let import =
         move || ["a", "b"].iter().try_for_each(|it| lab.cluster(it)?.install_kubectl_image(&Progress::new()));
     tokio::task::spawn_blocking(import).await??;
-    connected(home, &provider.name).await?;
-    connected(provider, &home.name).await?;
+    home.wait_for_network(&provider.name, SOON).await?;
+    provider.wait_for_network(&home.name, SOON).await?;
     home.delete_namespace(NAMESPACE).await?;
     home.create_namespace(NAMESPACE).await?;
     let bound = ["offload", "namespace", NAMESPACE, "--service-account-tokens", "bound"];

@@ -1,6 +1,6 @@
 //! Gateways that fail, are replaced, and move, while traffic flows.
 
-use crate::network::{connected, seen};
+use crate::network::seen;
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _};
@@ -39,7 +39,7 @@ impl End {
         cluster.apply(NAMESPACE, &manifest).await?;
         let pod = cluster.wait_for_pods(NAMESPACE, "app=end", 1, SOON).await?.remove(0);
         let inside = Inside::of(&pod)?;
-        let prefixes = connected(other, &cluster.name).await?;
+        let prefixes = other.wait_for_network(&cluster.name, SOON).await?;
         Ok(Self {
             seen: seen(&prefixes, inside.address)
                 .with_context(|| format!("{} is in none of {prefixes:?}", inside.address))?,

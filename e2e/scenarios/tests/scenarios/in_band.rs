@@ -1,7 +1,7 @@
 //! Peering when nothing of either cluster is reachable but one UDP port of one of them.
 
 use crate::manifests::offloaded;
-use crate::network::{connected, seen};
+use crate::network::seen;
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
@@ -136,14 +136,13 @@ async fn pods_work(environment: &Environment) -> anyhow::Result<()> {
         Ok(pods[0].status.clone().unwrap_or_default().pod_ip.context("no address")?.parse()?)
     };
     let (here, there) = (address("here").await?, address("there").await?);
-    let here_from_there = seen(&connected(provider, "home").await?, here).context("no prefix")?;
-    connected(home, "provider").await?;
+    let here_from_there = seen(&provider.wait_for_network("home", SOON).await?, here).context("no prefix")?;
+    home.wait_for_network("provider", SOON).await?;
     for (from, to) in [("here", there), ("there", here_from_there)] {
         let script = format!("timeout 5 wget -q -O - http://{to}:8080/hostname");
         home.wait(&format!("{to} answers {from}"), SOON, || async {
             // From the pod in the provider, this is exec over the link.
-            let arguments = ["exec", "-n", NAMESPACE, from, "--", "sh", "-c", &script];
-            let output = home.kubectl.run(arguments).await?;
+            let output = home.shell(NAMESPACE, from, &script).await?;
             let other = if from == "here" { "there" } else { "here" };
             Ok(if output.out.trim() == other { Look::Done(()) } else { Look::NotYet(output.err) })
         })

@@ -1,7 +1,7 @@
 //! The network between the pods of peered clusters.
 
 use ipnet::Ipv4Net;
-use liquid_crds::{Peer, PodCidr, condition};
+use liquid_crds::PodCidr;
 use liquid_scenarios::{Cluster, Environment, Look};
 use serde_json::json;
 use std::net::Ipv4Addr;
@@ -36,7 +36,7 @@ impl Server {
         let pods = cluster.wait_for_pods(NAMESPACE, "app=server", 1, SOON).await?;
         let status = pods[0].status.clone().unwrap_or_default();
         let real: Ipv4Addr = status.pod_ip.unwrap_or_default().parse()?;
-        let prefixes = connected(other, &cluster.name).await?;
+        let prefixes = other.wait_for_network(&cluster.name, SOON).await?;
         let seen = seen(&prefixes, real).unwrap_or_else(|| panic!("{real} is in none of {prefixes:?}"));
         Ok(Self { real, seen })
     }
@@ -51,29 +51,12 @@ pub(crate) fn seen(prefixes: &[PodCidr], real: Ipv4Addr) -> Option<Ipv4Addr> {
     })
 }
 
-/// Waits until `cluster` says that the network with `peer` is up, and returns under which prefixes it sees its pods.
-pub(crate) async fn connected(cluster: &Cluster, peer: &str) -> anyhow::Result<Vec<PodCidr>> {
-    let peers: kube::Api<Peer> = kube::Api::all(cluster.client.clone());
-    cluster
-        .wait(&format!("network with {peer}"), SOON, || async {
-            let status = peers.get(peer).await?.status.unwrap_or_default();
-            Ok(match (condition(&status.conditions, "NetworkReady"), status.network) {
-                (Some(said), Some(network)) if said.status == "True" => Look::Done(network.pod_cidrs),
-                (said, _) => {
-                    Look::NotYet(said.map_or("nothing said".to_owned(), |said| said.message.clone()))
-                }
-            })
-        })
-        .await
-}
-
 fn udp(to: &Server) -> String {
     format!("/agnhost connect --protocol udp --timeout 2s {}:8081 && echo reached", to.seen)
 }
 
 async fn call(from: &Cluster, script: &str) -> anyhow::Result<String> {
-    let output = from.kubectl.run(["exec", "-n", NAMESPACE, "server", "--", "sh", "-c", script]).await?;
-    Ok(format!("{}{}", output.out, output.err))
+    Ok(from.shell(NAMESPACE, "server", script).await?.all())
 }
 
 /// Would catch: pods that do not reach pods of a peer with the same prefixes, one direction or protocol that works without

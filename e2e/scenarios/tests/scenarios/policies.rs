@@ -1,7 +1,6 @@
 //! NetworkPolicies of home in the provider, on real traffic.
 
 use crate::manifests::drop_namespace;
-use crate::network::connected;
 use anyhow::Context as _;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Api;
@@ -82,7 +81,7 @@ async fn reaches(home: &Cluster, from: &str, to: &str, expected: bool) -> anyhow
         &format!("{from} {} {to}", if expected { "reaches" } else { "does not reach" }),
         SOON,
         || async {
-            let output = home.kubectl.run(["exec", "-n", namespace, from, "--", "sh", "-c", &ask]).await?;
+            let output = home.shell(namespace, from, &ask).await?;
             let reached = output.code == 0 && !output.out.is_empty();
             Ok(if reached == expected { Look::Done(()) } else { Look::NotYet(format!("{output:?}")) })
         },
@@ -103,8 +102,8 @@ async fn network_policies_of_home_hold_in_the_provider() -> anyhow::Result<()> {
     let enforcing = lab.clone();
     let enforce = move || enforcing.cluster("b")?.enforce_network_policies(&Progress::new());
     tokio::task::spawn_blocking(enforce).await??;
-    connected(home, &provider.name).await?;
-    connected(provider, &home.name).await?;
+    home.wait_for_network(&provider.name, SOON).await?;
+    provider.wait_for_network(&home.name, SOON).await?;
     for namespace in [NAMESPACE, WATCH] {
         home.delete_namespace(namespace).await?;
         home.create_namespace(namespace).await?;

@@ -1,11 +1,8 @@
 //! Services that lead to pods of both clusters, whichever of them asks.
 
 use crate::manifests::{drop_namespace, offloaded};
-use crate::network::connected;
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
-use kube::api::ListParams;
 use liquid_scenarios::{Cluster, Environment, Look};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -71,8 +68,7 @@ spec:
 /// Runs a script in the client of one side: through the virtual node, where that is far.
 async fn client(home: &Cluster, side: &str, script: &str) -> anyhow::Result<String> {
     let pod = format!("{side}-client");
-    let output = home.kubectl.run(["exec", "-n", NAMESPACE, &pod, "--", "sh", "-c", script]).await?;
-    Ok(format!("{}{}", output.out, output.err))
+    Ok(home.shell(NAMESPACE, &pod, script).await?.all())
 }
 
 /// Names that answer to a client when it asks again and again.
@@ -94,11 +90,8 @@ async fn answers(home: &Cluster, side: &str, ask: &str, expected: &BTreeSet<Stri
 
 /// Addresses of ready endpoints of a Service.
 async fn endpoints(cluster: &Cluster, namespace: &str, service: &str) -> anyhow::Result<BTreeSet<String>> {
-    let slices: Api<EndpointSlice> = Api::namespaced(cluster.client.clone(), namespace);
-    let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
-    let endpoints = slices.list(&of_service).await?.items.into_iter().flat_map(|slice| slice.endpoints);
-    let ready = endpoints.filter(|it| it.conditions.as_ref().and_then(|it| it.ready) == Some(true));
-    Ok(ready.flat_map(|endpoint| endpoint.addresses).collect())
+    let ready = cluster.endpoints(namespace, service).await?;
+    Ok(ready.into_iter().flat_map(|endpoint| endpoint.addresses).collect())
 }
 
 async fn wait_for_endpoints(cluster: &Cluster, namespace: &str, count: usize) -> anyhow::Result<()> {
@@ -121,8 +114,8 @@ async fn wait_for_endpoints(cluster: &Cluster, namespace: &str, count: usize) ->
 async fn a_service_leads_to_pods_of_both_clusters_from_both() -> anyhow::Result<()> {
     let environment = Environment::open().await?.peered().await?;
     let (home, provider) = (&environment.home, &environment.provider);
-    connected(home, &provider.name).await?;
-    connected(provider, &home.name).await?;
+    home.wait_for_network(&provider.name, SOON).await?;
+    provider.wait_for_network(&home.name, SOON).await?;
     offloaded(home, NAMESPACE).await?;
     home.apply(
         NAMESPACE,

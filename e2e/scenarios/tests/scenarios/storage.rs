@@ -70,8 +70,7 @@ impl Stage<'_> {
 
     /// Runs a command in a pod, as its user would.
     async fn exec(&self, pod: &str, script: &str) -> anyhow::Result<String> {
-        let arguments = ["exec", "-n", self.namespace, pod, "--", "sh", "-c", script];
-        Ok(self.home.kubectl.run(arguments).await?.ok()?.trim().to_owned())
+        Ok(self.home.shell(self.namespace, pod, script).await?.ok()?.trim().to_owned())
     }
 
     async fn ready(&self, pod: &str) -> anyhow::Result<Pod> {
