@@ -306,7 +306,8 @@ fn unreachable(source: &str, about: &[u8]) -> Vec<u8> {
 
 #[test]
 fn an_error_about_a_packet_finds_its_way_back_whoever_sends_it() {
-    for router in ["10.244.2.7", "192.0.2.77"] {
+    // The pod itself, its node by an address among those of pods, and somebody on the way.
+    for router in ["10.244.2.7", "10.244.2.0", "192.0.2.77"] {
         let mut world = World::new(&transit(&["10.71.1.5", "10.72.2.7"]), 1420);
         let there = world.send(At::B, &udp("10.244.1.5", "10.82.2.7", b"question"));
         let error = unreachable(router, only(&there, At::C));

@@ -174,13 +174,13 @@ impl Gateway {
         {
             rewrite_quoted(packet, &ip, &quoted, End::Destination, inner, Transport::Finished);
         }
-        // An error that a router on the other side sends comes from an address we do not know. It is let in as a
-        // message of the host it is about: without it no path MTU is found beyond the tunnel.
-        let source = view(ip.source).or_else(|| quoted.and_then(|quoted| view(quoted.ip.destination)));
-        let source = source.filter(|source| own(&self.routes, *source)).ok_or(Drop::ForeignSource)?;
-        if !is_here && !self.transit_pods.contains(&source) {
-            return Err(Drop::ForeignSource);
-        }
+        let may_send =
+            |source: &IpAddr| own(&self.routes, *source) && (is_here || self.transit_pods.contains(source));
+        // An error that a router on the other side sends comes from an address we do not know, or one that is nobody's further
+        // on: nodes and gateways have some of their pods' prefixes. It is let in as a message of the host it is about: without
+        // it no path MTU is found beyond the tunnel.
+        let about = || quoted.and_then(|quoted| view(quoted.ip.destination)).filter(may_send);
+        let source = view(ip.source).filter(may_send).or_else(about).ok_or(Drop::ForeignSource)?;
         self.passes(origin, now);
         if is_here {
             self.pass(at, buffer, range, &ip, source);

@@ -27,6 +27,8 @@ const CRD_TIMEOUT: Duration = Duration::from_secs(30);
 const TESTED_KUBERNETES: &str = "1.35.0";
 /// Longest wait for an API server that may not be there: values and manifests are made without one, too.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Nodes that are asked for to see which families pods have: all have the same, but while a cluster is changed.
+const NODES_LOOKED_AT: u32 = 100;
 
 /// Arguments of `liquidctl install`.
 #[derive(Debug, Args)]
@@ -95,7 +97,12 @@ pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(
             "say which image to run with --image: there is no published one yet, `cargo xtask image` builds it",
         ));
     }
-    let values = values(&arguments, pods_have_ipv6(cluster).await)?;
+    // What is only printed may be for a cluster that is not there.
+    let ipv6 = match pods_have_ipv6(cluster).await {
+        Err(_) if arguments.print_values || arguments.print_manifests => false,
+        found => found?,
+    };
+    let values = values(&arguments, ipv6)?;
     if arguments.print_values {
         return print(&yaml(&values)?);
     }
@@ -247,14 +254,16 @@ async fn kube_version(cluster: &ClusterArgs) -> String {
     server.filter(|version| !version.is_empty()).unwrap_or_else(|| TESTED_KUBERNETES.to_owned())
 }
 
-/// Whether nodes have IPv6 addresses to give to pods; not, if there is no cluster to ask.
-async fn pods_have_ipv6(cluster: &ClusterArgs) -> bool {
+/// Whether nodes have IPv6 addresses to give to pods. Some of them are enough to tell.
+async fn pods_have_ipv6(cluster: &ClusterArgs) -> Result<bool, Failure> {
+    let some = ListParams::default().limit(NODES_LOOKED_AT);
     let ask = async {
-        let nodes =
-            Api::<Node>::all(cluster.connect().await.ok()?).list(&ListParams::default()).await.ok()?;
-        Some(nodes.iter().any(has_ipv6_pod_cidr))
+        let nodes = Api::<Node>::all(cluster.connect().await?).list(&some).await;
+        let nodes = nodes.map_err(|error| Failure::failed(format!("cannot list nodes: {error}")))?;
+        Ok(nodes.iter().any(has_ipv6_pod_cidr))
     };
-    timeout(SERVER_TIMEOUT, ask).await.ok().flatten().unwrap_or(false)
+    let late = |_| Failure::failed("cannot list nodes: the API server does not answer");
+    timeout(SERVER_TIMEOUT, ask).await.map_err(late)?
 }
 
 fn has_ipv6_pod_cidr(node: &Node) -> bool {

@@ -75,17 +75,31 @@ pub(super) fn told<'t>(
         if told.len() + prefixes.len() > MAX_TRANSIT {
             continue;
         }
-        let known_there = taken(other).map(|there| own_pods(peer).all(|prefix| there.contains(&prefix)));
         told.extend(prefixes.into_iter().map(|prefix| {
-            let seen = prefix.to_string();
-            let was_ready =
-                || written.iter().any(|known| known.ready && known.seen == seen && known.peer == other_name);
-            let known_here = taken(peer).map(|here| here.contains(&prefix));
-            let ready = known_here.zip(known_there).map_or_else(was_ready, |(here, there)| here && there);
-            TransitCidr { peer: other_name.to_owned(), ready, seen }
+            // A prefix that has grown, shrunk or got neighbours leads on where it did: what is new about it follows when the peers
+            // have taken that, and until then nothing is listed there.
+            let was_ready = written.iter().any(|known| {
+                let seen = known.seen.parse::<IpNet>();
+                known.ready && known.peer == other_name && seen.is_ok_and(|seen| overlap(&seen, &prefix))
+            });
+            let knows = |who: &Peer, of: &[IpNet]| match taken(who) {
+                None => was_ready,
+                Some(taken) if was_ready => {
+                    of.iter().any(|prefix| taken.iter().any(|taken| overlap(taken, prefix)))
+                }
+                Some(taken) => of.iter().all(|prefix| taken.contains(prefix)),
+            };
+            let same_family = |own: &IpNet| own.addr().is_ipv4() == prefix.addr().is_ipv4();
+            let back: Vec<IpNet> = own_pods(peer).filter(same_family).collect();
+            let ready = knows(peer, &[prefix]) && knows(other, &back);
+            TransitCidr { peer: other_name.to_owned(), ready, seen: prefix.to_string() }
         }));
     }
     told
+}
+
+fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
 }
 
 /// What this cluster tells the peer with this identity.
@@ -118,7 +132,8 @@ mod tests {
         let mut peer =
             Peer::new("p", PeerSpec { cluster_id: id(number), consume, lend: None, network: None });
         let pod_cidrs = pods.iter().map(|(seen, transit)| PodCidr {
-            real: "10.244.0.0/16".to_owned(),
+            // Of the same family and length.
+            real: if seen.ends_with("/16") { "10.244.0.0/16" } else { *seen }.to_owned(),
             seen: (*seen).to_owned(),
             transit: *transit,
         });
@@ -174,6 +189,61 @@ mod tests {
         assert!(ready(&peers, None, Some(&c)), "what was known before this process began holds");
         assert!(!ready(&peers, None, None) || peers["b"].status.is_some());
         assert_eq!(told("b", &peers, None, |_| None), [entry], "nothing is known of namespaces yet");
+    }
+
+    #[test]
+    fn a_family_that_one_of_them_lacks_holds_up_nobody() {
+        let shared = shared(&[&["b", "c"]]);
+        let (v4_of_b, v4_of_c, v6_of_c) = ("10.201.0.0/16", "10.202.0.0/16", "fd00:202::/64");
+        let peers = BTreeMap::from([
+            ("b".to_owned(), peer(1, &[(v4_of_b, false)])),
+            ("c".to_owned(), peer(2, &[(v4_of_c, false), (v6_of_c, false)])),
+        ]);
+        let (by_b, by_c) = ([net(v4_of_c)], [net(v4_of_b)]);
+        let taken = |peer: &Peer| Some(if peer.spec.cluster_id == id(1) { &by_b[..] } else { &by_c[..] });
+        let told = |name| told(name, &peers, Some(&shared), taken);
+        assert_eq!(shown(&told("b")), [("c", v4_of_c, true), ("c", v6_of_c, false)]);
+        assert_eq!(shown(&told("c")), [("b", v4_of_b, true)]);
+    }
+
+    #[test]
+    fn a_node_more_takes_no_endpoints_away() {
+        let shared = shared(&[&["b", "c"]]);
+        let told_before = |name: &str, seen: &str| TransitCidr {
+            peer: name.to_owned(),
+            ready: true,
+            seen: seen.to_owned(),
+        };
+        let with = |mut peer: Peer, told: TransitCidr| {
+            peer.status.as_mut().unwrap().network.as_mut().unwrap().transit = vec![told];
+            peer
+        };
+        let before = ["10.201.0.0/24", "10.202.0.0/24"];
+        let b = peer(1, &[(before[0], false)]);
+        for (now, still) in
+            [(&["10.202.0.0/23"][..], &[true][..]), (&[before[1], "10.202.7.0/24"], &[true, false])]
+        {
+            let pods: Vec<_> = now.iter().map(|seen| (*seen, false)).collect();
+            let peers = BTreeMap::from([
+                ("b".to_owned(), with(b.clone(), told_before("c", before[1]))),
+                ("c".to_owned(), with(peer(2, &pods), told_before("b", before[0]))),
+            ]);
+            // Both have taken what there was before.
+            let taken = [[net(before[1])], [net(before[0])]];
+            let taken = |peer: &Peer| Some(&taken[usize::from(peer.spec.cluster_id == id(2))][..]);
+            let told = |name| told(name, &peers, Some(&shared), taken);
+            assert_eq!(told("b").iter().map(|cidr| cidr.ready).collect::<Vec<_>>(), still);
+            assert!(told("c")[0].ready);
+        }
+    }
+
+    #[test]
+    fn one_that_takes_nothing_any_more_is_not_waited_for() {
+        let (mut peers, shared) = (peers(), shared(&[&["b", "c"]]));
+        let entry = TransitCidr { seen: "10.202.0.0/16".to_owned(), peer: "c".to_owned(), ready: true };
+        peers.get_mut("b").unwrap().status.as_mut().unwrap().network.as_mut().unwrap().transit = vec![entry];
+        let taken = |peer: &Peer| Some(&[][..]).filter(|_| peer.spec.cluster_id == id(1));
+        assert!(!told("b", &peers, Some(&shared), taken)[0].ready, "although c has said nothing yet");
     }
 
     #[test]
