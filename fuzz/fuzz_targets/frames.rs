@@ -121,7 +121,7 @@ fn consumer_frame(bytes: &mut Unstructured<'_>) -> Result<ConsumerFrame> {
 fn to_provider(bytes: &mut Unstructured<'_>) -> Result<()> {
     let mut provider = Provider::paused();
     let mut now = Instant::now();
-    let mut spoken_of = BTreeSet::new();
+    let (mut spoken_of, mut named) = (BTreeSet::new(), BTreeSet::new());
     provider.connected();
     for number in 0..MAX_FRAMES {
         if number == 3 {
@@ -145,7 +145,8 @@ fn to_provider(bytes: &mut Unstructured<'_>) -> Result<()> {
                     ConsumerFrame::Upsert { target, .. } | ConsumerFrame::Delete { target, .. } => {
                         spoken_of.insert((target.set.clone(), target.key.clone()));
                     }
-                    ConsumerFrame::Sets(_) | ConsumerFrame::Addresses(_) => {}
+                    ConsumerFrame::Sets(sets) => named.extend(sets.iter().cloned()),
+                    ConsumerFrame::Addresses(_) => {}
                 }
                 provider.received(frame);
             }
@@ -155,6 +156,8 @@ fn to_provider(bytes: &mut Unstructured<'_>) -> Result<()> {
             let Action::Run { target, step } = action else { continue };
             let known = spoken_of.contains(&(target.set.clone(), target.key.clone()));
             assert!(known, "the consumer never spoke of {target:?}");
+            let stores = matches!(step, Step::Store { .. });
+            assert!(!stores || named.contains(&target.set), "{target:?} is in a set that was not named");
             let outcome = match bytes.int_in_range(0..=4)? {
                 // Under way.
                 0 => continue,

@@ -131,6 +131,15 @@ impl Quoted {
             .filter(|inner| inner.is_v4() == ip.is_v4())
             .map(|ip| Self { offset, ip })
     }
+
+    /// Whether the error is one that routers on the way of a packet send to its sender, and is no longer than they make it.
+    #[must_use]
+    pub fn is_of_router(&self, packet: &[u8], ip: &Ip) -> bool {
+        let kind = packet.get(ip.payload).copied().unwrap_or_default();
+        // RFC 1812, section 4.3.2.3, and RFC 4443, section 2.4.
+        let (kinds, longest) = if ip.is_v4() { (&[3, 11, 12][..], 576) } else { (&[1, 2, 3, 4][..], 1280) };
+        self.ip.source == ip.destination && kinds.contains(&kind) && ip.length <= longest
+    }
 }
 
 /// Changes one address of a packet, and the checksums that cover it.

@@ -289,13 +289,17 @@ fn quoted(error: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// "Port unreachable", about a packet.
+/// "Port unreachable", about a packet, to its sender.
 fn unreachable(source: &str, about: &[u8]) -> Vec<u8> {
-    let Ip { source: to, .. } = Ip::parse(about).unwrap();
-    let mut icmp = [&[3, 3, 0, 0, 0, 0, 0, 0][..], about].concat();
+    error(3, source, &Ip::parse(about).unwrap().source.to_string(), about)
+}
+
+/// An ICMP error of this type, about a packet.
+fn error(kind: u8, source: &str, to: &str, about: &[u8]) -> Vec<u8> {
+    let mut icmp = [&[kind, 3, 0, 0, 0, 0, 0, 0][..], about].concat();
     let sum = Sum::of(&icmp).checksum();
     icmp[2..4].copy_from_slice(&sum);
-    let mut packet = udp(source, &to.to_string(), &icmp[..icmp.len() - ICMP]);
+    let mut packet = udp(source, to, &icmp[..icmp.len() - ICMP]);
     packet[9] = 1;
     packet[10..12].copy_from_slice(&[0, 0]);
     let sum = Sum::of(&packet[..HEADER]).checksum();
@@ -317,6 +321,27 @@ fn an_error_about_a_packet_finds_its_way_back_whoever_sends_it() {
         assert_eq!(ends(&quoted(error)), ("10.244.1.5".into(), "10.82.2.7".into()));
         assert_eq!(Sum::of(&error[HEADER..]).checksum(), [0, 0]);
     }
+}
+
+#[test]
+fn who_is_not_listed_says_nothing_but_what_a_router_would() {
+    let listed = ["10.71.1.5", "10.72.2.7"];
+    let got = |kind: u8, quoted: &[u8]| {
+        let mut world = World::new(&transit(&listed), 1420);
+        world.send(At::B, &udp("10.244.1.5", "10.82.2.7", b"question"));
+        world.send(At::C, &error(kind, "10.244.2.8", "10.93.1.5", quoted)).len()
+    };
+    let about = |source: &str, destination: &str, length: usize| udp(source, destination, &vec![0; length]);
+    let asked = about("10.93.1.5", "10.244.2.7", 8);
+    for kind in [3, 11, 12] {
+        assert_eq!(got(kind, &asked), 1);
+    }
+    for kind in [4, 5] {
+        assert_eq!(got(kind, &asked), 0, "only a router next to the sender says this");
+    }
+    assert_eq!(got(3, &about("10.93.1.6", "10.244.2.7", 8)), 0, "somebody else has sent that");
+    assert_eq!(got(3, &about("10.93.1.5", "10.244.2.9", 8)), 0, "nobody that is listed got that");
+    assert_eq!(got(3, &about("10.93.1.5", "10.244.2.7", 600)), 0, "it would carry what it likes");
 }
 
 proptest! {

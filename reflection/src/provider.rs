@@ -175,8 +175,13 @@ impl Provider {
                     }
                 }
             }
-            // It says nothing of sets that do not exist.
+            // Only a Delete may be about a set that is not named: one that has ended.
             ConsumerFrame::Inventory { set, .. } if !self.named.contains(&set) => {}
+            ConsumerFrame::Upsert { target, hash, .. } if !self.named.contains(&target.set) => {
+                let message = format!("the consumer has not named its set, or more than {MAX_SETS}");
+                let refusal = Refusal { reason: "UnknownSet".to_owned(), message };
+                self.actions.push_back(Action::Send(ProviderFrame::Nack { target, hash, refusal }));
+            }
             ConsumerFrame::Inventory { set, entries, complete } => {
                 if !complete && self.complete.contains(&set) {
                     for entry in entries {

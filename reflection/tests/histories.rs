@@ -297,3 +297,16 @@ fn the_end_of_a_peering_does_not_wait_for_a_claim_that_is_still_pending() {
     assert_eq!(steps(&mut provider), []);
     assert!(provider.is_empty());
 }
+
+#[test]
+fn a_body_of_a_set_that_was_not_named_is_refused_and_not_stored() {
+    let mut provider = connected();
+    provider.received(ConsumerFrame::Sets(Vec::new()));
+    provider.received(upsert("a"));
+    let [Action::Send(ProviderFrame::Nack { target: refused, refusal, .. })] = &actions(&mut provider)[..]
+    else {
+        panic!("it would wait for an answer for ever")
+    };
+    assert_eq!((refused, refusal.reason.as_str()), (&target("a"), "UnknownSet"));
+    assert!(provider.is_empty());
+}

@@ -179,6 +179,8 @@ impl Gateway {
         // An error that a router on the other side sends comes from an address we do not know, or one that is nobody's further
         // on: nodes and gateways have some of their pods' prefixes. It is let in as a message of the host it is about: without
         // it no path MTU is found beyond the tunnel.
+        let packet = &buffer[range.clone()];
+        let quoted = quoted.filter(|quoted| is_here || quoted.is_of_router(packet, &ip));
         let about = || quoted.and_then(|quoted| view(quoted.ip.destination)).filter(may_send);
         let source = view(ip.source).filter(may_send).or_else(about).ok_or(Drop::ForeignSource)?;
         self.passes(origin, now);

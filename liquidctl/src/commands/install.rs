@@ -27,6 +27,8 @@ const CRD_TIMEOUT: Duration = Duration::from_secs(30);
 const TESTED_KUBERNETES: &str = "1.35.0";
 /// Longest wait for an API server that may not be there: values and manifests are made without one, too.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest wait for nodes of a cluster that is there.
+const NODES_TIMEOUT: Duration = Duration::from_secs(30);
 /// Nodes that are asked for to see which families pods have: all have the same, but while a cluster is changed.
 const NODES_LOOKED_AT: u32 = 100;
 
@@ -98,9 +100,10 @@ pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(
         ));
     }
     // What is only printed may be for a cluster that is not there.
-    let ipv6 = match pods_have_ipv6(cluster).await {
-        Err(_) if arguments.print_values || arguments.print_manifests => false,
-        found => found?,
+    let ipv6 = if arguments.print_values || arguments.print_manifests {
+        pods_have_ipv6(cluster, SERVER_TIMEOUT).await.unwrap_or(false)
+    } else {
+        pods_have_ipv6(cluster, NODES_TIMEOUT).await?
     };
     let values = values(&arguments, ipv6)?;
     if arguments.print_values {
@@ -255,7 +258,7 @@ async fn kube_version(cluster: &ClusterArgs) -> String {
 }
 
 /// Whether nodes have IPv6 addresses to give to pods. Some of them are enough to tell.
-async fn pods_have_ipv6(cluster: &ClusterArgs) -> Result<bool, Failure> {
+async fn pods_have_ipv6(cluster: &ClusterArgs, limit: Duration) -> Result<bool, Failure> {
     let some = ListParams::default().limit(NODES_LOOKED_AT);
     let ask = async {
         let nodes = Api::<Node>::all(cluster.connect().await?).list(&some).await;
@@ -263,7 +266,7 @@ async fn pods_have_ipv6(cluster: &ClusterArgs) -> Result<bool, Failure> {
         Ok(nodes.iter().any(has_ipv6_pod_cidr))
     };
     let late = |_| Failure::failed("cannot list nodes: the API server does not answer");
-    timeout(SERVER_TIMEOUT, ask).await.map_err(late)?
+    timeout(limit, ask).await.map_err(late)?
 }
 
 fn has_ipv6_pod_cidr(node: &Node) -> bool {

@@ -66,15 +66,39 @@ fn resized(prefix: &IpNet, length: u8) -> IpNet {
     IpNet::new(prefix.addr(), length).map_or(*prefix, |net| net.trunc())
 }
 
-/// How the peer's prefixes `real` are seen. `known` is what was found before and stays as far as it can; `others` is what
-/// other peers claim; `seed` makes peers begin at different places of the pool, and one peer always at the same.
+/// What others claim.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Others<'a> {
+    /// Nothing gets in the way of this.
+    pub(crate) firm: &'a [IpNet],
+    /// What is new keeps clear of this as long as there is room elsewhere.
+    pub(crate) soft: &'a [IpNet],
+}
+
+/// How the peer's prefixes `real` are seen. `known` is what was found before and stays as far as it can; `seed` makes peers begin
+/// at different places of the pool, and one peer always at the same. All find a place, or it is an error.
 pub(crate) fn assign(
     real: &[IpNet],
     known: &[Mapping],
-    others: &[IpNet],
+    others: Others<'_>,
     space: &Space,
     seed: u64,
 ) -> Result<Vec<Mapping>, NoRoom> {
+    match assign_some(real, known, others, space, seed) {
+        (assigned, None) => Ok(assigned),
+        (_, Some(error)) => Err(error),
+    }
+}
+
+/// As [`assign`], but those for which there is room find a place, whatever else there is; the error is of the first that has none.
+pub(crate) fn assign_some(
+    real: &[IpNet],
+    known: &[Mapping],
+    others: Others<'_>,
+    space: &Space,
+    seed: u64,
+) -> (Vec<Mapping>, Option<NoRoom>) {
+    let mut no_room = None;
     let mut assigned: Vec<Mapping> = Vec::with_capacity(real.len());
     let mut blocks: Vec<IpNet> = real.iter().map(block).collect();
     blocks.sort();
@@ -85,43 +109,35 @@ pub(crate) fn assign(
     let order: Vec<IpNet> = old.into_iter().chain(new).collect();
     for (place, wanted) in order.iter().copied().enumerate() {
         // What is known of the blocks still to come is theirs to keep.
-        let later: Vec<IpNet> = known
+        let later = known.iter().filter(|mapping| order[place + 1..].contains(&block(&mapping.real)));
+        let firm: Vec<IpNet> = space
+            .reserved
             .iter()
-            .filter(|mapping| order[place + 1..].contains(&block(&mapping.real)))
-            .map(Mapping::claims)
+            .chain(others.firm)
+            .copied()
+            .chain(later.chain(&assigned).map(Mapping::claims))
             .collect();
+        let all: Vec<IpNet> = firm.iter().chain(others.soft).copied().collect();
         let members: Vec<IpNet> = real.iter().filter(|prefix| block(prefix) == wanted).copied().collect();
-        let free = |prefix: &IpNet| {
-            let taken = space.reserved.iter().chain(others).chain(&later).any(|taken| overlap(taken, prefix));
-            !taken && !assigned.iter().any(|mapping| overlap(&mapping.claims(), prefix))
-        };
         let placed = |image: IpNet| -> Vec<Mapping> {
             members.iter().map(|real| Mapping { real: *real, seen: moved(real, &wanted, &image) }).collect()
         };
-        let earlier = known.iter().find(|mapping| block(&mapping.real) == wanted);
-        let earlier = earlier.map(|mapping| moved(&wanted, &mapping.real, &mapping.seen));
-        let kept = earlier.map(placed).filter(|kept| kept.iter().all(|mapping| free(&mapping.claims())));
-        let unchanged = || Some(placed(wanted)).filter(|_| members.iter().all(&free));
-        let found = kept.or_else(unchanged);
-        let found = match found {
-            Some(found) => found,
-            None => {
-                let blocked: Vec<IpNet> = space
-                    .reserved
-                    .iter()
-                    .chain(others)
-                    .chain(&later)
-                    .copied()
-                    .chain(assigned.iter().map(Mapping::claims))
-                    .collect();
-                let image = space.pool.iter().find_map(|pool| gap(pool, wanted.prefix_len(), &blocked, seed));
-                image.map(placed).ok_or(NoRoom { block: wanted })?
-            }
+        let is_free = |prefix: &IpNet, taken: &[IpNet]| !taken.iter().any(|taken| overlap(taken, prefix));
+        let kept = known.iter().find(|mapping| block(&mapping.real) == wanted);
+        let kept = kept.map(|mapping| placed(moved(&wanted, &mapping.real, &mapping.seen)));
+        let kept = kept.filter(|kept| kept.iter().all(|mapping| is_free(&mapping.claims(), &firm)));
+        let anew = |taken: &[IpNet]| {
+            let unchanged = Some(wanted).filter(|_| members.iter().all(|member| is_free(member, taken)));
+            let image = || space.pool.iter().find_map(|pool| gap(pool, wanted.prefix_len(), taken, seed));
+            unchanged.or_else(image).map(placed)
         };
-        assigned.extend(found);
+        match kept.or_else(|| anew(&all)).or_else(|| anew(&firm)) {
+            Some(found) => assigned.extend(found),
+            None => no_room = no_room.or(Some(NoRoom { block: wanted })),
+        }
     }
     assigned.sort();
-    Ok(assigned)
+    (assigned, no_room)
 }
 
 /// `prefix`, which lies within `from` or holds it, moved as `from` is moved to `to`.
@@ -190,14 +206,22 @@ mod tests {
         texts.iter().map(|text| net(text)).collect()
     }
 
+    fn none<'a>() -> Others<'a> {
+        Others::default()
+    }
+
+    fn firm(claims: &[IpNet]) -> Others<'_> {
+        Others { firm: claims, soft: &[] }
+    }
+
     fn space(reserved: &[&str]) -> Space {
         Space { reserved: nets(reserved), pool: nets(&["10.192.0.0/10", "fd6c:6971::/32"]) }
     }
 
     #[test]
     fn what_is_free_stays_as_it_is() {
-        let seen =
-            assign(&nets(&["10.1.0.0/16", "fd00:1::/64"]), &[], &[], &space(&["10.244.0.0/16"]), 7).unwrap();
+        let seen = assign(&nets(&["10.1.0.0/16", "fd00:1::/64"]), &[], none(), &space(&["10.244.0.0/16"]), 7)
+            .unwrap();
         assert!(seen.iter().all(Mapping::is_identity), "{seen:?}");
     }
 
@@ -206,7 +230,7 @@ mod tests {
         let seen = assign(
             &nets(&["10.244.0.0/16", "fd00:10:244::/56"]),
             &[],
-            &[],
+            none(),
             &space(&["10.244.0.0/16", "fd00:10:244::/56"]),
             3,
         )
@@ -218,8 +242,8 @@ mod tests {
     #[test]
     fn a_cluster_that_grows_keeps_what_it_had() {
         let space = space(&["10.244.0.0/16"]);
-        let small = assign(&nets(&["10.244.0.0/24", "10.244.3.0/24"]), &[], &[], &space, 9).unwrap();
-        let grown = assign(&nets(&["10.244.0.0/22", "10.244.9.0/24"]), &small, &[], &space, 9).unwrap();
+        let small = assign(&nets(&["10.244.0.0/24", "10.244.3.0/24"]), &[], none(), &space, 9).unwrap();
+        let grown = assign(&nets(&["10.244.0.0/22", "10.244.9.0/24"]), &small, none(), &space, 9).unwrap();
         assert_eq!(grown[0].seen, resized(&small[0].seen, 22));
         assert_eq!(grown[1].seen, net("10.201.9.0/24"));
     }
@@ -227,17 +251,32 @@ mod tests {
     #[test]
     fn what_was_found_stays_although_its_reason_is_gone_and_moves_when_it_is_in_the_way() {
         let real = nets(&["10.244.0.0/16"]);
-        let moved = assign(&real, &[], &[], &space(&["10.244.0.0/16"]), 1).unwrap();
-        assert_eq!(assign(&real, &moved, &[], &space(&[]), 1).unwrap(), moved);
+        let moved = assign(&real, &[], none(), &space(&["10.244.0.0/16"]), 1).unwrap();
+        assert_eq!(assign(&real, &moved, none(), &space(&[]), 1).unwrap(), moved);
         let claimed = [moved[0].seen];
-        assert_ne!(assign(&real, &moved, &claimed, &space(&["10.244.0.0/16"]), 1).unwrap(), moved);
+        assert_ne!(assign(&real, &moved, firm(&claimed), &space(&["10.244.0.0/16"]), 1).unwrap(), moved);
+    }
+
+    #[test]
+    fn what_gives_way_moves_nothing_that_is_there_and_is_kept_clear_of_while_there_is_room() {
+        let (pod, soft) = (nets(&["10.1.0.0/24"]), nets(&["10.1.1.0/24"]));
+        let others = Others { firm: &[], soft: &soft };
+        let space = space(&[]);
+        let seen = assign(&pod, &[], others, &space, 0).unwrap();
+        assert!(seen[0].is_identity());
+        let grown = assign(&nets(&["10.1.0.0/24", "10.1.1.0/24"]), &seen, others, &space, 0).unwrap();
+        assert!(grown.iter().all(Mapping::is_identity), "it stays where it was: {grown:?}");
+        let new = assign(&soft, &[], others, &space, 0).unwrap();
+        assert!(!new[0].is_identity(), "there is room elsewhere");
+        let narrow = Space { pool: Vec::new(), ..space };
+        assert!(assign(&soft, &[], others, &narrow, 0).unwrap()[0].is_identity(), "there is none");
     }
 
     #[test]
     fn a_full_pool_is_an_error_that_says_what_to_do() {
         let full =
             Space { reserved: nets(&["10.244.0.0/16", "10.192.0.0/10"]), pool: nets(&["10.192.0.0/10"]) };
-        let error = assign(&nets(&["10.244.7.0/24"]), &[], &[], &full, 0).unwrap_err();
+        let error = assign(&nets(&["10.244.7.0/24"]), &[], none(), &full, 0).unwrap_err();
         assert!(error.to_string().starts_with("10.244.0.0/16 is taken"), "{error}");
     }
 
@@ -296,13 +335,13 @@ mod tests {
             real in prefixes(6), others in prefixes(4), reserved in prefixes(4), seed in any::<u64>()
         ) {
             let space = Space { reserved, pool: nets(&["10.192.0.0/10", "fd6c:6971::/32"]) };
-            if let Ok(seen) = assign(&real, &[], &others, &space, seed) {
+            if let Ok(seen) = assign(&real, &[], firm(&others), &space, seed) {
                 check(&real, &seen, &others, &space);
-                prop_assert_eq!(&assign(&real, &seen, &others, &space, seed).unwrap(), &seen);
-                prop_assert_eq!(&assign(&real, &[], &others, &space, seed).unwrap(), &seen);
+                prop_assert_eq!(&assign(&real, &seen, firm(&others), &space, seed).unwrap(), &seen);
+                prop_assert_eq!(&assign(&real, &[], firm(&others), &space, seed).unwrap(), &seen);
                 let mut turned = real.clone();
                 turned.reverse();
-                prop_assert_eq!(&assign(&turned, &[], &others, &space, seed).unwrap(), &seen);
+                prop_assert_eq!(&assign(&turned, &[], firm(&others), &space, seed).unwrap(), &seen);
             }
         }
 
@@ -312,8 +351,8 @@ mod tests {
         ) {
             let space = Space { reserved, pool: nets(&["10.192.0.0/10", "fd6c:6971::/32"]) };
             let few = &real[..kept.min(real.len())];
-            let Ok(before) = assign(few, &[], &[], &space, seed) else { return Ok(()) };
-            let Ok(after) = assign(&real, &before, &[], &space, seed) else { return Ok(()) };
+            let Ok(before) = assign(few, &[], none(), &space, seed) else { return Ok(()) };
+            let Ok(after) = assign(&real, &before, none(), &space, seed) else { return Ok(()) };
             check(&real, &after, &[], &space);
             for mapping in &before {
                 // A prefix seen unchanged has to give way if what is new in its block is taken here.
@@ -338,7 +377,10 @@ mod tests {
                 .filter(|(real, seen)| real.max_prefix_len() == seen.max_prefix_len())
                 .map(|(real, seen)| Mapping { real: *real, seen: resized(seen, real.prefix_len()) })
                 .collect();
-            if let Ok(seen) = assign(&real, &known, &others, &space, seed) {
+            {
+                let (seen, no_room) = assign_some(&real, &known, firm(&others), &space, seed);
+                prop_assert_eq!(no_room.is_none(), seen.len() == real.len());
+                prop_assert_eq!(&assign_some(&real, &seen, firm(&others), &space, seed).0, &seen);
                 let apart = seen.iter().enumerate().all(|(at, mapping)| {
                     seen[..at].iter().all(|other| !overlap(&other.seen, &mapping.seen))
                 });

@@ -1,30 +1,32 @@
 //! Brings together what is known of this cluster and what was heard of the peers, in the status of the `Peer`s.
 
-use super::announcement::Announcement;
+use super::announcement::{Announcement, MAX_TRANSIT};
 use super::condition::{self, Trouble};
 use super::guest::guest;
 use super::invitation::Invited;
-use super::ipam::{Mapping, Space, assign};
+use super::ipam::{Mapping, NoRoom, Others, Space, assign, assign_some};
 use super::own::{Own, addresses, is_v4};
-use super::transit::{Shared, takes, told};
+use super::transit::{Shared, Told, takes, told};
 use super::{CONDITION, Heard, Network, is_peered, name, seed};
 use crate::status::{Report, report};
 use ipnet::IpNet;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use liquid_crds::{
-    ClusterId, ConditionUpdate, GROUP, NetworkStatus, Peer, PodCidr, TransitCidr, Transport, VERSION,
+    ClusterId, ConditionUpdate, GROUP, NetworkStatus, Peer, PodCidr, Transport, VERSION,
     condition as find_condition,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
 /// Pause after a status could not be written.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
+/// How long endpoints in other peers stay listed while not everybody has taken what is new about a peer's prefixes.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Keeps the status of all `Peer`s as it should be.
 pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>) {
@@ -33,6 +35,8 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
     let mut heard = network.heard.subscribe();
     let mut invited = network.invited.subscribe();
     let mut shared = network.shared.subscribe();
+    // Since when others have not taken what is new about a peer.
+    let mut waiting: BTreeMap<String, Instant> = BTreeMap::new();
     loop {
         let (known, ours) = (peers.borrow_and_update().clone(), own.borrow_and_update().clone());
         let told = heard.borrow_and_update().clone();
@@ -59,7 +63,18 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
                     }
                 }
             }
-            for (peer, wanted) in wanted(known, ours, word, &pool, in_common.as_ref()) {
+            let patient = |name: &str| waiting.get(name).is_none_or(|since| since.elapsed() < PATIENCE);
+            let all = wanted(known, ours, word, &pool, in_common.as_ref(), patient);
+            waiting = all
+                .iter()
+                .filter(|(_, wanted)| wanted.waits)
+                .map(|(peer, _)| {
+                    let name = name(peer);
+                    let since = waiting.get(&name).copied().unwrap_or_else(Instant::now);
+                    (name, since)
+                })
+                .collect();
+            for (peer, wanted) in all {
                 if is_written(peer, &wanted) {
                     continue;
                 }
@@ -73,6 +88,8 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
                 }
             }
         }
+        let patience =
+            waiting.values().map(|since| *since + PATIENCE).filter(|end| *end > Instant::now()).min();
         tokio::select! {
             changed = peers.changed() => if changed.is_err() { return },
             changed = own.changed() => if changed.is_err() { return },
@@ -80,6 +97,7 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
             changed = invited.changed() => if changed.is_err() { return },
             changed = shared.changed() => if changed.is_err() { return },
             () = sleep(RETRY_PAUSE), if failed => {}
+            () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => {}
         }
     }
 }
@@ -146,7 +164,13 @@ struct Word<'a> {
 }
 
 /// What one `Peer` should show.
-type Wanted = (Option<NetworkStatus>, Option<ConditionUpdate<'static>>);
+#[derive(Debug, Clone, Default)]
+struct Wanted {
+    network: Option<NetworkStatus>,
+    condition: Option<ConditionUpdate<'static>>,
+    /// Others have not taken what is new about it.
+    waits: bool,
+}
 
 /// What each `Peer` should show. Peers that were seen under other prefixes before are settled first.
 fn wanted<'a, 'h>(
@@ -155,6 +179,7 @@ fn wanted<'a, 'h>(
     word: impl Fn(&Peer) -> Word<'h>,
     pool: &[IpNet],
     shared: Option<&Shared>,
+    patient: impl Fn(&str) -> bool,
 ) -> Vec<(&'a Peer, Wanted)> {
     let endpoints = peers.values().flat_map(|peer| {
         let link = peer.spec.consume.as_ref().map(|consume| peer.endpoints(consume)).unwrap_or_default();
@@ -171,11 +196,6 @@ fn wanted<'a, 'h>(
     let reserved = own.reserved.iter().copied().chain(addresses(outside.iter())).collect();
     let space = Space { reserved, pool: pool.to_vec() };
 
-    let mut claims: BTreeMap<&str, Vec<IpNet>> = peers
-        .iter()
-        .filter(|(_, peer)| is_peered(peer))
-        .map(|(name, peer)| (name.as_str(), claimed(recorded(peer).all())))
-        .collect();
     let taken = |peer: &Peer| -> Option<&'h [IpNet]> {
         match word(peer).heard {
             Some(Heard::Told(told)) => Some(&told.taken),
@@ -183,39 +203,76 @@ fn wanted<'a, 'h>(
             Some(Heard::Invalid(_)) | None => None,
         }
     };
-    let (settled, new): (Vec<_>, Vec<_>) = peers.iter().partition(|(_, peer)| !recorded(peer).own.is_empty());
-    let mut all = Vec::with_capacity(peers.len());
-    for (name, peer) in settled.into_iter().chain(new) {
-        if !is_peered(peer) {
-            all.push((peer, (None, None)));
-            continue;
-        }
-        let others: Vec<IpNet> = claims
-            .iter()
-            .filter(|(other, _)| *other != name)
-            .flat_map(|(_, claims)| claims.iter().copied())
-            .collect();
-        let transit = told(name, peers, shared, taken);
-        let (wanted, mapped) = of_peer(peer, own, word(peer), transit, &others, &space);
-        claims.insert(name, claimed(mapped.all()));
-        all.push((peer, wanted));
+    let (peered, others): (Vec<_>, Vec<_>) = peers.iter().partition(|(_, peer)| is_peered(peer));
+    let (settled, new): (Vec<_>, Vec<_>) =
+        peered.into_iter().partition(|(_, peer)| !recorded(peer).own.is_empty());
+    let peered: Vec<(&str, &Peer)> =
+        settled.into_iter().chain(new).map(|(name, peer)| (name.as_str(), peer)).collect();
+    let recorded_claims = |of: fn(&Mapped) -> &[Mapping]| -> Claims<'_> {
+        Claims(peered.iter().map(|(name, peer)| (*name, claimed(of(&recorded(peer))))).collect())
+    };
+    let mut own_claims = recorded_claims(|mapped| &mapped.own);
+    let mut transit_claims = recorded_claims(|mapped| &mapped.transit);
+
+    // First the pods of all peers themselves: those in further clusters are never in their way.
+    let mut views = Vec::with_capacity(peered.len());
+    for (name, peer) in &peered {
+        let said = heard_of(peer, own, word(peer));
+        let others = Others { firm: &own_claims.others(name), soft: &transit_claims.others(name) };
+        let found = assign(&said.theirs.pod_cidrs, &recorded(peer).own, others, &space, seed(peer));
+        own_claims.0.insert(name, claimed(found.as_deref().unwrap_or_default()));
+        views.push((said, found));
     }
+    let mut all = Vec::with_capacity(peers.len());
+    for ((name, peer), (said, found)) in peered.iter().zip(views) {
+        let further = if takes(peer) && found.as_ref().is_ok_and(|own_pods| !own_pods.is_empty()) {
+            said.theirs.transit.as_slice()
+        } else {
+            &[]
+        };
+        let others: Vec<IpNet> = own_claims.all().chain(transit_claims.others(name)).collect();
+        let others = Others { firm: &others, soft: &[] };
+        let (transit, without_room) =
+            assign_some(further, &recorded(peer).transit, others, &space, seed(peer));
+        transit_claims.0.insert(name, claimed(&transit));
+        let (own_pods, no_room) = found.map_or_else(|error| (Vec::new(), Some(error)), |found| (found, None));
+        let view = View { mapped: Mapped { own: own_pods, transit }, no_room, without_room };
+        let told = told(name, peers, shared, taken, patient(name));
+        all.push((*peer, status_of(peer, own, word(peer), said, &view, told)));
+    }
+    all.extend(others.into_iter().map(|(_, peer)| (peer, Wanted::default())));
     all
 }
 
-fn of_peer(
-    peer: &Peer,
-    own: &Own,
-    word: Word<'_>,
-    transit: Vec<TransitCidr>,
-    others: &[IpNet],
-    space: &Space,
-) -> (Wanted, Mapped) {
+/// What peers keep others from, by their names.
+struct Claims<'a>(BTreeMap<&'a str, Vec<IpNet>>);
+
+impl Claims<'_> {
+    fn all(&self) -> impl Iterator<Item = IpNet> {
+        self.0.values().flatten().copied()
+    }
+
+    /// Those of all but this.
+    fn others(&self, name: &str) -> Vec<IpNet> {
+        self.0.iter().filter(|(other, _)| **other != name).flat_map(|(_, claims)| claims).copied().collect()
+    }
+}
+
+/// What holds of a peer's network.
+struct Said<'a> {
+    theirs: Announcement,
+    trouble: Option<Trouble<'a>>,
+}
+
+fn heard_of<'a>(peer: &Peer, own: &Own, word: Word<'a>) -> Said<'a> {
     let known = recorded(peer);
-    let status = peer.status.as_ref().and_then(|status| status.network.clone());
+    let gateways = || {
+        let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
+        network.map(|network| network.gateways.clone()).unwrap_or_default()
+    };
     let persisted = || Announcement {
         pod_cidrs: known.own.iter().map(|mapping| mapping.real).collect(),
-        gateways: status.as_ref().map(|network| network.gateways.clone()).unwrap_or_default(),
+        gateways: gateways(),
         transit: known.transit.iter().map(|mapping| mapping.real).collect(),
         taken: Vec::new(),
     };
@@ -224,8 +281,8 @@ fn of_peer(
         Some(Heard::Told(told)) => (told.clone(), None),
         // The link depends on what is known of the gateways: they stay, so that it finds the peer when it has them again.
         Some(Heard::Absent(why)) if is_in_band(peer) => {
-            let gateways = persisted().gateways;
-            (Announcement { gateways, ..Announcement::default() }, Some(Trouble::Absent(why)))
+            let kept = Announcement { gateways: gateways(), ..Announcement::default() };
+            (kept, Some(Trouble::Absent(why)))
         }
         Some(Heard::Absent(why)) => (Announcement::default(), Some(Trouble::Absent(why))),
         Some(Heard::Invalid(why)) => (persisted(), Some(Trouble::Invalid(why))),
@@ -243,35 +300,46 @@ fn of_peer(
     }
     theirs.pod_cidrs = common;
     theirs.transit = common_families(&own.announcement.pod_cidrs, &theirs.transit);
-    let (own_pods, no_room) = match assign(&theirs.pod_cidrs, &known.own, others, space, seed(peer)) {
-        Ok(mapped) => (mapped, None),
-        Err(error) => (Vec::new(), Some(error.to_string())),
-    };
-    if let Some(why) = &no_room {
-        trouble = trouble.or(Some(Trouble::NoRoom(why)));
-    }
-    // They must never be in the way of its own.
-    let further = if takes(peer) && !own_pods.is_empty() { theirs.transit.as_slice() } else { &[] };
-    let others: Vec<IpNet> = others.iter().copied().chain(claimed(own_pods.iter())).collect();
-    let (further, not_taken) = match assign(further, &known.transit, &others, space, seed(peer)) {
-        Ok(mapped) => (mapped, None),
-        Err(error) => (Vec::new(), Some(error.to_string())),
-    };
-    let mapped = Mapped { own: own_pods, transit: further };
+    Said { theirs, trouble }
+}
+
+/// Where a peer is seen, and what is not.
+struct View {
+    mapped: Mapped,
+    /// There is none for its own pods.
+    no_room: Option<NoRoom>,
+    /// There is none for some of those in further clusters.
+    without_room: Option<NoRoom>,
+}
+
+/// What the `Peer` should show.
+fn status_of(peer: &Peer, own: &Own, word: Word<'_>, said: Said<'_>, view: &View, told: Told) -> Wanted {
+    let status = peer.status.as_ref().and_then(|status| status.network.clone());
     let network = NetworkStatus {
-        pod_cidrs: mapped.shown().collect(),
-        transit,
+        pod_cidrs: view.mapped.shown().collect(),
+        transit: told.cidrs,
         our_pod_cidrs: own.announcement.pod_cidrs.iter().map(ToString::to_string).collect(),
-        gateways: theirs.gateways,
+        gateways: said.theirs.gateways,
         guest: guest(word.invited, status.as_ref(), &own.ready),
         // The gateways write these.
         tunnels: status.map(|network| network.tunnels).unwrap_or_default(),
     };
+    let no_room = view.no_room.as_ref().map(ToString::to_string);
+    let trouble = said.trouble.or(no_room.as_deref().map(Trouble::NoRoom));
     let mut update = condition::of(own, Some(&network), trouble);
-    if let Some(why) = not_taken {
-        update.message = format!("{}; its pods in further clusters are not reached: {why}", update.message);
+    if let Some(why) = &view.without_room {
+        update.message =
+            format!("{}; not all its pods in further clusters are reached: {why}", update.message);
     }
-    ((Some(NetworkStatus { tunnels: Vec::new(), ..network }), Some(update)), mapped)
+    if !told.left_out.is_empty() {
+        update.message = format!(
+            "{}; not all pods there and in {} reach each other: it would have to be told of more than {MAX_TRANSIT} prefixes",
+            update.message,
+            told.left_out.join(", ")
+        );
+    }
+    let network = NetworkStatus { tunnels: Vec::new(), ..network };
+    Wanted { network: Some(network), condition: Some(update), waits: told.waits }
 }
 
 /// Of a peer's prefixes, those of families that pods have here, too. As long as it is not known which these are, all.
@@ -295,10 +363,6 @@ struct Mapped {
 }
 
 impl Mapped {
-    fn all(&self) -> impl Iterator<Item = &Mapping> {
-        self.own.iter().chain(&self.transit)
-    }
-
     fn shown(&self) -> impl Iterator<Item = PodCidr> {
         let shown = |transit: bool| {
             move |Mapping { real, seen }: &Mapping| PodCidr {
@@ -323,17 +387,17 @@ fn recorded(peer: &Peer) -> Mapped {
     mapped
 }
 
-fn claimed<'m>(mapped: impl Iterator<Item = &'m Mapping>) -> Vec<IpNet> {
-    mapped.map(Mapping::claims).collect()
+fn claimed(mapped: &[Mapping]) -> Vec<IpNet> {
+    mapped.iter().map(Mapping::claims).collect()
 }
 
-fn is_written(peer: &Peer, (network, update): &Wanted) -> bool {
+fn is_written(peer: &Peer, Wanted { network, condition, .. }: &Wanted) -> bool {
     let status = peer.status.clone().unwrap_or_default();
     let written = status.network.map(|network| NetworkStatus { tunnels: Vec::new(), ..network });
     let written = written.filter(|network| *network != NetworkStatus::default());
     let wanted = network.clone().filter(|network| *network != NetworkStatus::default());
     let shown = find_condition(&status.conditions, CONDITION);
-    let said = match (shown, update) {
+    let said = match (shown, condition) {
         (None, None) => true,
         (Some(shown), Some(update)) => {
             let status = if update.status == Some(true) { "True" } else { "False" };
@@ -345,18 +409,22 @@ fn is_written(peer: &Peer, (network, update): &Wanted) -> bool {
     written == wanted && said
 }
 
-async fn write(client: &Client, peer: &Peer, (network, update): Wanted) -> Result<(), kube::Error> {
-    if let (Some(network), Some(update)) = (&network, &update) {
-        info!(peer = %name(peer), reason = update.reason, pods = ?network.pod_cidrs, "network");
+async fn write(client: &Client, peer: &Peer, wanted: Wanted) -> Result<(), kube::Error> {
+    let Wanted { network, condition, .. } = wanted;
+    if let (Some(network), Some(condition)) = (&network, &condition) {
+        info!(peer = %name(peer), reason = condition.reason, pods = ?network.pod_cidrs, "network");
     }
-    report(client, peer, &Report::Network(network), update.into_iter().collect()).await?;
+    report(client, peer, &Report::Network(network), condition.into_iter().collect()).await?;
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::announcement::overlap;
     use liquid_crds::{ConsumeSpec, PeerGateway, PeerSpec, PeerStatus, TunnelStatus};
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
 
     fn nets(texts: &[&str]) -> Vec<IpNet> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -394,15 +462,20 @@ mod tests {
     }
 
     fn seen(all: &[(&Peer, Wanted)], name: &str) -> Vec<String> {
-        let (_, (network, _)) = all.iter().find(|(peer, _)| super::name(peer) == name).unwrap();
-        network.as_ref().unwrap().pod_cidrs.iter().map(|cidr| cidr.seen.clone()).collect()
+        let (_, wanted) = all.iter().find(|(peer, _)| super::name(peer) == name).unwrap();
+        wanted.network.as_ref().unwrap().pod_cidrs.iter().map(|cidr| cidr.seen.clone()).collect()
+    }
+
+    fn only(mut all: Vec<(&Peer, Wanted)>) -> NetworkStatus {
+        assert_eq!(all.len(), 1);
+        all.remove(0).1.network.unwrap()
     }
 
     #[test]
     fn two_peers_with_equal_prefixes_are_seen_apart_and_the_earlier_stays() {
         let peers = BTreeMap::from([peer("a", &[]), peer("bb", &[("10.1.0.0/16", "10.1.0.0/16")])]);
         let heard = told(&["10.1.0.0/16"]);
-        let all = wanted(&peers, &own(), |_| said(&heard), &nets(&["10.192.0.0/10"]), None);
+        let all = wanted(&peers, &own(), |_| said(&heard), &nets(&["10.192.0.0/10"]), None, |_| true);
         assert_eq!(seen(&all, "bb"), ["10.1.0.0/16"]);
         assert!(seen(&all, "a")[0].starts_with("10.") && seen(&all, "a") != seen(&all, "bb"));
     }
@@ -410,10 +483,10 @@ mod tests {
     #[test]
     fn a_peer_that_is_silent_after_a_restart_stays_as_it_was() {
         let peers = BTreeMap::from([peer("b", &[("10.244.0.0/24", "10.200.0.0/24")])]);
-        let all = wanted(&peers, &own(), |_| Word::default(), &nets(&["10.192.0.0/10"]), None);
+        let all = wanted(&peers, &own(), |_| Word::default(), &nets(&["10.192.0.0/10"]), None, |_| true);
         assert_eq!(seen(&all, "b"), ["10.200.0.0/24"]);
         let absent = Heard::Absent("none".to_owned());
-        let all = wanted(&peers, &own(), |_| said(&absent), &nets(&["10.192.0.0/10"]), None);
+        let all = wanted(&peers, &own(), |_| said(&absent), &nets(&["10.192.0.0/10"]), None, |_| true);
         assert!(seen(&all, "b").is_empty(), "it says itself that it has none");
     }
 
@@ -431,7 +504,7 @@ mod tests {
             gateways: vec![gateway],
             ..Announcement::default()
         });
-        let all = wanted(&peers, &own(), |_| said(&heard), &nets(&["10.192.0.0/10"]), None);
+        let all = wanted(&peers, &own(), |_| said(&heard), &nets(&["10.192.0.0/10"]), None, |_| true);
         assert_ne!(seen(&all, "b"), ["10.1.0.0/16"]);
     }
 
@@ -440,18 +513,18 @@ mod tests {
         let peers = BTreeMap::from([peer("b", &[])]);
         let mut own = own();
         let both = told(&["10.1.0.0/16", "fd00:1::/64"]);
-        assert_eq!(seen(&wanted(&peers, &own, |_| said(&both), &[], None), "b"), ["10.1.0.0/16"]);
+        assert_eq!(seen(&wanted(&peers, &own, |_| said(&both), &[], None, |_| true), "b"), ["10.1.0.0/16"]);
         own.announcement.pod_cidrs = nets(&["10.244.0.0/24", "fd00:2::/64"]);
         assert_eq!(
-            seen(&wanted(&peers, &own, |_| said(&both), &[], None), "b"),
+            seen(&wanted(&peers, &own, |_| said(&both), &[], None, |_| true), "b"),
             ["10.1.0.0/16", "fd00:1::/64"]
         );
         own.announcement.pod_cidrs = nets(&["fd00:2::/64"]);
         let other = told(&["10.1.0.0/16"]);
-        let all = wanted(&peers, &own, |_| said(&other), &[], None);
-        assert_eq!(all[0].1.1.as_ref().unwrap().reason, "NoCommonIPFamily");
+        let all = wanted(&peers, &own, |_| said(&other), &[], None, |_| true);
+        assert_eq!(all[0].1.condition.as_ref().unwrap().reason, "NoCommonIPFamily");
         own.announcement.pod_cidrs.clear();
-        assert_eq!(seen(&wanted(&peers, &own, |_| said(&other), &[], None), "b"), ["10.1.0.0/16"]);
+        assert_eq!(seen(&wanted(&peers, &own, |_| said(&other), &[], None, |_| true), "b"), ["10.1.0.0/16"]);
     }
 
     #[test]
@@ -478,40 +551,39 @@ mod tests {
     fn a_token_says_where_the_gateways_are_until_it_is_used() {
         use crate::network::invitation::Invitation;
         let ready = Own { ready: ["g0".to_owned()].into(), ..own() };
-        let (_, peer) = peer("b", &[]);
-        let of = |word: Word<'_>| {
-            of_peer(&peer, &ready, word, Vec::new(), &[], &Space { reserved: Vec::new(), pool: Vec::new() })
+        let peers = BTreeMap::from([peer("b", &[])]);
+        let of = |heard, invited| {
+            let word = Word { heard: Some(heard), invited: Some(invited) };
+            only(wanted(&peers, &ready, |_| word, &[], None, |_| true))
         };
         let invitation = Invitation { gateways: vec![gateway("new")], guest: Some("g".to_owned()) };
         let (heard, invited) = (
             Heard::Told(Announcement { gateways: vec![gateway("old")], ..Announcement::default() }),
             Invited::With(invitation),
         );
-        let ((network, _), _) = of(Word { heard: Some(&heard), invited: Some(&invited) });
-        let network = network.unwrap();
+        let network = of(&heard, &invited);
         assert_eq!(network.gateways, [gateway("new")]);
         assert_eq!(network.guest.unwrap().gateway, "g0");
-        let ((network, _), _) = of(Word { heard: Some(&heard), invited: Some(&Invited::No) });
-        assert_eq!(network.as_ref().unwrap().gateways, [gateway("old")]);
-        assert_eq!(network.unwrap().guest, None);
+        let network = of(&heard, &Invited::No);
+        assert_eq!(network.gateways, [gateway("old")]);
+        assert_eq!(network.guest, None);
     }
 
     #[test]
     fn a_peer_reached_through_its_gateways_keeps_them_although_it_says_that_it_has_none() {
-        let (_, mut peer) = peer("b", &[("10.1.0.0/16", "10.1.0.0/16")]);
+        let (name, mut peer) = peer("b", &[("10.1.0.0/16", "10.1.0.0/16")]);
         peer.spec.consume.as_mut().unwrap().transport = Transport::InBand;
         let gateway = gateway("k");
         peer.status.as_mut().unwrap().network.as_mut().unwrap().gateways = vec![gateway.clone()];
         let absent = Heard::Absent("none".to_owned());
-        let space = Space { reserved: Vec::new(), pool: Vec::new() };
-        let ((network, _), _) = of_peer(&peer, &own(), said(&absent), Vec::new(), &[], &space);
-        let network = network.unwrap();
+        let peers = BTreeMap::from([(name, peer)]);
+        let network = only(wanted(&peers, &own(), |_| said(&absent), &[], None, |_| true));
         assert_eq!((network.gateways, network.pod_cidrs), (vec![gateway], Vec::new()));
     }
 
     /// B's view of A, which lets its pods run here and tells of those in C.
     fn of_hub(known: &[(&str, &str, bool)], pods: &[&str], transit: &[&str], allowed: bool) -> Vec<PodCidr> {
-        let (_, mut peer) = peer("a", &[]);
+        let (name, mut peer) = peer("a", &[]);
         peer.spec.lend = Some(liquid_crds::LendSpec::default());
         let transit_policy = (!allowed).then_some(liquid_crds::TransitPolicy::None);
         peer.spec.network = Some(liquid_crds::NetworkSpec { access: None, transit: transit_policy });
@@ -526,9 +598,8 @@ mod tests {
             transit: nets(transit),
             ..Announcement::default()
         });
-        let space = Space { reserved: nets(&["10.244.0.0/16"]), pool: nets(&["10.192.0.0/15"]) };
-        let ((network, _), _) = of_peer(&peer, &own(), said(&heard), Vec::new(), &[], &space);
-        network.unwrap().pod_cidrs
+        let peers = BTreeMap::from([(name, peer)]);
+        only(wanted(&peers, &own(), |_| said(&heard), &nets(&["10.192.0.0/15"]), None, |_| true)).pod_cidrs
     }
 
     fn shown(cidrs: &[PodCidr]) -> Vec<(&str, &str, bool)> {
@@ -562,6 +633,44 @@ mod tests {
     }
 
     #[test]
+    fn a_new_peer_finds_its_place_before_those_in_further_clusters_of_others_and_these_as_far_as_there_is_room()
+     {
+        let (name, mut hub) = peer("hub", &[("10.244.0.0/24", "10.192.0.0/24")]);
+        hub.spec.lend = Some(liquid_crds::LendSpec::default());
+        let known =
+            PodCidr { real: "10.245.0.0/24".to_owned(), seen: "10.194.0.0/24".to_owned(), transit: true };
+        hub.status.as_mut().unwrap().network.as_mut().unwrap().pod_cidrs.push(known);
+        let peers = BTreeMap::from([(name, hub), peer("newcomer", &[])]);
+        let (of_hub, of_newcomer) = (
+            Heard::Told(Announcement {
+                pod_cidrs: nets(&["10.244.0.0/24"]),
+                transit: nets(&["10.245.0.0/24", "10.246.0.0/24"]),
+                ..Announcement::default()
+            }),
+            told(&["10.244.0.0/24"]),
+        );
+        let word = |peer: &Peer| said(if super::name(peer) == "hub" { &of_hub } else { &of_newcomer });
+        let own = Own { reserved: nets(&["10.244.0.0/14"]), ..own() };
+        // Three places: of the hub's pods, of what is known of 10.245, and one that the newcomer gets, and not 10.246.
+        let all = wanted(&peers, &own, word, &nets(&["10.192.0.0/15", "10.194.0.0/16"]), None, |_| true);
+        assert_eq!(seen(&all, "newcomer").len(), 1);
+        assert_eq!(seen(&all, "hub"), ["10.192.0.0/24", "10.194.0.0/24"]);
+        let message = &all
+            .iter()
+            .find(|(peer, _)| super::name(peer) == "hub")
+            .unwrap()
+            .1
+            .condition
+            .as_ref()
+            .unwrap()
+            .message;
+        assert!(
+            message.contains("not all its pods in further clusters are reached: 10.246.0.0/16"),
+            "{message}"
+        );
+    }
+
+    #[test]
     fn the_network_stays_until_everything_is_given_back() {
         let (_, mut peer) = peer("b", &[]);
         peer.spec.consume = None;
@@ -574,13 +683,86 @@ mod tests {
     fn what_was_written_is_not_written_again() {
         let peers = BTreeMap::from([peer("b", &[])]);
         let heard = told(&["10.1.0.0/16"]);
-        let (peer, wanted) = wanted(&peers, &own(), |_| said(&heard), &[], None).remove(0);
+        let (peer, wanted) = wanted(&peers, &own(), |_| said(&heard), &[], None, |_| true).remove(0);
         assert!(!is_written(peer, &wanted));
         let mut written = peer.clone();
         let status = written.status.as_mut().unwrap();
-        status.network = wanted.0.clone();
+        status.network = wanted.network.clone();
         let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(k8s_openapi::jiff::Timestamp::now());
-        liquid_crds::set_condition(&mut status.conditions, wanted.1.clone().unwrap(), None, &now);
+        liquid_crds::set_condition(&mut status.conditions, wanted.condition.clone().unwrap(), None, &now);
         assert!(is_written(&written, &wanted));
+    }
+
+    /// A cluster of peers, as `Peer`s and as what they say: prefixes of their own pods, and of those in further clusters.
+    fn network() -> impl Strategy<Value = (BTreeMap<String, Peer>, BTreeMap<String, Heard>, Shared)> {
+        let prefix =
+            || (0_u8..4, 0_u8..3).prop_map(|(block, part)| format!("10.{}.{part}.0/24", 244 + block % 3));
+        let of_peer = (
+            prop::collection::btree_set(prefix(), 0..3),
+            prop::collection::btree_set(prefix(), 0..4),
+            prop::collection::btree_set(prefix(), 0..3),
+            any::<bool>(),
+        );
+        (prop::collection::vec(of_peer, 1..4), any::<bool>()).prop_map(|(all, in_common)| {
+            let (mut peers, mut heard) = (BTreeMap::new(), BTreeMap::new());
+            for (at, (pods, transit, taken, is_known)) in all.into_iter().enumerate() {
+                let (name, mut peer) = peer(&"p".repeat(at + 1), &[]);
+                peer.spec.lend = Some(liquid_crds::LendSpec::default());
+                let nets = |texts: BTreeSet<String>| texts.iter().map(|text| text.parse().unwrap()).collect();
+                let transit = transit.difference(&pods).cloned().collect();
+                let told = Announcement {
+                    pod_cidrs: nets(pods),
+                    transit: nets(transit),
+                    taken: nets(taken),
+                    ..Announcement::default()
+                };
+                if is_known {
+                    heard.insert(name.clone(), Heard::Told(told));
+                }
+                peers.insert(name, peer);
+            }
+            let namespaces = [peers.keys().cloned().collect()];
+            let shared = Shared::new(namespaces.iter().filter(|_| in_common));
+            (peers, heard, shared)
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+
+        /// However it begins: no address is seen twice, and what was written settles.
+        #[test]
+        fn what_was_found_stays((mut peers, heard, shared) in network(), later in network(), patient in any::<bool>()) {
+            for (heard, shared) in [(&heard, &shared), (&later.1, &later.2)] {
+                let mut before = None;
+                // What is told follows from what was written: it takes two rounds to come about.
+                for round in 0..4 {
+                    let all: Vec<(String, Wanted)> = {
+                        let word = |peer: &Peer| Word { heard: heard.get(&name(peer)), invited: None };
+                        let pool = nets(&["10.192.0.0/15"]);
+                        let all = wanted(&peers, &own(), word, &pool, Some(shared), |_| patient);
+                        all.into_iter().map(|(peer, wanted)| (name(peer), wanted)).collect()
+                    };
+                    let networks: Vec<_> = all.iter().map(|(_, wanted)| wanted.network.clone().unwrap()).collect();
+                    let seen: Vec<IpNet> = networks
+                        .iter()
+                        .flat_map(|network| &network.pod_cidrs)
+                        .map(|cidr| cidr.seen.parse().unwrap())
+                        .collect();
+                    for (at, one) in seen.iter().enumerate() {
+                        let other = seen[..at].iter().find(|other| overlap(other, one));
+                        prop_assert_eq!(other, None, "{}", one);
+                    }
+                    for (name, wanted) in all {
+                        let status = peers.get_mut(&name).unwrap().status.as_mut().unwrap();
+                        status.network = wanted.network;
+                    }
+                    if round == 3 {
+                        prop_assert_eq!(before.as_ref(), Some(&networks));
+                    }
+                    before = Some(networks);
+                }
+            }
+        }
     }
 }

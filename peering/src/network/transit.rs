@@ -4,8 +4,8 @@
 //! these. It says which it has taken. Endpoints are listed once both have taken what they are told of each other: before
 //! that, packets would be dropped on one side.
 
-use super::announcement::{Announcement, MAX_TRANSIT};
-use super::own::Own;
+use super::announcement::{Announcement, MAX_TRANSIT, overlap};
+use super::own::{Own, is_v4};
 use ipnet::IpNet;
 use liquid_crds::{ClusterId, NetworkSpec, NetworkStatus, Peer, PodCidr, TransitCidr};
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,50 +56,82 @@ pub(super) fn own_pods(peer: &Peer) -> impl Iterator<Item = IpNet> {
     own.filter_map(PodCidr::prefixes).map(|(_, seen)| seen)
 }
 
+/// What a peer is told of others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    /// Sorted.
+    pub(super) cidrs: Vec<TransitCidr>,
+    /// Others of whose prefixes it is not told, or not of all: there are too many.
+    pub(super) left_out: Vec<String>,
+    /// Some of them would only be ready because they were, and the peers have not taken what is new.
+    pub(super) waits: bool,
+}
+
 /// What the peer of this name is told of others. `shared` is unknown at first: then that stays as it was. `taken` says what a
 /// peer has taken of what it was told, if it has said.
+///
+/// Prefixes change when a cluster gets a node. While there is patience, what was ready stays so as long as a part of it still
+/// holds: endpoints do not vanish until everybody has taken what is new.
 pub(super) fn told<'t>(
     name: &str,
     peers: &BTreeMap<String, Peer>,
     shared: Option<&Shared>,
     taken: impl Fn(&Peer) -> Option<&'t [IpNet]>,
-) -> Vec<TransitCidr> {
-    let Some(peer) = peers.get(name) else { return Vec::new() };
+    patient: bool,
+) -> Told {
+    let mut told = Told::default();
+    let Some(peer) = peers.get(name) else { return told };
     let written = peer.status.as_ref().and_then(|status| status.network.as_ref());
     let written = written.map(|network| network.transit.as_slice()).unwrap_or_default();
-    let Some(shared) = shared else { return written.to_vec() };
-    let mut told: Vec<TransitCidr> = Vec::new();
-    for other_name in shared.with(name).filter(|_| takes_part(peer)) {
-        let Some(other) = peers.get(other_name).filter(|other| takes_part(other)) else { continue };
-        let prefixes: Vec<IpNet> = own_pods(other).collect();
-        if told.len() + prefixes.len() > MAX_TRANSIT {
-            continue;
+    let Some(shared) = shared else {
+        told.cidrs = written.to_vec();
+        return told;
+    };
+    let others = shared.with(name).filter(|_| takes_part(peer)).filter_map(|name| peers.get_key_value(name));
+    let mut chosen: Vec<(&str, &Peer, IpNet)> = Vec::new();
+    let mut new = Vec::new();
+    // What it was told of before keeps its room, whatever comes to that.
+    for (other_name, other) in others.filter(|(_, other)| takes_part(other)) {
+        let (known, mut rest): (Vec<_>, Vec<_>) =
+            own_pods(other).partition(|prefix| written.iter().any(|it| is_of(it, other_name, prefix)));
+        if chosen.len() + known.len() > MAX_TRANSIT {
+            rest.extend(known);
+        } else {
+            chosen.extend(known.into_iter().map(|prefix| (other_name.as_str(), other, prefix)));
         }
-        told.extend(prefixes.into_iter().map(|prefix| {
-            // A prefix that has grown, shrunk or got neighbours leads on where it did: what is new about it follows when the peers
-            // have taken that, and until then nothing is listed there.
-            let was_ready = written.iter().any(|known| {
-                let seen = known.seen.parse::<IpNet>();
-                known.ready && known.peer == other_name && seen.is_ok_and(|seen| overlap(&seen, &prefix))
-            });
-            let knows = |who: &Peer, of: &[IpNet]| match taken(who) {
-                None => was_ready,
-                Some(taken) if was_ready => {
-                    of.iter().any(|prefix| taken.iter().any(|taken| overlap(taken, prefix)))
-                }
-                Some(taken) => of.iter().all(|prefix| taken.contains(prefix)),
-            };
-            let same_family = |own: &IpNet| own.addr().is_ipv4() == prefix.addr().is_ipv4();
-            let back: Vec<IpNet> = own_pods(peer).filter(same_family).collect();
-            let ready = knows(peer, &[prefix]) && knows(other, &back);
-            TransitCidr { peer: other_name.to_owned(), ready, seen: prefix.to_string() }
-        }));
+        new.push((other_name.as_str(), other, rest));
+    }
+    for (other_name, other, rest) in new {
+        if chosen.len() + rest.len() > MAX_TRANSIT {
+            told.left_out.push(other_name.to_owned());
+        } else {
+            chosen.extend(rest.into_iter().map(|prefix| (other_name, other, prefix)));
+        }
+    }
+    chosen.sort_by_key(|(name, _, prefix)| (*name, *prefix));
+    for (other_name, other, prefix) in chosen {
+        let was_ready = written.iter().any(|it| it.ready && is_of(it, other_name, &prefix));
+        let back: Vec<IpNet> = own_pods(peer).filter(|own| is_v4(own) == is_v4(&prefix)).collect();
+        let has = |who: &Peer, of: &[IpNet]| {
+            taken(who).map_or(was_ready, |taken| of.iter().all(|prefix| taken.contains(prefix)))
+        };
+        let has_some = |who: &Peer, of: &[IpNet]| {
+            let meets = |prefix: &IpNet| taken(who).unwrap_or_default().iter().any(|it| overlap(it, prefix));
+            taken(who).is_none() || of.iter().any(meets)
+        };
+        // Without a way back nothing is answered.
+        let holds = !back.is_empty() && has(peer, &[prefix]) && has(other, &back);
+        let waits = !holds && was_ready && has_some(peer, &[prefix]) && has_some(other, &back);
+        told.waits |= waits;
+        let ready = holds || (waits && patient);
+        told.cidrs.push(TransitCidr { peer: other_name.to_owned(), ready, seen: prefix.to_string() });
     }
     told
 }
 
-fn overlap(one: &IpNet, other: &IpNet) -> bool {
-    one.contains(other) || other.contains(one)
+/// Whether an entry is about a prefix of that peer, or what was made of it.
+fn is_of(entry: &TransitCidr, peer: &str, prefix: &IpNet) -> bool {
+    entry.peer == peer && entry.seen.parse().is_ok_and(|seen| overlap(&seen, prefix))
 }
 
 /// What this cluster tells the peer with this identity.
@@ -164,7 +196,7 @@ mod tests {
     #[test]
     fn peers_are_told_of_those_with_which_they_have_a_namespace_in_common_and_only_of_their_own_pods() {
         let (peers, shared) = (peers(), shared(&[&["b", "c"], &["d"]]));
-        let told = |name| told(name, &peers, Some(&shared), |_| None);
+        let told = |name| told(name, &peers, Some(&shared), |_| None, true).cidrs;
         assert_eq!(shown(&told("b")), [("c", "10.202.0.0/16", false)], "not of what is reached through c");
         assert_eq!(shown(&told("c")), [("b", "10.201.0.0/16", false)]);
         assert_eq!(shown(&told("d")), []);
@@ -177,7 +209,7 @@ mod tests {
         let (b, c) = ([net("10.202.0.0/16")], [net("10.201.0.0/16")]);
         let ready = |peers: &BTreeMap<String, Peer>, by_b: Option<&[IpNet]>, by_c: Option<&[IpNet]>| {
             let taken = |peer: &Peer| if peer.spec.cluster_id == id(1) { by_b } else { by_c };
-            told("b", peers, Some(&shared), taken)[0].ready
+            told("b", peers, Some(&shared), taken, true).cidrs[0].ready
         };
         assert!(ready(&peers, Some(&b), Some(&c)));
         assert!(!ready(&peers, Some(&b), Some(&[])), "c drops what comes from there");
@@ -187,8 +219,12 @@ mod tests {
         let status = peers.get_mut("b").unwrap().status.as_mut().unwrap();
         status.network.as_mut().unwrap().transit = vec![entry.clone()];
         assert!(ready(&peers, None, Some(&c)), "what was known before this process began holds");
-        assert!(!ready(&peers, None, None) || peers["b"].status.is_some());
-        assert_eq!(told("b", &peers, None, |_| None), [entry], "nothing is known of namespaces yet");
+        assert!(ready(&peers, None, None));
+        assert_eq!(
+            told("b", &peers, None, |_| None, true).cidrs,
+            [entry],
+            "nothing is known of namespaces yet"
+        );
     }
 
     #[test]
@@ -201,7 +237,7 @@ mod tests {
         ]);
         let (by_b, by_c) = ([net(v4_of_c)], [net(v4_of_b)]);
         let taken = |peer: &Peer| Some(if peer.spec.cluster_id == id(1) { &by_b[..] } else { &by_c[..] });
-        let told = |name| told(name, &peers, Some(&shared), taken);
+        let told = |name| told(name, &peers, Some(&shared), taken, true).cidrs;
         assert_eq!(shown(&told("b")), [("c", v4_of_c, true), ("c", v6_of_c, false)]);
         assert_eq!(shown(&told("c")), [("b", v4_of_b, true)]);
     }
@@ -231,10 +267,48 @@ mod tests {
             // Both have taken what there was before.
             let taken = [[net(before[1])], [net(before[0])]];
             let taken = |peer: &Peer| Some(&taken[usize::from(peer.spec.cluster_id == id(2))][..]);
-            let told = |name| told(name, &peers, Some(&shared), taken);
-            assert_eq!(told("b").iter().map(|cidr| cidr.ready).collect::<Vec<_>>(), still);
-            assert!(told("c")[0].ready);
+            let told = |name, patient| told(name, &peers, Some(&shared), taken, patient);
+            let ready = |told: &Told| told.cidrs.iter().map(|cidr| cidr.ready).collect::<Vec<_>>();
+            let (b, c) = (told("b", true), told("c", true));
+            assert_eq!((ready(&b).as_slice(), ready(&c).as_slice()), (still, &[true][..]));
+            // The one of B is about a prefix that C's own pods have just got: these are not known there.
+            assert!(c.waits);
+            assert!(!ready(&told("c", false))[0], "it has not taken them in all this time");
         }
+    }
+
+    #[test]
+    fn without_a_way_back_nothing_is_ready() {
+        let shared = shared(&[&["b", "c"]]);
+        let seen = "10.202.0.0/16";
+        let mut peers =
+            BTreeMap::from([("b".to_owned(), peer(1, &[])), ("c".to_owned(), peer(2, &[(seen, false)]))]);
+        let by_b = [net(seen)];
+        for was_ready in [false, true] {
+            let entry = TransitCidr { seen: seen.to_owned(), peer: "c".to_owned(), ready: was_ready };
+            let status = peers.get_mut("b").unwrap().status.as_mut().unwrap();
+            status.network.as_mut().unwrap().transit = vec![entry];
+            let taken = |peer: &Peer| Some(if peer.spec.cluster_id == id(1) { &by_b[..] } else { &[] });
+            let told = told("b", &peers, Some(&shared), taken, true);
+            assert_eq!((told.cidrs[0].ready, told.waits), (false, false));
+        }
+    }
+
+    #[test]
+    fn who_finds_no_room_is_named_and_drives_out_nobody() {
+        let shared = shared(&[&["a", "b", "c"]]);
+        let many: Vec<String> = (0..MAX_TRANSIT).map(|number| format!("10.201.{number}.0/24")).collect();
+        let many: Vec<(&str, bool)> = many.iter().map(|prefix| (prefix.as_str(), false)).collect();
+        let mut peers = peers();
+        peers.insert("a".to_owned(), peer(4, &many));
+        let first = told("c", &peers, Some(&shared), |_| None, true);
+        assert!(first.cidrs.iter().all(|cidr| cidr.peer == "a"));
+        assert_eq!((first.cidrs.len(), first.left_out), (MAX_TRANSIT, vec!["b".to_owned()]));
+        let entry = TransitCidr { seen: "10.201.0.0/16".to_owned(), peer: "b".to_owned(), ready: true };
+        peers.get_mut("c").unwrap().status.as_mut().unwrap().network.as_mut().unwrap().transit = vec![entry];
+        let then = told("c", &peers, Some(&shared), |_| None, true);
+        assert_eq!(shown(&then.cidrs), [("b", "10.201.0.0/16", true)]);
+        assert_eq!(then.left_out, ["a"]);
     }
 
     #[test]
@@ -243,7 +317,10 @@ mod tests {
         let entry = TransitCidr { seen: "10.202.0.0/16".to_owned(), peer: "c".to_owned(), ready: true };
         peers.get_mut("b").unwrap().status.as_mut().unwrap().network.as_mut().unwrap().transit = vec![entry];
         let taken = |peer: &Peer| Some(&[][..]).filter(|_| peer.spec.cluster_id == id(1));
-        assert!(!told("b", &peers, Some(&shared), taken)[0].ready, "although c has said nothing yet");
+        assert!(
+            !told("b", &peers, Some(&shared), taken, true).cidrs[0].ready,
+            "although c has said nothing yet"
+        );
     }
 
     #[test]
@@ -253,7 +330,7 @@ mod tests {
             let mut peers = peers();
             let access = access.then(|| AccessSpec { default: Verdict::Deny, ..AccessSpec::default() });
             peers.get_mut("c").unwrap().spec.network = Some(NetworkSpec { access, transit });
-            let told = |name| told(name, &peers, Some(&shared), |_| None).len();
+            let told = |name| told(name, &peers, Some(&shared), |_| None, true).cidrs.len();
             assert_eq!(told("b"), told("c"));
             told("b")
         };
@@ -263,7 +340,10 @@ mod tests {
         assert_eq!(with(false, Some(TransitPolicy::None)), 0);
         let mut peers = peers();
         peers.get_mut("c").unwrap().spec.consume = None;
-        assert!(told("b", &peers, Some(&shared), |_| None).is_empty(), "nothing of ours runs there");
+        assert!(
+            told("b", &peers, Some(&shared), |_| None, true).cidrs.is_empty(),
+            "nothing of ours runs there"
+        );
     }
 
     #[test]

@@ -22,12 +22,14 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-/// Changes that come within this time are told together: each is read by every gateway.
+/// Changes that come within this time are told together.
 const GATHER: Duration = Duration::from_millis(200);
+/// Pause after addresses were told, for each: every gateway reads them all. With as many as there can be it is five seconds.
+const PAUSE_PER_ADDRESS: Duration = Duration::from_micros(250);
 /// Pause after the addresses could not be told.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
 /// Addresses told, of 40 bytes at most: less than the MiB that a ConfigMap takes.
-const MAX_PODS: usize = 20_000;
+const MAX_ADDRESSES: usize = 20_000;
 
 type PodView = pods::PodView<SpecView>;
 
@@ -48,48 +50,69 @@ pub(super) async fn observe(
     shared: watch::Sender<Option<Shared>>,
 ) {
     let config_maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
+    let only = Config::default().fields(&format!("metadata.name={GATEWAY_TRANSIT}"));
+    let mut published = changes(config_maps.clone(), only).boxed();
     let mut offloadings = changes(Api::<NamespaceOffloading>::all(client.clone()), Config::default()).boxed();
     let mut watches = Scoped::default();
     let mut index = Index::default();
-    let mut written: Option<BTreeSet<IpAddr>> = None;
+    // What the ConfigMap holds; nothing is written before that was read.
+    let mut written: Option<Written> = None;
     let mut publish: Option<Instant> = None;
+    let mut paused_until = Instant::now();
+    let gathered = || Instant::now() + GATHER;
     loop {
-        let gathered = Instant::now() + GATHER;
         tokio::select! {
             change = offloadings.next() => {
                 let Some(change) = change else { return };
-                index.offloaded(change);
-                if index.listed {
+                if index.offloaded(change) {
                     shared.send_if_modified(|known| {
                         let changed = known.as_ref() != Some(&index.shared);
                         *known = Some(index.shared.clone());
                         changed
                     });
+                    let scopes = index.scopes();
+                    index.keep(&scopes);
+                    watches.follow(scopes, |scope| pods::pods(&client, scope.as_deref()));
+                    publish.get_or_insert_with(gathered);
                 }
-                let scopes = index.scopes();
-                index.keep(&scopes);
-                watches.follow(scopes, |scope| pods::pods(&client, scope.as_deref()));
-                publish.get_or_insert(gathered);
             }
             (scope, news) = watches.next() => {
                 if index.learn(scope, news) {
-                    publish.get_or_insert(gathered);
+                    publish.get_or_insert_with(gathered);
                 }
+            }
+            change = published.next() => {
+                let Some(change) = change else { return };
+                match change {
+                    Change::Applied(config_map) => written = Some(Written::read(&config_map)),
+                    Change::Deleted(_) => written = Some(Written::default()),
+                    Change::Listed(seen) if seen.is_empty() => written = Some(Written::default()),
+                    Change::Listed(_) => {}
+                }
+                publish.get_or_insert_with(gathered);
             }
             changed = peers.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                publish.get_or_insert(gathered);
+                publish.get_or_insert_with(gathered);
             }
-            () = sleep_until(publish.unwrap_or(gathered)), if publish.is_some() => {
+            () = sleep_until(publish.unwrap_or(paused_until).max(paused_until)), if publish.is_some() => {
                 publish = None;
+                let Some(before) = &written else { continue };
                 let known = peers.borrow_and_update().clone();
-                let wanted = known.and_then(|peers| index.addresses(&peers));
-                let Some(wanted) = wanted.filter(|wanted| written.as_ref() != Some(wanted)) else { continue };
+                let wanted = known.and_then(|peers| index.wanted(&peers));
+                let Some(wanted) = wanted.filter(|wanted| wanted.text != before.text) else { continue };
                 match write(&config_maps, &wanted).await {
                     Ok(()) => {
-                        info!(addresses = wanted.len(), "pods whose packets are passed on from peer to peer published");
+                        info!(
+                            addresses = wanted.count,
+                            "pods whose packets are passed on from peer to peer published"
+                        );
+                        if wanted.is_cut {
+                            warn!("there are more of them than fit: the others reach no pod in another peer");
+                        }
+                        paused_until = Instant::now() + PAUSE_PER_ADDRESS * wanted.count;
                         written = Some(wanted);
                     }
                     Err(error) => {
@@ -102,27 +125,46 @@ pub(super) async fn observe(
     }
 }
 
-async fn write(config_maps: &Api<ConfigMap>, addresses: &BTreeSet<IpAddr>) -> Result<(), kube::Error> {
-    if addresses.is_empty() {
+/// What the ConfigMap holds: addresses in their order, with spaces between them. There is none if there are none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Written {
+    text: String,
+    /// Addresses, and whether there are more for which there is no room.
+    count: u32,
+    is_cut: bool,
+}
+
+impl Written {
+    fn of(addresses: &BTreeSet<IpAddr>) -> Self {
+        let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        Self::from_text(texts.join(" "))
+    }
+
+    fn read(config_map: &ConfigMap) -> Self {
+        let text = config_map.data.as_ref().and_then(|data| data.get(TRANSIT_PODS));
+        Self::from_text(text.cloned().unwrap_or_default())
+    }
+
+    fn from_text(text: String) -> Self {
+        let count = u32::try_from(text.split_whitespace().count()).unwrap_or(u32::MAX);
+        Self { text, count, is_cut: false }
+    }
+}
+
+async fn write(config_maps: &Api<ConfigMap>, wanted: &Written) -> Result<(), kube::Error> {
+    if wanted.count == 0 {
         return match config_maps.delete(GATEWAY_TRANSIT, &DeleteParams::default()).await {
             Err(error) if !matches!(&error, kube::Error::Api(status) if status.is_not_found()) => Err(error),
             _ => Ok(()),
         };
     }
-    if addresses.len() > MAX_PODS {
-        warn!(
-            pods = addresses.len(),
-            "packets are passed on between the first {MAX_PODS} pods in peers only"
-        );
-    }
-    let text: Vec<String> = addresses.iter().take(MAX_PODS).map(ToString::to_string).collect();
     let published = ConfigMap {
         metadata: ObjectMeta {
             name: Some(GATEWAY_TRANSIT.to_owned()),
             labels: Some(BTreeMap::from([(MANAGED_BY.to_owned(), MANAGED_BY_LIQUID.to_owned())])),
             ..ObjectMeta::default()
         },
-        data: Some(BTreeMap::from([(TRANSIT_PODS.to_owned(), text.join(" "))])),
+        data: Some(BTreeMap::from([(TRANSIT_PODS.to_owned(), wanted.text.clone())])),
         ..ConfigMap::default()
     };
     let apply = PatchParams::apply("liquid-controller").force();
@@ -146,29 +188,36 @@ struct Index {
 }
 
 impl Index {
-    fn offloaded(&mut self, change: Change<NamespaceOffloading>) {
+    /// Takes note; returns whether what is shared may be another one, which it is not before everything was listed.
+    fn offloaded(&mut self, change: Change<NamespaceOffloading>) -> bool {
         let peers = |offloading: &NamespaceOffloading| -> BTreeSet<String> {
             let remote = offloading.status.iter().flat_map(|status| &status.remote_namespaces);
             remote.map(|namespace| namespace.peer.clone()).collect()
         };
-        match change {
+        let changed = match change {
             Change::Applied(offloading) => {
-                let name = offloading.namespace().unwrap_or_default();
-                self.namespaces.insert(name, peers(&offloading));
+                let (name, peers) = (offloading.namespace().unwrap_or_default(), peers(&offloading));
+                self.namespaces.insert(name, peers.clone()) != Some(peers)
             }
             Change::Deleted(offloading) => {
-                self.namespaces.remove(&offloading.namespace().unwrap_or_default());
+                self.namespaces.remove(&offloading.namespace().unwrap_or_default()).is_some()
             }
             Change::Listed(seen) => {
-                self.namespaces.retain(|name, _| seen.iter().any(|(namespace, _)| namespace == name));
+                let seen: BTreeSet<&str> = seen.iter().map(|(namespace, _)| namespace.as_str()).collect();
+                self.namespaces.retain(|name, _| seen.contains(name.as_str()));
                 self.listed = true;
+                true
             }
+        };
+        if !changed || !self.listed {
+            return false;
         }
         self.shared = Shared::new(self.namespaces.values());
         let peers = self.shared.peers();
         let followed =
             self.namespaces.iter().filter(|(_, of)| of.iter().any(|it| peers.contains(it.as_str())));
         self.followed = followed.map(|(name, _)| name.clone()).collect();
+        true
     }
 
     fn scopes(&self) -> BTreeSet<Scope> {
@@ -209,16 +258,25 @@ impl Index {
         }
     }
 
-    /// The addresses of pods in peers that have something in common; none while not all of them are known.
-    fn addresses(&self, peers: &BTreeMap<String, Peer>) -> Option<BTreeSet<IpAddr>> {
+    /// What is to be written of the pods in peers that have something in common; nothing while not all of them are known.
+    fn wanted(&self, peers: &BTreeMap<String, Peer>) -> Option<Written> {
         if !self.listed || !self.scopes().iter().all(|scope| self.complete.contains(scope)) {
             return None;
         }
         let of_shared = self.shared.peers().into_iter().filter_map(|name| peers.get(name));
         let prefixes: Vec<IpNet> = of_shared.flat_map(own_pods).collect();
+        let there = |address: &&IpAddr| prefixes.iter().any(|prefix| prefix.contains(*address));
+        let mut all = BTreeSet::new();
         let pods = self.pods.iter().filter(|((namespace, _), _)| self.followed.contains(namespace));
-        let addresses = pods.flat_map(|(_, addresses)| addresses).copied();
-        Some(addresses.filter(|address| prefixes.iter().any(|prefix| prefix.contains(address))).collect())
+        for (_, addresses) in pods {
+            let addresses = addresses.iter().filter(there);
+            // A pod with all its addresses, or not at all.
+            if all.len() + addresses.clone().count() > MAX_ADDRESSES {
+                return Some(Written { is_cut: true, ..Written::of(&all) });
+            }
+            all.extend(addresses.copied());
+        }
+        Some(Written::of(&all))
     }
 }
 
@@ -279,10 +337,10 @@ mod tests {
         let mut index = Index::default();
         index.offloaded(offloading("shop", &["b", "c"]));
         index.offloaded(offloading("alone", &["d"]));
-        assert_eq!(index.addresses(&peers()), None, "there may be more");
+        assert_eq!(index.wanted(&peers()), None, "there may be more");
         index.offloaded(Change::Listed(names(&[("shop", "offloading"), ("alone", "offloading")])));
         assert_eq!(index.scopes(), [scope("shop")].into());
-        assert_eq!(index.addresses(&peers()), None, "no pod is known");
+        assert_eq!(index.wanted(&peers()), None, "no pod is known");
         for (name, address, phase) in [
             ("in-b", "10.201.0.5", "Running"),
             ("in-c", "10.202.0.5", "Pending"),
@@ -296,12 +354,10 @@ mod tests {
             scope("shop"),
             Change::Listed(names(&[("shop", "in-b"), ("shop", "in-c"), ("shop", "home")]))
         ));
-        let addresses = |index: &Index| -> Vec<String> {
-            index.addresses(&peers()).unwrap().iter().map(ToString::to_string).collect()
-        };
-        assert_eq!(addresses(&index), ["10.201.0.5", "10.202.0.5"]);
+        let addresses = |index: &Index| index.wanted(&peers()).unwrap().text;
+        assert_eq!(addresses(&index), "10.201.0.5 10.202.0.5");
         assert!(index.learn(scope("shop"), pod("shop", "in-b", "10.201.0.5", "Failed")));
-        assert_eq!(addresses(&index), ["10.202.0.5"]);
+        assert_eq!(addresses(&index), "10.202.0.5");
         index.offloaded(offloading("shop", &["b"]));
         index.keep(&index.scopes());
         assert!(
@@ -311,17 +367,47 @@ mod tests {
     }
 
     #[test]
+    fn there_are_as_many_addresses_as_fit_and_pods_have_all_of_theirs_or_none() {
+        let mut index = Index::default();
+        index.offloaded(offloading("shop", &["b", "c"]));
+        index.offloaded(Change::Listed(names(&[("shop", "offloading")])));
+        index.learn(scope("shop"), Change::Listed(BTreeSet::new()));
+        let address = |number: usize, second: u8| -> IpAddr {
+            let [high, low] = u16::try_from(number).unwrap().to_be_bytes();
+            [10, second, high, low].into()
+        };
+        // The first one has an address, all others two.
+        index.pods.insert(("shop".to_owned(), String::new()), vec![address(0, 201)]);
+        for number in 1..=MAX_ADDRESSES / 2 {
+            let both = vec![address(number, 201), address(number, 202)];
+            index.pods.insert(("shop".to_owned(), format!("{number:05}")), both);
+        }
+        let mut written = index.wanted(&peers()).unwrap();
+        assert_eq!((written.count as usize, written.is_cut), (MAX_ADDRESSES - 1, true));
+        let last = [201, 202].map(|second| address(MAX_ADDRESSES / 2, second).to_string());
+        assert!(!written.text.split(' ').any(|address| last.iter().any(|last| last == address)));
+        written.is_cut = false;
+        let config_map = |text: &str| {
+            let data = BTreeMap::from([(TRANSIT_PODS.to_owned(), text.to_owned())]);
+            ConfigMap { data: Some(data), ..ConfigMap::default() }
+        };
+        assert_eq!(Written::read(&config_map(&written.text)), written);
+        assert_eq!(Written::read(&ConfigMap::default()), Written::default(), "as if there were none");
+    }
+
+    #[test]
     fn many_namespaces_are_followed_by_one_watch() {
         let mut index = Index::default();
         for number in 0..=MAX_WATCHES {
-            index.offloaded(offloading(&format!("n{number}"), &["b", "c"]));
+            assert!(!index.offloaded(offloading(&format!("n{number}"), &["b", "c"])), "there may be more");
         }
-        assert_eq!(index.scopes(), [None].into());
         let seen = (0..=MAX_WATCHES).map(|number| (format!("n{number}"), "offloading".to_owned())).collect();
-        index.offloaded(Change::Listed(seen));
+        assert!(index.offloaded(Change::Listed(seen)));
+        assert!(!index.offloaded(offloading("n1", &["b", "c"])), "it was so before");
+        assert_eq!(index.scopes(), [None].into());
         index.learn(None, pod("n1", "p", "10.201.0.5", "Running"));
         index.learn(None, pod("elsewhere", "p", "10.201.0.6", "Running"));
         index.learn(None, Change::Listed(names(&[("n1", "p"), ("elsewhere", "p")])));
-        assert_eq!(index.addresses(&peers()).unwrap().len(), 1);
+        assert_eq!(index.wanted(&peers()).unwrap().count, 1);
     }
 }
