@@ -15,7 +15,7 @@ use liquid_reflection::digest::pod_addresses;
 use liquid_reflection::frame::{Ref, Refusal};
 use liquid_runtime::backoff::{Backoff, entropy};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -75,6 +75,8 @@ pub(super) enum Finished {
     Round(Ref, Work),
     /// The pause after a failure is over.
     Pause(Ref),
+    /// An Event is written.
+    Told,
 }
 
 /// The writer.
@@ -84,6 +86,8 @@ pub(super) struct Home {
     node_address: watch::Receiver<Option<String>>,
     provider: watch::Receiver<Provider>,
     slots: BTreeMap<Ref, Slot>,
+    /// Busy slots whose round has not begun: what comes until then is part of it.
+    due: VecDeque<Ref>,
     requests: Arc<Semaphore>,
     done: mpsc::UnboundedSender<Finished>,
 }
@@ -98,7 +102,19 @@ impl Home {
     ) -> (Self, mpsc::UnboundedReceiver<Finished>) {
         let (done, finished) = mpsc::unbounded_channel();
         let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
-        (Self { client, recorder, node_address, provider, slots: BTreeMap::new(), requests, done }, finished)
+        (
+            Self {
+                client,
+                recorder,
+                node_address,
+                provider,
+                slots: BTreeMap::new(),
+                due: VecDeque::new(),
+                requests,
+                done,
+            },
+            finished,
+        )
     }
 
     /// Shows a status on a pod of which this is known.
@@ -114,10 +130,12 @@ impl Home {
     /// Tells something about an object that changes nothing of it: an Event.
     pub(super) fn tell(&self, target: Ref, what: Refusal) {
         let (recorder, requests) = (self.recorder.clone(), self.requests.clone());
+        let done = self.done.clone();
         tokio::spawn(async move {
             let permit = requests.acquire_owned().await;
             publish(&recorder, &target, &what).await;
             drop(permit);
+            drop(done.send(Finished::Told));
         });
     }
 
@@ -140,49 +158,55 @@ impl Home {
                         // The actor is gone only when the process ends.
                         drop(done.send(Finished::Pause(target)));
                     });
-                    return;
+                    return self.begin();
                 }
                 slot.backoff.reset();
                 target
             }
             Finished::Pause(target) => target,
+            Finished::Told => return self.begin(),
         };
-        let Some(slot) = self.slots.get_mut(&target) else { return };
-        slot.busy = false;
-        if slot.work.is_empty() {
-            self.slots.remove(&target);
-        } else {
-            self.begin(&target);
+        match self.slots.get(&target) {
+            Some(slot) if slot.work.is_empty() => drop(self.slots.remove(&target)),
+            Some(_) => self.due.push_back(target),
+            None => {}
         }
+        self.begin();
     }
 
     fn add(&mut self, target: Ref, change: impl FnOnce(&mut Work)) {
         let slot = self.slots.entry(target.clone()).or_default();
         change(&mut slot.work);
         if !slot.busy {
-            self.begin(&target);
+            slot.busy = true;
+            self.due.push_back(target);
+            self.begin();
         }
     }
 
-    fn begin(&mut self, target: &Ref) {
-        let Some(slot) = self.slots.get_mut(target) else { return };
-        slot.busy = true;
-        let round = Round {
-            client: self.client.clone(),
-            recorder: self.recorder.clone(),
-            node_address: self.node_address.borrow().clone(),
-            prefixes: self.provider.borrow().prefixes.clone(),
-            target: target.clone(),
-        };
-        let work = std::mem::take(&mut slot.work);
-        let (requests, done, target) = (self.requests.clone(), self.done.clone(), target.clone());
-        tokio::spawn(async move {
-            let permit = requests.acquire_owned().await;
-            let left = round.run(work).await;
-            drop(permit);
-            // The actor is gone only when the process ends.
-            drop(done.send(Finished::Round(target, left)));
-        });
+    /// Begins with what is due, as far as requests may be under way.
+    fn begin(&mut self) {
+        while !self.due.is_empty()
+            && let Ok(permit) = self.requests.clone().try_acquire_owned()
+            && let Some(target) = self.due.pop_front()
+        {
+            let Some(slot) = self.slots.get_mut(&target) else { continue };
+            let work = std::mem::take(&mut slot.work);
+            let round = Round {
+                client: self.client.clone(),
+                recorder: self.recorder.clone(),
+                node_address: self.node_address.borrow().clone(),
+                prefixes: self.provider.borrow().prefixes.clone(),
+                target: target.clone(),
+            };
+            let done = self.done.clone();
+            tokio::spawn(async move {
+                let left = round.run(work).await;
+                drop(permit);
+                // The actor is gone only when the process ends.
+                drop(done.send(Finished::Round(target, left)));
+            });
+        }
     }
 }
 

@@ -29,7 +29,7 @@ use liquid_runtime::health::Part;
 use liquid_runtime::storage_classes::StorageClasses;
 use liquid_runtime::watch::Change;
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -84,6 +84,13 @@ enum Command {
     Roster { reply: oneshot::Sender<Roster> },
 }
 
+/// What waits for its turn to be asked of the API server. A task for each would hold several kilobytes meanwhile, between
+/// which the heap never becomes whole again.
+enum Due {
+    Status { cluster: ClusterId, stream: StreamId, namespace: Arc<str>, target: Ref },
+    Step { cluster: ClusterId, held: usize, job: Box<Job> },
+}
+
 /// What a spawned request came back with.
 enum Answer {
     Done { cluster: ClusterId, target: Ref, held: usize, outcome: Outcome },
@@ -119,6 +126,7 @@ impl Shadows {
             lent: BTreeMap::new(),
             walls: Walls::default(),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
+            due: VecDeque::new(),
             answers,
             unlisted: Source::all(),
             ready,
@@ -411,6 +419,7 @@ struct Actor {
     /// NetworkPolicies of this cluster's own.
     walls: Walls,
     requests: Arc<Semaphore>,
+    due: VecDeque<Due>,
     answers: mpsc::UnboundedSender<Answer>,
     /// Lists that have not been read yet; until then the state machines only listen.
     unlisted: BTreeSet<Source>,
@@ -432,7 +441,10 @@ impl Actor {
             let loaded = self.unlisted.is_empty();
             tokio::select! {
                 biased;
-                Some(answer) = answered.recv() => self.answer(answer),
+                Some(answer) = answered.recv() => {
+                    self.answer(answer);
+                    self.begin();
+                }
                 Some(item) = news.next() => self.news(item),
                 Ok(()) = peers.changed() => self.peers_changed(),
                 Ok(()) = offers.changed() => self.offers_changed(),
@@ -822,14 +834,8 @@ impl Actor {
                             if !lent.reading.insert(target.clone()) {
                                 continue;
                             }
-                            let (client, answers) = (self.client.clone(), self.answers.clone());
-                            let (requests, cluster) = (self.requests.clone(), cluster.clone());
-                            tokio::spawn(async move {
-                                let permit = requests.acquire_owned().await;
-                                let status = read_status(&client, &namespace, &target).await;
-                                drop(permit);
-                                drop(answers.send(Answer::Status { cluster, stream, target, status }));
-                            });
+                            let cluster = cluster.clone();
+                            self.due.push_back(Due::Status { cluster, stream, namespace, target });
                         }
                     }
                 }
@@ -881,23 +887,49 @@ impl Actor {
                         consumer,
                         namespace: lent.namespace_for(&target.set, &target.key.namespace, &step),
                         walled: lent.walled(&target.set),
-                        target: target.clone(),
+                        target,
                         step,
                     };
-                    let (requests, answers) = (self.requests.clone(), self.answers.clone());
-                    let cluster = cluster.clone();
-                    tokio::spawn(async move {
-                        let permit = requests.acquire_owned().await;
-                        let outcome = job.run().await;
-                        drop(permit);
-                        drop(answers.send(Answer::Done { cluster, target, held, outcome }));
-                    });
+                    self.due.push_back(Due::Step { cluster: cluster.clone(), held, job: Box::new(job) });
                 }
             }
         }
         if lent.held <= MAX_HELD {
             for sender in lent.waiting.drain(..) {
                 let _ = sender.send(true);
+            }
+        }
+        self.begin();
+    }
+
+    /// Begins what is due, as far as requests may be under way.
+    fn begin(&mut self) {
+        while !self.due.is_empty()
+            && let Ok(permit) = self.requests.clone().try_acquire_owned()
+            && let Some(due) = self.due.pop_front()
+        {
+            let (client, answers) = (self.client.clone(), self.answers.clone());
+            tokio::spawn(async move {
+                let answer = due.run(&client).await;
+                drop(permit);
+                // The actor is gone only when the process ends.
+                drop(answers.send(answer));
+            });
+        }
+    }
+}
+
+impl Due {
+    async fn run(self, client: &Client) -> Answer {
+        match self {
+            Self::Status { cluster, stream, namespace, target } => {
+                let status = read_status(client, &namespace, &target).await;
+                Answer::Status { cluster, stream, target, status }
+            }
+            Self::Step { cluster, held, job } => {
+                let target = job.target.clone();
+                let outcome = job.run().await;
+                Answer::Done { cluster, target, held, outcome }
             }
         }
     }
