@@ -7,18 +7,12 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark ends where it cannot measure")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark says what it measured")]
 
-#[path = "datapath/load.rs"]
-mod load;
 #[path = "../tests/support/netns.rs"]
 mod netns;
-#[path = "datapath/report.rs"]
-mod report;
 
 use clap::{Parser, ValueEnum};
-use load::{Transfer, echo, flood, transfer};
+use liquid_load::{RAMP, Results, Transfer, Way, answers, echo, flood, steps, transfer};
 use netns::{Other, Prefixes, Process, Site, World, eventually};
-use report::Results;
-use serde::Serialize;
 use std::time::Duration;
 
 /// Longest packet within tunnels, and from and to clients: what is left of 1500 bytes by WireGuard over IPv6.
@@ -48,8 +42,7 @@ enum Format {
 }
 
 /// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Subject {
     /// Packets are routed as they are.
     Plain,
@@ -60,7 +53,8 @@ enum Subject {
 }
 
 impl Subject {
-    const ALL: [Self; 4] = [Self::Plain, Self::Liquid, Self::WireguardGo, Self::BoringtunCli];
+    /// Liquid is compared with the others.
+    const ALL: [Self; 4] = [Self::Liquid, Self::WireguardGo, Self::BoringtunCli, Self::Plain];
 
     fn name(self) -> &'static str {
         match self {
@@ -73,8 +67,7 @@ impl Subject {
 }
 
 /// What is between the gateways.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wire {
     /// Packets that a sender puts together cross it whole, as within a machine.
     Whole,
@@ -82,30 +75,50 @@ enum Wire {
     Segmented,
 }
 
+impl Wire {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Whole => "Whole wire",
+            Self::Segmented => "Segmented wire",
+        }
+    }
+}
+
+/// New keys are agreed on after 120 seconds.
+const REKEYING: Duration = Duration::from_secs(124);
+/// What a rekeying costs is looked for in steps of this.
+const STEP: Duration = Duration::from_millis(100);
+
 /// How long each thing is measured.
 #[derive(Debug, Clone, Copy)]
 struct Extent {
     rounds: usize,
     each: Duration,
+    /// Whether a connection is followed through a rekeying, once.
+    rekeying: bool,
 }
 
-const FULL: Extent = Extent { rounds: 5, each: Duration::from_secs(4) };
-const QUICK: Extent = Extent { rounds: 3, each: Duration::from_millis(1200) };
+const FULL: Extent = Extent { rounds: 5, each: Duration::from_secs(4), rekeying: true };
+const QUICK: Extent = Extent { rounds: 3, each: Duration::from_millis(1200), rekeying: false };
 
 fn main() {
     let arguments = Arguments::parse();
     let extent = if arguments.quick { QUICK } else { FULL };
     let wanted = |subject: &Subject| arguments.only.is_empty() || arguments.only.contains(subject);
     let subjects: Vec<Subject> = Subject::ALL.into_iter().filter(wanted).collect();
-    let mut results = Results::default();
+    let mut results = Results::new(&Subject::ALL.map(Subject::name));
     for round in 0..extent.rounds {
         for wire in [Wire::Whole, Wire::Segmented] {
             for at in 0..subjects.len() {
                 let subject = subjects[(at + round) % subjects.len()];
-                eprintln!("round {} of {}, {wire:?} wire: {}", round + 1, extent.rounds, subject.name());
+                eprintln!("round {} of {}, {}: {}", round + 1, extent.rounds, wire.name(), subject.name());
                 measure(subject, wire, extent.each, round, &mut results);
             }
         }
+    }
+    for subject in subjects.iter().filter(|_| extent.rekeying) {
+        eprintln!("through a rekeying: {}", subject.name());
+        rekey(*subject, &mut results);
     }
     match arguments.output {
         Format::Table => println!("{}", results.table()),
@@ -113,41 +126,59 @@ fn main() {
     }
 }
 
+/// A connection that lasts longer than keys do.
+fn rekey(subject: Subject, results: &mut Results) {
+    let stage = Stage::set(subject, Wire::Whole);
+    let mut steps = steps(&stage.way(0), STEP, REKEYING);
+    // Keys are as old as the connection of the stage, which was made a moment before.
+    let mut around = steps.split_off(steps.len() - steps.len() / 12);
+    let mut before = steps.split_off(steps.len() - around.len());
+    for steps in [&mut around, &mut before] {
+        steps.sort_unstable_by(f64::total_cmp);
+    }
+    let mut note = |what, value| results.note([Wire::Whole.name(), subject.name(), what], 0, value / 1e9);
+    note("TCP around a rekeying, median 0.1 s, Gbit/s", around[around.len() / 2]);
+    note("TCP around a rekeying, slowest 0.1 s, Gbit/s", around[0]);
+    note("TCP 10 s before, slowest 0.1 s, Gbit/s", before[0]);
+}
+
 fn measure(subject: Subject, wire: Wire, each: Duration, round: usize, results: &mut Results) {
     let stage = Stage::set(subject, wire);
-    let (a, b) = (&stage.world.a, &stage.world.b);
-    let mut note = |what: &'static str, value: f64| results.note(subject, wire, what, round, value);
-    let mut stream = |what: [&'static str; 2], from: &Site, to: &Site, streams| {
-        let Transfer { bits_per_second, cpu_per_byte } = transfer(from, to, streams, each, &stage.ends);
+    let (way, cpu) = (&stage.way(0), &|| stage.cpu());
+    let mut note =
+        |what: &'static str, value: f64| results.note([wire.name(), subject.name(), what], round, value);
+    let mut stream = |what: [&'static str; 2], way: &Way, streams| {
+        let Transfer { bits_per_second, cpu_per_byte } = transfer(way, streams, each, cpu);
         note(what[0], bits_per_second / 1e9);
         if subject != Subject::Plain {
             note(what[1], cpu_per_byte * 1e9);
         }
     };
-    stream(["TCP, 1 stream, Gbit/s", "  processor, s/GB"], a, b, 1);
+    stream(["TCP, 1 stream, Gbit/s", "  processor, s/GB"], way, 1);
     if wire == Wire::Segmented {
         return;
     }
-    stream(["TCP, 1 stream back, Gbit/s", "  processor back, s/GB"], b, a, 1);
-    stream(["TCP, 8 streams, Gbit/s", "  processor of 8 streams, s/GB"], a, b, 8);
-    let flooded = flood(a, b, 64, each, &stage.ends);
+    stream(["TCP, 1 stream back, Gbit/s", "  processor back, s/GB"], &stage.back(), 1);
+    stream(["TCP, 8 streams, Gbit/s", "  processor of 8 streams, s/GB"], way, 8);
+    stream(["TCP over IPv6, 1 stream, Gbit/s", "  processor of IPv6, s/GB"], &stage.way(1), 1);
+    let flooded = flood(way, 64, each, cpu);
     note("UDP of 64 bytes, thousand/s", flooded.per_second / 1e3);
     if subject != Subject::Plain {
         note("  processor, us each", flooded.cpu_each * 1e6);
     }
-    let idle = echo(a, b, each);
+    let idle = echo(way, each);
     note("round trip, idle, median, us", idle.median);
     note("round trip, idle, p99, us", idle.p99);
     let loaded = std::thread::scope(|scope| {
-        let load = scope.spawn(|| transfer(a, b, 4, each + load::RAMP, &stage.ends));
-        netns::pause(load::RAMP);
-        let echoed = echo(a, b, each);
+        let load = scope.spawn(|| transfer(way, 4, each + RAMP, cpu));
+        netns::pause(RAMP);
+        let echoed = echo(way, each);
         load.join().unwrap();
         echoed
     });
     note("round trip beside 4 TCP streams, median, us", loaded.median);
     note("round trip beside 4 TCP streams, p99, us", loaded.p99);
-    for site in [a, b] {
+    for site in [&stage.world.a, &stage.world.b] {
         let wrong = site.client.checksum_errors();
         assert_eq!(wrong, 0, "{}: packets arrived with a wrong checksum", subject.name());
     }
@@ -177,7 +208,10 @@ impl Stage {
         let ends = match subject {
             Subject::Plain => {
                 for site in [a, b] {
-                    world.internet.ip(&format!("route add {} via {}", site.real[0], site.outer[0]));
+                    for family in [0, 1] {
+                        let (prefix, via) = (site.real[family], site.outer[family]);
+                        world.internet.ip(&format!("route add {prefix} via {via}"));
+                    }
                 }
                 Vec::new()
             }
@@ -185,7 +219,30 @@ impl Stage {
             Subject::WireguardGo => other(Other::WireguardGo),
             Subject::BoringtunCli => other(Other::BoringtunCli),
         };
-        eventually(&format!("{} connects", subject.name()), || load::answers(a, b).then_some(()));
-        Self { world, ends }
+        let stage = Self { world, ends };
+        for family in [0, 1] {
+            let answers = || answers(&stage.way(family)).then_some(());
+            eventually(&format!("{} connects", subject.name()), answers);
+        }
+        stage
     }
+
+    /// From A to B; 0: IPv4, 1: IPv6.
+    fn way(&self, family: usize) -> Way {
+        way(&self.world.a, &self.world.b, family)
+    }
+
+    fn back(&self) -> Way {
+        way(&self.world.b, &self.world.a, 0)
+    }
+
+    /// Processor time of both ends.
+    fn cpu(&self) -> Duration {
+        self.ends.iter().map(Process::cpu).sum()
+    }
+}
+
+fn way(from: &Site, to: &Site, family: usize) -> Way {
+    let [namespace_from, namespace_to] = [from, to].map(|site| site.client.path());
+    Way { from: namespace_from, to: namespace_to, target: from.sees(to, family) }
 }

@@ -11,7 +11,7 @@ use liquid_lab::{LabName, ProductImage};
 
 use crate::child::{self, Interrupt};
 use crate::temporary_lab::TemporaryLab;
-use crate::{output, workspace};
+use crate::{demo, output, workspace};
 
 /// The profile of everything that takes part, the benchmark itself included: it shares the machine with what it measures.
 const PROFILE: &str = "release";
@@ -29,14 +29,16 @@ pub(crate) struct Arguments {
 enum Subject {
     /// Pods that go to another cluster: time, processor, memory, API requests and bytes on the link, on two control planes
     /// with fake nodes. docs/benchmarks.md says how, and what was measured last.
-    Reflection(Reflection),
+    Reflection(InLab),
     /// Packets between two sites: bandwidth, processor, small packets and round trips through the gateways, in turn with plain
     /// routing, wireguard-go and boringtun-cli, in network namespaces.
     Datapath(Extent),
+    /// The same between pods of two clusters of a lab, through everything that is between them, in turn with two nodes of one cluster.
+    Crossing(InLab),
 }
 
 #[derive(Debug, Args)]
-struct Reflection {
+struct InLab {
     /// Name of the lab; one of that name is taken down before and after.
     #[arg(long = "lab", env = "LIQUID_LAB", default_value = "bench", value_name = "NAME")]
     lab: LabName,
@@ -67,6 +69,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let measured = match &arguments.subject {
         Subject::Reflection(arguments) => reflection(arguments, &interrupt),
         Subject::Datapath(extent) => datapath(extent, &interrupt),
+        Subject::Crossing(arguments) => crossing(arguments, &interrupt),
     };
     if interrupt.is_set() {
         output::note("interrupted");
@@ -81,25 +84,48 @@ fn datapath(extent: &Extent, interrupt: &Interrupt) -> anyhow::Result<()> {
     child::run(&mut bench, interrupt, LIMIT)?.success("the benchmark")
 }
 
-fn reflection(arguments: &Reflection, interrupt: &Interrupt) -> anyhow::Result<()> {
+fn reflection(arguments: &InLab, interrupt: &Interrupt) -> anyhow::Result<()> {
     // Built before the lab is up: compilers would be measured too.
     let programs = ProductImage::programs(PROFILE)?;
     let programs =
         programs.first().and_then(|program| program.parent()).context("the image holds no programs")?;
-    let packages = ["--package", "liquid-demo", "--package", "liquidctl"];
-    let mut build = workspace::cargo(&["build", "--profile", PROFILE]);
-    child::run(build.args(packages), interrupt, LIMIT)?.success("building the benchmark")?;
-
+    build(interrupt)?;
     let lab = TemporaryLab::new(&arguments.lab)?;
     let mut up = workspace::xtask(&["lab", "up", "--lab", arguments.lab.as_str(), "--no-nodes", "--audit"]);
     child::run(&mut up, interrupt, LIMIT)?.success("lab up")?;
-    let mut bench = Command::new(released("liquid-demo")?);
-    bench.env("LIQUID_LAB", arguments.lab.as_str()).env("LIQUIDCTL", released("liquidctl")?);
+    let mut bench = program(arguments)?;
     bench.arg("reflection").arg("--programs").arg(programs).args(arguments.extent.arguments());
     let measured = child::run(&mut bench, interrupt, LIMIT)?.success("the benchmark");
     // Also after a failure.
     let removed = lab.down();
     measured.and(removed)
+}
+
+fn crossing(arguments: &InLab, interrupt: &Interrupt) -> anyhow::Result<()> {
+    build(interrupt)?;
+    let lab = TemporaryLab::new(&arguments.lab)?;
+    let mut up = workspace::xtask(&["lab", "up", "--lab", arguments.lab.as_str(), "--nodes", "2"]);
+    child::run(&mut up, interrupt, LIMIT)?.success("lab up")?;
+    let image = demo::image(&arguments.lab, PROFILE, interrupt)?;
+    let mut bench = program(arguments)?;
+    bench.arg("crossing").env("LIQUID_IMAGE", image).args(arguments.extent.arguments());
+    let measured = child::run(&mut bench, interrupt, LIMIT)?.success("the benchmark");
+    let removed = lab.down();
+    measured.and(removed)
+}
+
+/// Builds what measures.
+fn build(interrupt: &Interrupt) -> anyhow::Result<()> {
+    let mut build = workspace::cargo(&["build", "--profile", PROFILE]);
+    build.args(["--package", "liquid-demo", "--package", "liquidctl"]);
+    child::run(&mut build, interrupt, LIMIT)?.success("building the benchmark")
+}
+
+/// The program that measures in a lab.
+fn program(arguments: &InLab) -> anyhow::Result<Command> {
+    let mut bench = Command::new(released("liquid-demo")?);
+    bench.env("LIQUID_LAB", arguments.lab.as_str()).env("LIQUIDCTL", released("liquidctl")?);
+    Ok(bench)
 }
 
 /// A program of the workspace, built with [`PROFILE`].

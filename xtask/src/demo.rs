@@ -52,7 +52,7 @@ fn show(arguments: &Arguments, interrupt: &Interrupt) -> anyhow::Result<()> {
     let mut up = workspace::xtask(&["lab", "up", "--lab", name]);
     child::run(&mut up, interrupt, LIMIT)?.success("lab up")?;
     output::note("== the image of Liquid");
-    let image = image(arguments, interrupt)?;
+    let image = image(&arguments.lab, &arguments.profile, interrupt)?;
     output::note("== liquidctl");
     build(interrupt)?;
     output::note("== the demo");
@@ -61,9 +61,9 @@ fn show(arguments: &Arguments, interrupt: &Interrupt) -> anyhow::Result<()> {
     child::run(&mut tour, interrupt, LIMIT)?.success("the demo")
 }
 
-fn image(arguments: &Arguments, interrupt: &Interrupt) -> anyhow::Result<String> {
-    let name = arguments.lab.as_str();
-    let mut command = workspace::xtask(&["image", "--lab", name, "--profile", &arguments.profile]);
+/// Builds the image in a lab; returns what it is called.
+pub(crate) fn image(lab: &LabName, profile: &str, interrupt: &Interrupt) -> anyhow::Result<String> {
+    let mut command = workspace::xtask(&["image", "--lab", lab.as_str(), "--profile", profile]);
     let mut last = None;
     child::run_with_output(&mut command, interrupt, LIMIT, &mut |line| {
         output::note(&line);

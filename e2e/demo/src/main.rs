@@ -1,5 +1,6 @@
 //! Liquid shown and measured on the clusters of a lab: `a` is home, `b` the provider.
 
+mod crossing;
 mod figures;
 mod latency;
 mod memory;
@@ -27,6 +28,8 @@ enum Command {
     Tour,
     /// Measure what reflection of pods costs, on two control planes without anything of Liquid.
     Reflection(reflection::Arguments),
+    /// Measure packets between pods of two clusters.
+    Crossing(crossing::Arguments),
     /// Pass connections to the link endpoint on late; part of the benchmark.
     #[command(hide = true)]
     Delay(reflection::delay::Arguments),
@@ -38,6 +41,7 @@ async fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Tour => tour::run().await,
         Command::Reflection(arguments) => reflection::run(&arguments).await,
+        Command::Crossing(arguments) => crossing::run(&arguments).await,
         Command::Delay(arguments) => reflection::delay::run(&arguments).await,
     };
     match result {

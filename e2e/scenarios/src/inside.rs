@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 /// A running pod.
 #[derive(Debug, Clone)]
@@ -56,13 +57,26 @@ impl Inside {
         Ok(kill(Pid::from_raw(*pid), Signal::SIGKILL)?)
     }
 
+    /// Where its network is found.
+    ///
+    /// # Errors
+    /// If it has no process.
+    pub fn namespace(&self) -> anyhow::Result<PathBuf> {
+        let (_, pid) = self.processes.first().context("no process")?;
+        Ok(format!("/proc/{pid}/ns/net").into())
+    }
+
+    /// Numbers of its processes on the host.
+    pub fn processes(&self) -> impl Iterator<Item = i32> {
+        self.processes.iter().map(|(_, pid)| *pid)
+    }
+
     /// Runs a function on a thread in the network of the pod. Sockets made there stay there.
     ///
     /// # Errors
     /// If the network is gone.
     pub fn network<T: Send>(&self, function: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
-        let (_, pid) = self.processes.first().context("no process")?;
-        let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
+        let namespace = File::open(self.namespace()?)?;
         std::thread::scope(|scope| {
             let thread = scope.spawn(move || {
                 setns(namespace, CloneFlags::CLONE_NEWNET)?;

@@ -86,17 +86,13 @@ impl Namespace {
         ip(&format!("-n {} {arguments}", self.name))
     }
 
+    pub(crate) fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+
     /// Runs a function on a thread in the namespace.
     pub(crate) fn inside<T: Send>(&self, function: impl FnOnce() -> T + Send) -> T {
-        let path = format!("/run/netns/{}", self.name);
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(move || {
-                let namespace = fs::File::open(path).unwrap();
-                nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-                function()
-            });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        liquid_load::inside(&self.path(), function)
     }
 
     pub(crate) fn command(&self, program: impl AsRef<Path>) -> Command {
@@ -472,15 +468,7 @@ impl Process {
 
     /// CPU time it has used: user and system.
     pub(crate) fn cpu(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        let fields: Vec<u64> = stat
-            .rsplit_once(')')
-            .unwrap()
-            .1
-            .split_whitespace()
-            .map(|field| field.parse().unwrap_or(0))
-            .collect();
-        Duration::from_millis((fields[11] + fields[12]) * 10)
+        liquid_load::processor_time(self.pid().try_into().unwrap()).unwrap()
     }
 
     pub(crate) fn kill(mut self) {
