@@ -93,8 +93,7 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 
 /// Runs the command.
 pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(), Failure> {
-    let named = arguments.set.iter().any(|set| set.contains("image.")) || !arguments.values.is_empty();
-    if arguments.image.is_none() && !named {
+    if arguments.image.is_none() && !names_image(&arguments) {
         return Err(Failure::input(
             "say which image to run with --image: there is no published one yet, `cargo xtask image` builds it",
         ));
@@ -178,6 +177,18 @@ fn values(arguments: &Arguments, ipv6: bool) -> Result<Value, Failure> {
         values["image"] = json!({ "repository": repository, "tag": tag });
     }
     Ok(values)
+}
+
+/// Whether the user's own values name an image. Of files that cannot be read Helm has to tell.
+fn names_image(arguments: &Arguments) -> bool {
+    let in_file = |file: &PathBuf| {
+        let text = std::fs::read_to_string(file).ok()?;
+        let values: Value = serde_saphyr::from_str(&text).ok()?;
+        Some(values.pointer("/image/repository").is_some())
+    };
+    let mut set = arguments.set.iter().flat_map(|set| set.split(','));
+    set.any(|set| set.starts_with("image.repository="))
+        || arguments.values.iter().any(|file| in_file(file).unwrap_or(true))
 }
 
 fn yaml(value: &Value) -> Result<String, Failure> {
@@ -300,6 +311,20 @@ mod tests {
         for bad in ["liquid", "registry:5000/liquid", "liquid:"] {
             assert!(image(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn values_that_are_about_something_else_name_no_image() {
+        let named = |more: &[&str]| names_image(&arguments(more));
+        assert!(!named(&[]) && !named(&["--set", "image.pullSecrets[0].name=image.repository=x"]));
+        assert!(named(&["--set", "image.tag=1,image.repository=registry/liquid"]));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        std::fs::write(path, "image: {pullPolicy: Always}\nlog: info\n").unwrap();
+        assert!(!named(&["--values", path]));
+        std::fs::write(path, "image: {repository: registry/liquid}\n").unwrap();
+        assert!(named(&["--values", path]));
+        assert!(named(&["--values", "/no/such/file"]), "Helm says that there is none");
     }
 
     #[test]

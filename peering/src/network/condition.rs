@@ -61,7 +61,7 @@ pub(super) fn of(
     if own.announcement.pod_cidrs.is_empty() {
         return no(
             "NoPodCIDR",
-            "the prefixes of this cluster's pods are not known: its nodes have no spec.podCIDRs; set network.podCIDRs of the chart"
+            "the prefixes of this cluster's pods are not known: its nodes have no spec.podCIDRs; let the controller manager allocate them"
                 .to_owned(),
         );
     }

@@ -33,24 +33,42 @@ const RETRY_CAP: Duration = Duration::from_secs(30);
 pub(super) struct Work {
     /// Status as it came from the provider, and what was known of the pod at home then.
     status: Option<(Bytes, Seen)>,
-    /// Why it does not run, or (inner `None`) that this is over.
+    /// Why it does not run, or (inner `None`) that this is over; shown after that status.
     refusal: Option<Option<Refusal>>,
+    /// Why it did not run, until something else came: only to be told.
+    told: Option<Refusal>,
     /// Nothing of it exists any more: delete it for good.
     finish: bool,
 }
 
 impl Work {
     fn is_empty(&self) -> bool {
-        self.status.is_none() && self.refusal.is_none() && !self.finish
+        self.status.is_none() && self.refusal.is_none() && self.told.is_none() && !self.finish
+    }
+
+    /// A status says more than why there was none.
+    fn show(&mut self, status: (Bytes, Seen)) {
+        self.told = self.refusal.take().flatten().or(self.told.take());
+        self.status = Some(status);
+    }
+
+    fn refuse(&mut self, refusal: Option<Refusal>) {
+        let before = self.refusal.take().flatten().filter(|_| refusal.is_none());
+        self.told = before.or(self.told.take());
+        self.refusal = Some(refusal);
     }
 
     /// What is to be done if `self` failed and `newer` came in the meantime.
-    fn followed_by(self, newer: Work) -> Work {
-        Work {
-            status: newer.status.or(self.status),
-            refusal: newer.refusal.or(self.refusal),
-            finish: newer.finish || self.finish,
+    fn followed_by(mut self, newer: Work) -> Work {
+        if let Some(status) = newer.status {
+            self.show(status);
         }
+        if let Some(refusal) = newer.refusal {
+            self.refuse(refusal);
+        }
+        self.told = newer.told.or(self.told);
+        self.finish |= newer.finish;
+        self
     }
 }
 
@@ -66,6 +84,15 @@ impl Default for Slot {
     fn default() -> Self {
         Self { work: Work::default(), busy: false, backoff: Backoff::new(RETRY_FIRST, RETRY_CAP) }
     }
+}
+
+/// What waits for its turn.
+#[derive(Debug)]
+enum Due {
+    /// A round for an object, whose slot is busy: what comes until it begins is part of it.
+    Round(Ref),
+    /// An Event about one.
+    Event(Ref, Refusal),
 }
 
 /// What goes back to [`Home::finished`].
@@ -86,8 +113,7 @@ pub(super) struct Home {
     node_address: watch::Receiver<Option<String>>,
     provider: watch::Receiver<Provider>,
     slots: BTreeMap<Ref, Slot>,
-    /// Busy slots whose round has not begun: what comes until then is part of it.
-    due: VecDeque<Ref>,
+    due: VecDeque<Due>,
     requests: Arc<Semaphore>,
     done: mpsc::UnboundedSender<Finished>,
 }
@@ -119,24 +145,18 @@ impl Home {
 
     /// Shows a status on a pod of which this is known.
     pub(super) fn status(&mut self, target: Ref, body: Bytes, seen: Seen) {
-        self.add(target, |work| work.status = Some((body, seen)));
+        self.add(target, |work| work.show((body, seen)));
     }
 
     /// Tells why a pod does not run, or that it does again.
     pub(super) fn refusal(&mut self, target: Ref, refusal: Option<Refusal>) {
-        self.add(target, |work| work.refusal = Some(refusal));
+        self.add(target, |work| work.refuse(refusal));
     }
 
     /// Tells something about an object that changes nothing of it: an Event.
-    pub(super) fn tell(&self, target: Ref, what: Refusal) {
-        let (recorder, requests) = (self.recorder.clone(), self.requests.clone());
-        let done = self.done.clone();
-        tokio::spawn(async move {
-            let permit = requests.acquire_owned().await;
-            publish(&recorder, &target, &what).await;
-            drop(permit);
-            drop(done.send(Finished::Told));
-        });
+    pub(super) fn tell(&mut self, target: Ref, what: Refusal) {
+        self.due.push_back(Due::Event(target, what));
+        self.begin();
     }
 
     /// Deletes a pod for good.
@@ -168,7 +188,7 @@ impl Home {
         };
         match self.slots.get(&target) {
             Some(slot) if slot.work.is_empty() => drop(self.slots.remove(&target)),
-            Some(_) => self.due.push_back(target),
+            Some(_) => self.due.push_back(Due::Round(target)),
             None => {}
         }
         self.begin();
@@ -179,7 +199,7 @@ impl Home {
         change(&mut slot.work);
         if !slot.busy {
             slot.busy = true;
-            self.due.push_back(target);
+            self.due.push_back(Due::Round(target));
             self.begin();
         }
     }
@@ -188,8 +208,22 @@ impl Home {
     fn begin(&mut self) {
         while !self.due.is_empty()
             && let Ok(permit) = self.requests.clone().try_acquire_owned()
-            && let Some(target) = self.due.pop_front()
+            && let Some(due) = self.due.pop_front()
         {
+            let done = self.done.clone();
+            let target = match due {
+                Due::Round(target) => target,
+                Due::Event(target, what) => {
+                    let recorder = self.recorder.clone();
+                    tokio::spawn(async move {
+                        publish(&recorder, &target, &what).await;
+                        drop(permit);
+                        // The actor is gone only when the process ends.
+                        drop(done.send(Finished::Told));
+                    });
+                    continue;
+                }
+            };
             let Some(slot) = self.slots.get_mut(&target) else { continue };
             let work = std::mem::take(&mut slot.work);
             let round = Round {
@@ -199,11 +233,9 @@ impl Home {
                 prefixes: self.provider.borrow().prefixes.clone(),
                 target: target.clone(),
             };
-            let done = self.done.clone();
             tokio::spawn(async move {
                 let left = round.run(work).await;
                 drop(permit);
-                // The actor is gone only when the process ends.
                 drop(done.send(Finished::Round(target, left)));
             });
         }
@@ -229,17 +261,27 @@ enum Ended {
     Rejected(String),
     /// Worth another try.
     Failed(String),
+    /// It has an address that none of the provider's pods can have. It comes again as it should be if the prefixes have just
+    /// changed; another address is not shown, whoever says it.
+    Foreign(String),
 }
 
 impl Round {
     /// Does what it can of `work`; returns what failed.
     async fn run(&self, mut work: Work) -> Work {
+        if let Some(told) = work.told.take() {
+            publish(&self.recorder, &self.target, &told).await;
+        }
         if let Some((body, seen)) = &work.status {
             match self.show(body, seen).await {
                 Ended::Done => {}
                 Ended::Moot => return Work::default(),
                 Ended::Rejected(message) => self.rejected(&message).await,
-                Ended::Failed(error) => return self.failed(work, &error),
+                // Nothing comes again of what is gone in the provider.
+                Ended::Foreign(why) if work.finish => {
+                    debug!(pod = %self.target.key, %why, "last status not shown")
+                }
+                Ended::Failed(error) | Ended::Foreign(error) => return self.failed(work, &error),
             }
             work.status = None;
         }
@@ -249,7 +291,7 @@ impl Round {
                 Ended::Done => {}
                 Ended::Moot => return Work::default(),
                 Ended::Rejected(message) => warn!(pod = %self.target.key, %message, "reason not shown"),
-                Ended::Failed(error) => return self.failed(work, &error),
+                Ended::Failed(error) | Ended::Foreign(error) => return self.failed(work, &error),
             }
             if let Some(refusal) = refusal {
                 publish(&self.recorder, &self.target, refusal).await;
@@ -260,7 +302,9 @@ impl Round {
             match self.delete().await {
                 Ended::Done | Ended::Moot => {}
                 // There is no deletion that would do instead.
-                Ended::Rejected(error) | Ended::Failed(error) => return self.failed(work, &error),
+                Ended::Rejected(error) | Ended::Failed(error) | Ended::Foreign(error) => {
+                    return self.failed(work, &error);
+                }
             }
         }
         Work::default()
@@ -278,8 +322,7 @@ impl Round {
             Err(error) => return Ended::Rejected(format!("it is not JSON: {error}")),
         };
         if let Some(address) = pod_addresses(&remote).find(|address| !self.prefixes.is_seen(*address)) {
-            // It comes again as it should be if the prefixes have just changed; another address is not shown, whoever says it.
-            return Ended::Failed(format!("{address} is not among the addresses of the provider's pods"));
+            return Ended::Foreign(format!("{address} is not among the addresses of the provider's pods"));
         }
         let mut patch = patch(self.target.uid.as_str(), &remote, self.node_address.as_deref());
         if seen.needs_fit(&remote) {
@@ -400,9 +443,24 @@ mod tests {
         };
         let finish = Work { finish: true, ..Work::default() };
         assert_eq!(status("old").followed_by(status("new")), status("new"));
-        assert_eq!(
-            status("old").followed_by(finish),
-            Work { status: Some((Bytes::from("old"), Seen::default())), refusal: None, finish: true }
-        );
+        assert_eq!(status("old").followed_by(finish), Work { finish: true, ..status("old") });
+    }
+
+    #[test]
+    fn what_came_last_is_shown_last_and_every_reason_is_told() {
+        let status = || (Bytes::from("running"), Seen::default());
+        let why = || Refusal { reason: "NoRoom".to_owned(), message: "wait".to_owned() };
+        let mut work = Work::default();
+        work.refuse(Some(why()));
+        work.show(status());
+        let shown = Work { status: Some(status()), told: Some(why()), ..Work::default() };
+        assert_eq!(work, shown, "it runs by now");
+        work.refuse(Some(why()));
+        assert_eq!(work.refusal, Some(Some(why())), "it runs no more");
+        work.refuse(None);
+        assert_eq!((&work.refusal, &work.told), (&Some(None), &Some(why())));
+        let newer = Work { status: Some(status()), ..Work::default() };
+        let refused = Work { refusal: Some(Some(why())), ..Work::default() };
+        assert_eq!(refused.followed_by(newer), shown);
     }
 }

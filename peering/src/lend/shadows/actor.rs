@@ -30,6 +30,7 @@ use liquid_runtime::storage_classes::StorageClasses;
 use liquid_runtime::watch::Change;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -86,9 +87,10 @@ enum Command {
 
 /// What waits for its turn to be asked of the API server. A task for each would hold several kilobytes meanwhile, between
 /// which the heap never becomes whole again.
+#[derive(Debug)]
 enum Due {
-    Status { cluster: ClusterId, stream: StreamId, namespace: Arc<str>, target: Ref },
-    Step { cluster: ClusterId, held: usize, job: Box<Job> },
+    Status { stream: StreamId, namespace: Arc<str>, target: Ref },
+    Step { target: Ref, step: Step, held: usize },
 }
 
 /// What a spawned request came back with.
@@ -126,7 +128,7 @@ impl Shadows {
             lent: BTreeMap::new(),
             walls: Walls::default(),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
-            due: VecDeque::new(),
+            last_turn: None,
             answers,
             unlisted: Source::all(),
             ready,
@@ -200,8 +202,10 @@ struct Lent {
     namespaces: NamespaceNames,
     /// Those it has given up, and that are kept for the claims in them.
     kept: NamespaceNames,
-    /// Pods and claims whose status is being read.
-    reading: BTreeSet<Ref>,
+    /// What is due, in the order it came.
+    due: VecDeque<Due>,
+    /// Pods and claims whose status is due or being read, for a stream: what was read for an earlier one is of no use to the next.
+    reading: BTreeSet<(StreamId, Ref)>,
     /// Nodes that pods are bound to, by their UIDs here.
     hosts: BTreeMap<Uid, Arc<str>>,
     /// Digests of what this cluster puts into objects of a kind, once they are known.
@@ -419,7 +423,8 @@ struct Actor {
     /// NetworkPolicies of this cluster's own.
     walls: Walls,
     requests: Arc<Semaphore>,
-    due: VecDeque<Due>,
+    /// Whose turn it was last.
+    last_turn: Option<ClusterId>,
     answers: mpsc::UnboundedSender<Answer>,
     /// Lists that have not been read yet; until then the state machines only listen.
     unlisted: BTreeSet<Source>,
@@ -788,7 +793,7 @@ impl Actor {
                 });
             }
             Answer::Status { cluster, stream, target, status } => self.with(&cluster, |lent| {
-                lent.reading.remove(&target);
+                lent.reading.remove(&(stream, target.clone()));
                 let Some((_, outbox)) = lent.stream.clone().filter(|(id, _)| *id == stream) else { return };
                 let Some((found, status)) = status else {
                     // A stream begins with what the consumer has, so nothing is lost.
@@ -831,28 +836,23 @@ impl Actor {
                             let namespace = lent.namespace(&target.set, &target.key.namespace);
                             let Some(namespace) = namespace else { continue };
                             // What is read is compared with what is known by then.
-                            if !lent.reading.insert(target.clone()) {
-                                continue;
+                            if lent.reading.insert((stream, target.clone())) {
+                                lent.due.push_back(Due::Status { stream, namespace, target });
                             }
-                            let cluster = cluster.clone();
-                            self.due.push_back(Due::Status { cluster, stream, namespace, target });
                         }
                     }
                 }
                 Action::Run { target, step } => {
-                    // A namespace that was kept, and in which nothing is left, waits for nobody.
-                    let nobody = || {
-                        matches!((target.set.kind, &step), (Kind::Namespace, Step::Reclaim { .. }))
-                            .then(|| Consumer::gone(cluster))
-                    };
-                    let Some(consumer) = self.consumers.get(cluster).or_else(nobody) else {
-                        // Its `Peer` is gone by force, or not read yet. What runs keeps running; nothing is begun.
-                        let message = "there is no Peer for this consumer".to_owned();
-                        let outcome = Outcome::Failed(Refusal { reason: "NoPeer".to_owned(), message });
+                    if answerable(&self.consumers, cluster, &target, &step).is_none() {
                         let cluster = cluster.clone();
-                        drop(self.answers.send(Answer::Done { cluster, target, held: 0, outcome }));
+                        drop(self.answers.send(Answer::Done {
+                            cluster,
+                            target,
+                            held: 0,
+                            outcome: no_peer(),
+                        }));
                         continue;
-                    };
+                    }
                     let held = if let Step::Store { body, .. } = &step { body.len() } else { 0 };
                     let demand = match (&step, target.set.kind) {
                         (Step::Store { body, .. }, Kind::Pod) => Some(body_demand(body)),
@@ -879,18 +879,7 @@ impl Actor {
                         continue;
                     }
                     lent.held += held;
-                    let job = Job {
-                        client: self.client.clone(),
-                        policy: self.policy.clone(),
-                        classes: self.classes.clone(),
-                        placement: lent.placement(&target.set),
-                        consumer,
-                        namespace: lent.namespace_for(&target.set, &target.key.namespace, &step),
-                        walled: lent.walled(&target.set),
-                        target,
-                        step,
-                    };
-                    self.due.push_back(Due::Step { cluster: cluster.clone(), held, job: Box::new(job) });
+                    lent.due.push_back(Due::Step { target, step, held });
                 }
             }
         }
@@ -902,37 +891,73 @@ impl Actor {
         self.begin();
     }
 
-    /// Begins what is due, as far as requests may be under way.
+    /// Begins what is due, as far as requests may be under way: of each consumer one, in turn.
     fn begin(&mut self) {
-        while !self.due.is_empty()
-            && let Ok(permit) = self.requests.clone().try_acquire_owned()
-            && let Some(due) = self.due.pop_front()
-        {
+        while let Ok(permit) = self.requests.clone().try_acquire_owned() {
+            let after = self.last_turn.clone().map_or(Bound::Unbounded, Bound::Excluded);
+            let mut others = self.lent.range((after, Bound::Unbounded)).chain(&self.lent);
+            let Some(cluster) =
+                others.find(|(_, lent)| !lent.due.is_empty()).map(|(cluster, _)| cluster.clone())
+            else {
+                return;
+            };
+            self.last_turn = Some(cluster.clone());
+            let Some((lent, due)) =
+                self.lent.get_mut(&cluster).and_then(|lent| lent.due.pop_front().map(|due| (lent, due)))
+            else {
+                return;
+            };
             let (client, answers) = (self.client.clone(), self.answers.clone());
-            tokio::spawn(async move {
-                let answer = due.run(&client).await;
-                drop(permit);
-                // The actor is gone only when the process ends.
-                drop(answers.send(answer));
-            });
+            match due {
+                Due::Status { stream, namespace, target } => {
+                    if lent.stream.as_ref().is_none_or(|(id, _)| *id != stream) {
+                        lent.reading.remove(&(stream, target));
+                        continue;
+                    }
+                    tokio::spawn(async move {
+                        let status = read_status(&client, &namespace, &target).await;
+                        drop(permit);
+                        // The actor is gone only when the process ends.
+                        drop(answers.send(Answer::Status { cluster, stream, target, status }));
+                    });
+                }
+                Due::Step { target, step, held } => {
+                    let Some(consumer) = answerable(&self.consumers, &cluster, &target, &step) else {
+                        drop(answers.send(Answer::Done { cluster, target, held, outcome: no_peer() }));
+                        continue;
+                    };
+                    let job = Job {
+                        client,
+                        policy: self.policy.clone(),
+                        classes: self.classes.clone(),
+                        placement: lent.placement(&target.set),
+                        consumer,
+                        namespace: lent.namespace_for(&target.set, &target.key.namespace, &step),
+                        walled: lent.walled(&target.set),
+                        target: target.clone(),
+                        step,
+                    };
+                    tokio::spawn(async move {
+                        let outcome = job.run().await;
+                        drop(permit);
+                        drop(answers.send(Answer::Done { cluster, target, held, outcome }));
+                    });
+                }
+            }
         }
     }
 }
 
-impl Due {
-    async fn run(self, client: &Client) -> Answer {
-        match self {
-            Self::Status { cluster, stream, namespace, target } => {
-                let status = read_status(client, &namespace, &target).await;
-                Answer::Status { cluster, stream, target, status }
-            }
-            Self::Step { cluster, held, job } => {
-                let target = job.target.clone();
-                let outcome = job.run().await;
-                Answer::Done { cluster, target, held, outcome }
-            }
-        }
-    }
+/// For whom a step is carried out; for nobody, if its `Peer` is gone by force, or not read yet: what runs keeps running, and
+/// nothing is begun. A namespace that was kept, and in which nothing is left, waits for nobody.
+fn answerable(consumers: &Consumers, cluster: &ClusterId, target: &Ref, step: &Step) -> Option<Consumer> {
+    let nobody = matches!((target.set.kind, step), (Kind::Namespace, Step::Reclaim { .. }));
+    consumers.get(cluster).or_else(|| nobody.then(|| Consumer::gone(cluster)))
+}
+
+fn no_peer() -> Outcome {
+    let message = "there is no Peer for this consumer".to_owned();
+    Outcome::Failed(Refusal { reason: "NoPeer".to_owned(), message })
 }
 
 /// Whether objects of this kind take a share of what is lent.
