@@ -50,6 +50,10 @@ impl Environment {
             Some(_) => None,
             None => Some(lab()?),
         };
+        // One that failed may have left the way between them cut.
+        if let Some(lab) = &lab {
+            lab.link("a", "b")?.restore()?;
+        }
         let (home, provider) = match (own, &lab) {
             (Some(own), _) => own,
             (None, Some(lab)) => (lab.cluster("a")?.kubeconfig(), lab.cluster("b")?.kubeconfig()),
