@@ -11,7 +11,7 @@
 mod netns;
 
 use clap::{Parser, ValueEnum};
-use liquid_load::{RAMP, Results, Transfer, Way, answers, echo, flood, steps, transfer};
+use liquid_load::{Results, Transfer, Way, answers, echo, echo_beside, flood, steps, transfer};
 use netns::{Other, Prefixes, Process, Site, World, eventually};
 use std::time::Duration;
 
@@ -169,13 +169,7 @@ fn measure(subject: Subject, wire: Wire, each: Duration, round: usize, results: 
     let idle = echo(way, each);
     note("round trip, idle, median, us", idle.median);
     note("round trip, idle, p99, us", idle.p99);
-    let loaded = std::thread::scope(|scope| {
-        let load = scope.spawn(|| transfer(way, 4, each + RAMP, cpu));
-        netns::pause(RAMP);
-        let echoed = echo(way, each);
-        load.join().unwrap();
-        echoed
-    });
+    let loaded = echo_beside(4, way, each);
     note("round trip beside 4 TCP streams, median, us", loaded.median);
     note("round trip beside 4 TCP streams, p99, us", loaded.p99);
     for site in [&stage.world.a, &stage.world.b] {

@@ -89,43 +89,42 @@ fn reflection(arguments: &InLab, interrupt: &Interrupt) -> anyhow::Result<()> {
     let programs = ProductImage::programs(PROFILE)?;
     let programs =
         programs.first().and_then(|program| program.parent()).context("the image holds no programs")?;
-    build(interrupt)?;
+    in_lab(arguments, interrupt, &["--no-nodes", "--audit"], |bench| {
+        bench.arg("reflection").arg("--programs").arg(programs);
+        Ok(())
+    })
+}
+
+fn crossing(arguments: &InLab, interrupt: &Interrupt) -> anyhow::Result<()> {
+    in_lab(arguments, interrupt, &["--nodes", "2"], |bench| {
+        bench.arg("crossing").env("LIQUID_IMAGE", demo::image(&arguments.lab, PROFILE, interrupt)?);
+        Ok(())
+    })
+}
+
+/// Measures in a lab of its own; `prepare` says what, once that is up.
+fn in_lab(
+    arguments: &InLab,
+    interrupt: &Interrupt,
+    kind: &[&str],
+    prepare: impl FnOnce(&mut Command) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut build = workspace::cargo(&["build", "--profile", PROFILE]);
+    build.args(["--package", "liquid-demo", "--package", "liquidctl"]);
+    child::run(&mut build, interrupt, LIMIT)?.success("building the benchmark")?;
+
+    let name = arguments.lab.as_str();
     let lab = TemporaryLab::new(&arguments.lab)?;
-    let mut up = workspace::xtask(&["lab", "up", "--lab", arguments.lab.as_str(), "--no-nodes", "--audit"]);
-    child::run(&mut up, interrupt, LIMIT)?.success("lab up")?;
-    let mut bench = program(arguments)?;
-    bench.arg("reflection").arg("--programs").arg(programs).args(arguments.extent.arguments());
+    let mut up = workspace::xtask(&["lab", "up", "--lab", name]);
+    child::run(up.args(kind), interrupt, LIMIT)?.success("lab up")?;
+    let mut bench = Command::new(released("liquid-demo")?);
+    bench.env("LIQUID_LAB", name).env("LIQUIDCTL", released("liquidctl")?);
+    prepare(&mut bench)?;
+    bench.args(arguments.extent.arguments());
     let measured = child::run(&mut bench, interrupt, LIMIT)?.success("the benchmark");
     // Also after a failure.
     let removed = lab.down();
     measured.and(removed)
-}
-
-fn crossing(arguments: &InLab, interrupt: &Interrupt) -> anyhow::Result<()> {
-    build(interrupt)?;
-    let lab = TemporaryLab::new(&arguments.lab)?;
-    let mut up = workspace::xtask(&["lab", "up", "--lab", arguments.lab.as_str(), "--nodes", "2"]);
-    child::run(&mut up, interrupt, LIMIT)?.success("lab up")?;
-    let image = demo::image(&arguments.lab, PROFILE, interrupt)?;
-    let mut bench = program(arguments)?;
-    bench.arg("crossing").env("LIQUID_IMAGE", image).args(arguments.extent.arguments());
-    let measured = child::run(&mut bench, interrupt, LIMIT)?.success("the benchmark");
-    let removed = lab.down();
-    measured.and(removed)
-}
-
-/// Builds what measures.
-fn build(interrupt: &Interrupt) -> anyhow::Result<()> {
-    let mut build = workspace::cargo(&["build", "--profile", PROFILE]);
-    build.args(["--package", "liquid-demo", "--package", "liquidctl"]);
-    child::run(&mut build, interrupt, LIMIT)?.success("building the benchmark")
-}
-
-/// The program that measures in a lab.
-fn program(arguments: &InLab) -> anyhow::Result<Command> {
-    let mut bench = Command::new(released("liquid-demo")?);
-    bench.env("LIQUID_LAB", arguments.lab.as_str()).env("LIQUIDCTL", released("liquidctl")?);
-    Ok(bench)
 }
 
 /// A program of the workspace, built with [`PROFILE`].

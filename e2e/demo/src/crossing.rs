@@ -1,6 +1,7 @@
 //! Packets between pods of two clusters, beside those between two nodes of one.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -8,7 +9,7 @@ use clap::Args;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
-use liquid_load::{RAMP, Results, Transfer, Way, echo, flood, processor_time, transfer};
+use liquid_load::{Results, Transfer, Way, echo, echo_beside, flood, pause, processor_time, transfer};
 use liquid_scenarios::{Cluster, Environment, Inside, TEST_IMAGE};
 
 use crate::reflection::Format;
@@ -79,15 +80,16 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<()> {
 struct Processes {
     /// Of the pods.
     count: u32,
-    pids: Vec<i32>,
+    /// In `/proc`.
+    directories: Vec<PathBuf>,
 }
 
 async fn processes(home: &Cluster, provider: &Cluster, selector: &str) -> anyhow::Result<Processes> {
-    let mut found = Processes { count: 0, pids: Vec::new() };
+    let mut found = Processes { count: 0, directories: Vec::new() };
     for cluster in [home, provider] {
         for pod in cluster.pods(SYSTEM, selector).await? {
             found.count += 1;
-            found.pids.extend(Inside::of(&pod)?.processes());
+            found.directories.extend(Inside::of(&pod)?.processes());
         }
     }
     Ok(found)
@@ -95,13 +97,8 @@ async fn processes(home: &Cluster, provider: &Cluster, selector: &str) -> anyhow
 
 impl Processes {
     fn cpu(&self) -> Duration {
-        self.pids.iter().copied().filter_map(processor_time).sum()
+        self.directories.iter().filter_map(|directory| processor_time(directory)).sum()
     }
-}
-
-#[allow(clippy::disallowed_methods, reason = "something is measured for a time")]
-fn pause(time: Duration) {
-    std::thread::sleep(time);
 }
 
 fn measure(
@@ -126,12 +123,7 @@ fn measure(
     let idle = echo(way, each);
     note("round trip, idle, median, us", idle.median);
     note("round trip, idle, p99, us", idle.p99);
-    let loaded = std::thread::scope(|scope| {
-        scope.spawn(|| transfer(way, 4, each + RAMP * 2, cpu));
-        pause(RAMP);
-        echo(way, each)
-    });
-    note("round trip beside 4 TCP streams, median, us", loaded.median);
+    note("round trip beside 4 TCP streams, median, us", echo_beside(4, way, each).median);
 }
 
 /// Three pods of home: one that sends, to one in the provider and one on another node of home.

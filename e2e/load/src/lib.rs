@@ -12,6 +12,7 @@ mod load;
 mod report;
 
 pub use load::{
-    Flood, RAMP, RoundTrips, Transfer, Way, answers, echo, flood, inside, processor_time, steps, transfer,
+    Flood, RoundTrips, Transfer, Way, answers, echo, echo_beside, flood, inside, pause, processor_time,
+    steps, transfer,
 };
 pub use report::{Results, Series};

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 const PORT: u16 = 7000;
 /// What is not counted at the beginning: TCP finds out how much the path takes.
-pub const RAMP: Duration = Duration::from_millis(500);
+const RAMP: Duration = Duration::from_millis(500);
 /// How long anything may take to come about.
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Clock ticks per second in `/proc/PID/stat`: fixed by the kernel's interface on every architecture Liquid runs on.
@@ -23,11 +23,11 @@ const BUFFER: usize = 8 << 20;
 /// From one client to the other.
 #[derive(Debug, Clone)]
 pub struct Way {
-    /// The network namespaces they are in.
+    /// Network namespace of the one that sends.
     pub from: PathBuf,
-    /// The other.
+    /// Of the one that receives.
     pub to: PathBuf,
-    /// Where it is seen by the first.
+    /// Where the sender sees the receiver.
     pub target: IpAddr,
 }
 
@@ -65,18 +65,23 @@ pub fn inside<T: Send>(namespace: &Path, function: impl FnOnce() -> T + Send) ->
     })
 }
 
-/// Processor time a process has used, user and system; none if it has ended.
-pub fn processor_time(pid: i32) -> Option<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name of the program may hold anything.
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
-    let mut next = || fields.next()?.parse::<u64>().ok();
-    let ticks = next()? + next()?;
-    Some(Duration::from_millis(ticks * 1000 / TICKS))
+/// Processor time that the process with this directory in `/proc` has used, user and system; none if it has ended.
+pub fn processor_time(directory: &Path) -> Option<Duration> {
+    cpu(&fs::read_to_string(directory.join("stat")).ok()?)
 }
 
-#[allow(clippy::disallowed_methods, reason = "a benchmark lasts for its time")]
-fn pause(time: Duration) {
+/// Fields 14 and 15, user and system time. The program's name (field 2) may hold spaces and parentheses: the fields count
+/// from the last.
+fn cpu(stat: &str) -> Option<Duration> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace().skip(11);
+    let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    Some(Duration::from_millis((user + system) * 1000 / TICKS))
+}
+
+/// Does nothing for a time.
+#[allow(clippy::disallowed_methods, reason = "polls something that does not tell, or measures for a time")]
+pub fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
@@ -144,7 +149,7 @@ fn streaming<T>(way: &Way, streams: usize, measure: impl FnOnce(&AtomicU64) -> T
     })
 }
 
-/// What had arrived at a moment, and which processor time both ends had used.
+/// What had arrived at a moment, and which processor time those in between had used.
 struct Moment {
     count: u64,
     cpu: Duration,
@@ -229,6 +234,15 @@ pub fn echo(way: &Way, time: Duration) -> RoundTrips {
     RoundTrips { median: at(50), p99: at(99) }
 }
 
+/// As [`echo`], beside so many TCP connections that carry what they can.
+pub fn echo_beside(streams: usize, way: &Way, time: Duration) -> RoundTrips {
+    std::thread::scope(|scope| {
+        scope.spawn(|| transfer(way, streams, time + RAMP, &|| Duration::ZERO));
+        pause(RAMP);
+        echo(way, time)
+    })
+}
+
 /// Whether a datagram comes back.
 pub fn answers(way: &Way) -> bool {
     let mut answered = false;
@@ -279,4 +293,16 @@ fn echoing(way: &Way, function: impl FnOnce(&UdpSocket)) {
 #[allow(clippy::cast_precision_loss, reason = "counts of a run are below 2^53")]
 fn number(count: u64) -> f64 {
     count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_time_is_that_of_user_and_system() {
+        let stat = "42 (a) S 1 (b)) R 1 2 3 4 5 6 7 8 9 10 150 25 0 0 20 0 1 0 7";
+        assert_eq!(cpu(stat), Some(Duration::from_millis(1750)));
+        assert_eq!(cpu("42"), None);
+    }
 }

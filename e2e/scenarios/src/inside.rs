@@ -62,13 +62,12 @@ impl Inside {
     /// # Errors
     /// If it has no process.
     pub fn namespace(&self) -> anyhow::Result<PathBuf> {
-        let (_, pid) = self.processes.first().context("no process")?;
-        Ok(format!("/proc/{pid}/ns/net").into())
+        Ok(self.processes().next().context("no process")?.join("ns/net"))
     }
 
-    /// Numbers of its processes on the host.
-    pub fn processes(&self) -> impl Iterator<Item = i32> {
-        self.processes.iter().map(|(_, pid)| *pid)
+    /// Directories of its processes in the host's `/proc`.
+    pub fn processes(&self) -> impl Iterator<Item = PathBuf> {
+        self.processes.iter().map(|(_, pid)| format!("/proc/{pid}").into())
     }
 
     /// Runs a function on a thread in the network of the pod. Sockets made there stay there.

@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
+pub(crate) use liquid_load::pause;
+
 use liquid_gateway::wireguard::key::{PrivateKey, PublicKey};
 
 /// Names the program of wireguard-go, which is not built then.
@@ -35,11 +37,6 @@ pub(crate) fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) 
         assert!(Instant::now() < deadline, "{what}: not within {DEADLINE:?}");
         pause(Duration::from_millis(20));
     }
-}
-
-#[allow(clippy::disallowed_methods, reason = "polls something that does not tell")]
-pub(crate) fn pause(time: Duration) {
-    std::thread::sleep(time);
 }
 
 fn run(program: &str, arguments: &str) -> Result<String, String> {
@@ -468,7 +465,7 @@ impl Process {
 
     /// CPU time it has used: user and system.
     pub(crate) fn cpu(&self) -> Duration {
-        liquid_load::processor_time(self.pid().try_into().unwrap()).unwrap()
+        liquid_load::processor_time(Path::new(&format!("/proc/{}", self.pid()))).unwrap()
     }
 
     pub(crate) fn kill(mut self) {

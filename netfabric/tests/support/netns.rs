@@ -1,5 +1,7 @@
 //! Network namespaces, and programs in them. Everything is gone when the values are dropped.
 
+pub(crate) use liquid_load::pause;
+
 use nix::sys::signal::Signal;
 use std::fs;
 use std::path::Path;
@@ -24,11 +26,6 @@ pub(crate) fn within<T>(time: Duration, what: &str, mut attempt: impl FnMut() ->
         assert!(Instant::now() < deadline, "{what}: not within {time:?}");
         pause(Duration::from_millis(10));
     }
-}
-
-#[allow(clippy::disallowed_methods, reason = "polls something that does not tell")]
-pub(crate) fn pause(time: Duration) {
-    std::thread::sleep(time);
 }
 
 fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
@@ -72,19 +69,7 @@ impl Namespace {
 
     /// Runs a function on a thread in the namespace.
     pub(crate) fn inside<T: Send>(&self, function: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(move || {
-                self.enter();
-                function()
-            });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    }
-
-    /// Moves this thread into the namespace.
-    pub(crate) fn enter(&self) {
-        let namespace = fs::File::open(format!("/run/netns/{}", self.name)).unwrap();
-        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        liquid_load::inside(&Path::new("/run/netns").join(&self.name), function)
     }
 
     pub(crate) fn command(&self, program: impl AsRef<Path>) -> Command {

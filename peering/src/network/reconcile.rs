@@ -204,27 +204,26 @@ fn wanted<'a, 'h>(
         }
     };
     let (peered, others): (Vec<_>, Vec<_>) = peers.iter().partition(|(_, peer)| is_peered(peer));
-    let (settled, new): (Vec<_>, Vec<_>) =
-        peered.into_iter().partition(|(_, peer)| !recorded(peer).own.is_empty());
-    let peered: Vec<(&str, &Peer)> =
-        settled.into_iter().chain(new).map(|(name, peer)| (name.as_str(), peer)).collect();
+    let known = peered.into_iter().map(|(name, peer)| (name.as_str(), peer, recorded(peer)));
+    let (settled, new): (Vec<_>, Vec<_>) = known.partition(|(_, _, known)| !known.own.is_empty());
+    let peered: Vec<(&str, &Peer, Mapped)> = settled.into_iter().chain(new).collect();
     let recorded_claims = |of: fn(&Mapped) -> &[Mapping]| -> Claims<'_> {
-        Claims(peered.iter().map(|(name, peer)| (*name, claimed(of(&recorded(peer))))).collect())
+        Claims(peered.iter().map(|(name, _, known)| (*name, claimed(of(known)))).collect())
     };
     let mut own_claims = recorded_claims(|mapped| &mapped.own);
     let mut transit_claims = recorded_claims(|mapped| &mapped.transit);
 
     // First the pods of all peers themselves: those in further clusters are never in their way.
     let mut views = Vec::with_capacity(peered.len());
-    for (name, peer) in &peered {
-        let said = heard_of(peer, own, word(peer));
+    for (name, peer, known) in &peered {
+        let said = heard_of(peer, known, own, word(peer));
         let others = Others { firm: &own_claims.others(name), soft: &transit_claims.others(name) };
-        let found = assign(&said.theirs.pod_cidrs, &recorded(peer).own, others, &space, seed(peer));
+        let found = assign(&said.theirs.pod_cidrs, &known.own, others, &space, seed(peer));
         own_claims.0.insert(name, claimed(found.as_deref().unwrap_or_default()));
         views.push((said, found));
     }
     let mut all = Vec::with_capacity(peers.len());
-    for ((name, peer), (said, found)) in peered.iter().zip(views) {
+    for ((name, peer, known), (said, found)) in peered.iter().zip(views) {
         let further = if takes(peer) && found.as_ref().is_ok_and(|own_pods| !own_pods.is_empty()) {
             said.theirs.transit.as_slice()
         } else {
@@ -232,8 +231,7 @@ fn wanted<'a, 'h>(
         };
         let others: Vec<IpNet> = own_claims.all().chain(transit_claims.others(name)).collect();
         let others = Others { firm: &others, soft: &[] };
-        let (transit, without_room) =
-            assign_some(further, &recorded(peer).transit, others, &space, seed(peer));
+        let (transit, without_room) = assign_some(further, &known.transit, others, &space, seed(peer));
         transit_claims.0.insert(name, claimed(&transit));
         let (own_pods, no_room) = found.map_or_else(|error| (Vec::new(), Some(error)), |found| (found, None));
         let view = View { mapped: Mapped { own: own_pods, transit }, no_room, without_room };
@@ -264,8 +262,7 @@ struct Said<'a> {
     trouble: Option<Trouble<'a>>,
 }
 
-fn heard_of<'a>(peer: &Peer, own: &Own, word: Word<'a>) -> Said<'a> {
-    let known = recorded(peer);
+fn heard_of<'a>(peer: &Peer, known: &Mapped, own: &Own, word: Word<'a>) -> Said<'a> {
     let gateways = || {
         let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
         network.map(|network| network.gateways.clone()).unwrap_or_default()
@@ -466,6 +463,16 @@ mod tests {
         wanted.network.as_ref().unwrap().pod_cidrs.iter().map(|cidr| cidr.seen.clone()).collect()
     }
 
+    /// What is wanted where no two peers have anything in common.
+    fn found<'a, 'h>(
+        peers: &'a BTreeMap<String, Peer>,
+        own: &Own,
+        word: impl Fn(&Peer) -> Word<'h>,
+        pool: &[IpNet],
+    ) -> Vec<(&'a Peer, Wanted)> {
+        wanted(peers, own, word, pool, None, |_| true)
+    }
+
     fn only(mut all: Vec<(&Peer, Wanted)>) -> NetworkStatus {
         assert_eq!(all.len(), 1);
         all.remove(0).1.network.unwrap()
@@ -475,7 +482,7 @@ mod tests {
     fn two_peers_with_equal_prefixes_are_seen_apart_and_the_earlier_stays() {
         let peers = BTreeMap::from([peer("a", &[]), peer("bb", &[("10.1.0.0/16", "10.1.0.0/16")])]);
         let heard = told(&["10.1.0.0/16"]);
-        let all = wanted(&peers, &own(), |_| said(&heard), &nets(&["10.192.0.0/10"]), None, |_| true);
+        let all = found(&peers, &own(), |_| said(&heard), &nets(&["10.192.0.0/10"]));
         assert_eq!(seen(&all, "bb"), ["10.1.0.0/16"]);
         assert!(seen(&all, "a")[0].starts_with("10.") && seen(&all, "a") != seen(&all, "bb"));
     }
@@ -483,10 +490,10 @@ mod tests {
     #[test]
     fn a_peer_that_is_silent_after_a_restart_stays_as_it_was() {
         let peers = BTreeMap::from([peer("b", &[("10.244.0.0/24", "10.200.0.0/24")])]);
-        let all = wanted(&peers, &own(), |_| Word::default(), &nets(&["10.192.0.0/10"]), None, |_| true);
+        let all = found(&peers, &own(), |_| Word::default(), &nets(&["10.192.0.0/10"]));
         assert_eq!(seen(&all, "b"), ["10.200.0.0/24"]);
         let absent = Heard::Absent("none".to_owned());
-        let all = wanted(&peers, &own(), |_| said(&absent), &nets(&["10.192.0.0/10"]), None, |_| true);
+        let all = found(&peers, &own(), |_| said(&absent), &nets(&["10.192.0.0/10"]));
         assert!(seen(&all, "b").is_empty(), "it says itself that it has none");
     }
 
@@ -504,7 +511,7 @@ mod tests {
             gateways: vec![gateway],
             ..Announcement::default()
         });
-        let all = wanted(&peers, &own(), |_| said(&heard), &nets(&["10.192.0.0/10"]), None, |_| true);
+        let all = found(&peers, &own(), |_| said(&heard), &nets(&["10.192.0.0/10"]));
         assert_ne!(seen(&all, "b"), ["10.1.0.0/16"]);
     }
 
@@ -513,18 +520,15 @@ mod tests {
         let peers = BTreeMap::from([peer("b", &[])]);
         let mut own = own();
         let both = told(&["10.1.0.0/16", "fd00:1::/64"]);
-        assert_eq!(seen(&wanted(&peers, &own, |_| said(&both), &[], None, |_| true), "b"), ["10.1.0.0/16"]);
+        assert_eq!(seen(&found(&peers, &own, |_| said(&both), &[]), "b"), ["10.1.0.0/16"]);
         own.announcement.pod_cidrs = nets(&["10.244.0.0/24", "fd00:2::/64"]);
-        assert_eq!(
-            seen(&wanted(&peers, &own, |_| said(&both), &[], None, |_| true), "b"),
-            ["10.1.0.0/16", "fd00:1::/64"]
-        );
+        assert_eq!(seen(&found(&peers, &own, |_| said(&both), &[]), "b"), ["10.1.0.0/16", "fd00:1::/64"]);
         own.announcement.pod_cidrs = nets(&["fd00:2::/64"]);
         let other = told(&["10.1.0.0/16"]);
-        let all = wanted(&peers, &own, |_| said(&other), &[], None, |_| true);
+        let all = found(&peers, &own, |_| said(&other), &[]);
         assert_eq!(all[0].1.condition.as_ref().unwrap().reason, "NoCommonIPFamily");
         own.announcement.pod_cidrs.clear();
-        assert_eq!(seen(&wanted(&peers, &own, |_| said(&other), &[], None, |_| true), "b"), ["10.1.0.0/16"]);
+        assert_eq!(seen(&found(&peers, &own, |_| said(&other), &[]), "b"), ["10.1.0.0/16"]);
     }
 
     #[test]
@@ -554,7 +558,7 @@ mod tests {
         let peers = BTreeMap::from([peer("b", &[])]);
         let of = |heard, invited| {
             let word = Word { heard: Some(heard), invited: Some(invited) };
-            only(wanted(&peers, &ready, |_| word, &[], None, |_| true))
+            only(found(&peers, &ready, |_| word, &[]))
         };
         let invitation = Invitation { gateways: vec![gateway("new")], guest: Some("g".to_owned()) };
         let (heard, invited) = (
@@ -577,7 +581,7 @@ mod tests {
         peer.status.as_mut().unwrap().network.as_mut().unwrap().gateways = vec![gateway.clone()];
         let absent = Heard::Absent("none".to_owned());
         let peers = BTreeMap::from([(name, peer)]);
-        let network = only(wanted(&peers, &own(), |_| said(&absent), &[], None, |_| true));
+        let network = only(found(&peers, &own(), |_| said(&absent), &[]));
         assert_eq!((network.gateways, network.pod_cidrs), (vec![gateway], Vec::new()));
     }
 
@@ -599,7 +603,7 @@ mod tests {
             ..Announcement::default()
         });
         let peers = BTreeMap::from([(name, peer)]);
-        only(wanted(&peers, &own(), |_| said(&heard), &nets(&["10.192.0.0/15"]), None, |_| true)).pod_cidrs
+        only(found(&peers, &own(), |_| said(&heard), &nets(&["10.192.0.0/15"]))).pod_cidrs
     }
 
     fn shown(cidrs: &[PodCidr]) -> Vec<(&str, &str, bool)> {
@@ -652,7 +656,7 @@ mod tests {
         let word = |peer: &Peer| said(if super::name(peer) == "hub" { &of_hub } else { &of_newcomer });
         let own = Own { reserved: nets(&["10.244.0.0/14"]), ..own() };
         // Three places: of the hub's pods, of what is known of 10.245, and one that the newcomer gets, and not 10.246.
-        let all = wanted(&peers, &own, word, &nets(&["10.192.0.0/15", "10.194.0.0/16"]), None, |_| true);
+        let all = found(&peers, &own, word, &nets(&["10.192.0.0/15", "10.194.0.0/16"]));
         assert_eq!(seen(&all, "newcomer").len(), 1);
         assert_eq!(seen(&all, "hub"), ["10.192.0.0/24", "10.194.0.0/24"]);
         let message = &all
@@ -683,7 +687,7 @@ mod tests {
     fn what_was_written_is_not_written_again() {
         let peers = BTreeMap::from([peer("b", &[])]);
         let heard = told(&["10.1.0.0/16"]);
-        let (peer, wanted) = wanted(&peers, &own(), |_| said(&heard), &[], None, |_| true).remove(0);
+        let (peer, wanted) = found(&peers, &own(), |_| said(&heard), &[]).remove(0);
         assert!(!is_written(peer, &wanted));
         let mut written = peer.clone();
         let status = written.status.as_mut().unwrap();

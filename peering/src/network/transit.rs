@@ -88,27 +88,8 @@ pub(super) fn told<'t>(
         return told;
     };
     let others = shared.with(name).filter(|_| takes_part(peer)).filter_map(|name| peers.get_key_value(name));
-    let mut chosen: Vec<(&str, &Peer, IpNet)> = Vec::new();
-    let mut new = Vec::new();
-    // What it was told of before keeps its room, whatever comes to that.
-    for (other_name, other) in others.filter(|(_, other)| takes_part(other)) {
-        let (known, mut rest): (Vec<_>, Vec<_>) =
-            own_pods(other).partition(|prefix| written.iter().any(|it| is_of(it, other_name, prefix)));
-        if chosen.len() + known.len() > MAX_TRANSIT {
-            rest.extend(known);
-        } else {
-            chosen.extend(known.into_iter().map(|prefix| (other_name.as_str(), other, prefix)));
-        }
-        new.push((other_name.as_str(), other, rest));
-    }
-    for (other_name, other, rest) in new {
-        if chosen.len() + rest.len() > MAX_TRANSIT {
-            told.left_out.push(other_name.to_owned());
-        } else {
-            chosen.extend(rest.into_iter().map(|prefix| (other_name, other, prefix)));
-        }
-    }
-    chosen.sort_by_key(|(name, _, prefix)| (*name, *prefix));
+    let (chosen, left_out) = choose(others.filter(|(_, other)| takes_part(other)), written);
+    told.left_out = left_out;
     for (other_name, other, prefix) in chosen {
         let was_ready = written.iter().any(|it| it.ready && is_of(it, other_name, &prefix));
         let back: Vec<IpNet> = own_pods(peer).filter(|own| is_v4(own) == is_v4(&prefix)).collect();
@@ -127,6 +108,35 @@ pub(super) fn told<'t>(
         told.cidrs.push(TransitCidr { peer: other_name.to_owned(), ready, seen: prefix.to_string() });
     }
     told
+}
+
+/// As many prefixes of these others as a peer can be told of, sorted; and of whom not all are among them. What it was told of
+/// before keeps its room, whatever comes to that.
+fn choose<'p>(
+    others: impl Iterator<Item = (&'p String, &'p Peer)>,
+    written: &[TransitCidr],
+) -> (Vec<(&'p str, &'p Peer, IpNet)>, Vec<String>) {
+    let mut chosen = Vec::new();
+    let (mut new, mut left_out) = (Vec::new(), Vec::new());
+    for (name, other) in others {
+        let (known, mut rest): (Vec<_>, Vec<_>) =
+            own_pods(other).partition(|prefix| written.iter().any(|it| is_of(it, name, prefix)));
+        if chosen.len() + known.len() > MAX_TRANSIT {
+            rest.extend(known);
+        } else {
+            chosen.extend(known.into_iter().map(|prefix| (name.as_str(), other, prefix)));
+        }
+        new.push((name.as_str(), other, rest));
+    }
+    for (name, other, rest) in new {
+        if chosen.len() + rest.len() > MAX_TRANSIT {
+            left_out.push(name.to_owned());
+        } else {
+            chosen.extend(rest.into_iter().map(|prefix| (name, other, prefix)));
+        }
+    }
+    chosen.sort_by_key(|(name, _, prefix)| (*name, *prefix));
+    (chosen, left_out)
 }
 
 /// Whether an entry is about a prefix of that peer, or what was made of it.

@@ -3,15 +3,12 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use liquid_load::processor_time;
 use serde::Serialize;
 
 use crate::proc;
-
-/// Clock ticks per second in `/proc/PID/stat`: fixed by the kernel's interface on every architecture Liquid runs on.
-const TICKS: u64 = 100;
 
 /// What the kernel counts of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -111,38 +108,21 @@ fn is_program(path: &Path, program: &str) -> bool {
 /// # Errors
 /// If there is none (any more).
 pub(crate) fn usage(directory: &Path) -> anyhow::Result<Usage> {
-    let stat = fs::read_to_string(directory.join("stat"))?;
     let status = fs::read_to_string(directory.join("status"))?;
     let memory = |field| proc::bytes(&status, field);
     let (resident, peak) = (memory("VmRSS:"), memory("VmHWM:"));
     ensure!(resident.is_some(), "the process has ended");
     Ok(Usage {
-        cpu_s: cpu(&stat).context("/proc/PID/stat has another form")?.as_secs_f64(),
+        cpu_s: processor_time(directory).context("/proc/PID/stat has another form")?.as_secs_f64(),
         resident: resident.unwrap_or_default(),
         anonymous: memory("RssAnon:").unwrap_or_default(),
         peak: peak.unwrap_or_default(),
     })
 }
 
-/// Fields 14 and 15, user and system time. The program's name (field 2) may hold spaces and parentheses: the fields count
-/// from the last.
-fn cpu(stat: &str) -> Option<Duration> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_ascii_whitespace().skip(11);
-    let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-    Some(Duration::from_millis((user + system) * 1000 / TICKS))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn processor_time_is_that_of_user_and_system() {
-        let stat = "42 (a) S 1 (b)) R 1 2 3 4 5 6 7 8 9 10 150 25 0 0 20 0 1 0 7";
-        assert_eq!(cpu(stat), Some(Duration::from_millis(1750)));
-        assert_eq!(cpu("42"), None);
-    }
 
     #[test]
     fn a_process_that_works_is_seen_to() {

@@ -446,10 +446,7 @@ impl Actor {
             let loaded = self.unlisted.is_empty();
             tokio::select! {
                 biased;
-                Some(answer) = answered.recv() => {
-                    self.answer(answer);
-                    self.begin();
-                }
+                Some(answer) = answered.recv() => self.answer(answer),
                 Some(item) = news.next() => self.news(item),
                 Ok(()) = peers.changed() => self.peers_changed(),
                 Ok(()) = offers.changed() => self.offers_changed(),
@@ -894,19 +891,13 @@ impl Actor {
     /// Begins what is due, as far as requests may be under way: of each consumer one, in turn.
     fn begin(&mut self) {
         while let Ok(permit) = self.requests.clone().try_acquire_owned() {
-            let after = self.last_turn.clone().map_or(Bound::Unbounded, Bound::Excluded);
-            let mut others = self.lent.range((after, Bound::Unbounded)).chain(&self.lent);
-            let Some(cluster) =
-                others.find(|(_, lent)| !lent.due.is_empty()).map(|(cluster, _)| cluster.clone())
-            else {
-                return;
-            };
+            let after = self.last_turn.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+            let mut others = self.lent.range::<ClusterId, _>((after, Bound::Unbounded)).chain(&self.lent);
+            let next = others.find(|(_, lent)| !lent.due.is_empty()).map(|(cluster, _)| cluster.clone());
+            let Some(cluster) = next else { return };
+            let Some(lent) = self.lent.get_mut(&cluster) else { return };
+            let Some(due) = lent.due.pop_front() else { return };
             self.last_turn = Some(cluster.clone());
-            let Some((lent, due)) =
-                self.lent.get_mut(&cluster).and_then(|lent| lent.due.pop_front().map(|due| (lent, due)))
-            else {
-                return;
-            };
             let (client, answers) = (self.client.clone(), self.answers.clone());
             match due {
                 Due::Status { stream, namespace, target } => {
