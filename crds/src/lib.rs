@@ -33,7 +33,8 @@ pub use namespace_offloading::{
     RemoteNamespaceSpec, RemoteNamespaceStrategy, ServiceReflection, TokenReflection,
 };
 pub use network::{
-    GuestStatus, Guests, NetworkStatus, PeerGateway, PodCidr, TransitCidr, TunnelStatus, WayStatus,
+    DirectCidr, GuestStatus, Guests, NetworkStatus, PeerGateway, PodCidr, TransitCidr, TunnelStatus,
+    WayStatus,
 };
 pub use offer::{Offer, OfferedImage, OfferedNode};
 pub use peer::{

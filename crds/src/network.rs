@@ -86,16 +86,52 @@ pub struct PodCidr {
     /// Whether these pods are in other clusters, and the peer passes on what is sent to them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub transit: bool,
+    /// Present while the cluster with these pods is a peer as well, and they are reached there: endpoints are listed under
+    /// its prefix. What is sent to the one through this peer still arrives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direct: Option<DirectCidr>,
 }
 
 impl PodCidr {
+    /// A prefix of the peer's own pods.
+    #[must_use]
+    pub fn own(real: impl ToString, seen: impl ToString) -> Self {
+        Self { real: real.to_string(), seen: seen.to_string(), transit: false, direct: None }
+    }
+
+    /// A prefix of pods in a further cluster, reached through the peer.
+    #[must_use]
+    pub fn transit(real: impl ToString, seen: impl ToString) -> Self {
+        Self { transit: true, ..Self::own(real, seen) }
+    }
+
     /// Both prefixes, real and seen; none if they do not stand for each other, which Liquid does not write.
     #[must_use]
     pub fn prefixes(&self) -> Option<(IpNet, IpNet)> {
-        let (real, seen): (IpNet, IpNet) = (self.real.parse().ok()?, self.seen.parse().ok()?);
-        let same = real.max_prefix_len() == seen.max_prefix_len() && real.prefix_len() == seen.prefix_len();
-        same.then_some((real.trunc(), seen.trunc()))
+        pair(&self.real, &self.seen)
     }
+
+    /// The real prefix, and the one of the other peer.
+    #[must_use]
+    pub fn direct_prefixes(&self) -> Option<(IpNet, IpNet)> {
+        pair(&self.real, &self.direct.as_ref()?.seen)
+    }
+}
+
+fn pair(real: &str, seen: &str) -> Option<(IpNet, IpNet)> {
+    let (real, seen): (IpNet, IpNet) = (real.parse().ok()?, seen.parse().ok()?);
+    let same = real.max_prefix_len() == seen.max_prefix_len() && real.prefix_len() == seen.prefix_len();
+    same.then_some((real.trunc(), seen.trunc()))
+}
+
+/// Where pods in a further cluster are reached without the peer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DirectCidr {
+    /// Name of the Peer for that cluster.
+    pub peer: String,
+    /// As pods of this cluster see the prefix there.
+    pub seen: String,
 }
 
 /// A prefix of pods in another peer.
@@ -217,9 +253,7 @@ mod tests {
 
     #[test]
     fn prefixes_stand_for_each_other_only_if_of_one_kind_and_length() {
-        let pair = |real: &str, seen: &str| {
-            PodCidr { real: real.to_owned(), seen: seen.to_owned(), transit: false }.prefixes()
-        };
+        let pair = |real: &str, seen: &str| PodCidr::own(real, seen).prefixes();
         assert!(pair("10.244.0.0/16", "10.200.0.0/16").is_some());
         for (real, seen) in
             [("10.0.0.0/16", "10.0.0.0/17"), ("10.0.0.0/32", "fd00::/32"), ("", "10.0.0.0/16")]

@@ -115,10 +115,12 @@ pub fn repair(packet: &mut [u8], ip: &Ip) {
 /// Whether the checksums of a packet are right, as far as it has any and is whole.
 #[must_use]
 pub fn is_right(packet: &[u8], ip: &Ip) -> bool {
-    let header = !ip.is_v4() || sum(&[&packet[..ip.payload]]) == 0xffff;
+    // Zero has two forms. Of something with a bit set, senders make the one that has none; UDP keeps that for no checksum.
+    let is_ones = |at: usize| packet[at..at + 2] == [0xff, 0xff];
+    let header = !ip.is_v4() || (sum(&[&packet[..ip.payload]]) == 0xffff && !is_ones(10));
     let body = transport(packet, ip).is_none_or(|(sum, at)| {
-        // All zeros: no checksum, of a datagram; everything else has a bit set in its pseudo header.
-        sum == 0xffff || (ip.protocol == protocol::UDP && packet[at..at + 2] == [0, 0])
+        let is_udp = ip.protocol == protocol::UDP;
+        (sum == 0xffff && (is_udp || !is_ones(at))) || (is_udp && packet[at..at + 2] == [0, 0])
     });
     header && body
 }

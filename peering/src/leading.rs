@@ -91,7 +91,7 @@ pub(crate) async fn lead(
         book: book.clone(),
         ending: Arc::default(),
     };
-    let network = Network::new(&args.network);
+    let network = Network::new(&args.network, cluster.id.clone());
     let (virtual_nodes, known_nodes) = watch::channel(None);
     let borrowing = Borrowing::new(client.clone(), cluster.clone(), network.clone(), known_nodes, metrics);
     let offloadings = Offloadings::default();

@@ -36,8 +36,13 @@ impl Prefixes {
 
     /// The address under which `real` is seen; `None` if it is not.
     pub fn seen(&self, real: IpAddr) -> Option<IpAddr> {
-        let (from, to) = self.0.iter().find(|(from, _)| from.contains(&real))?;
-        Some(moved(real, from, to))
+        self.all_seen(real).next()
+    }
+
+    /// All addresses under which `real` is seen.
+    pub fn all_seen(&self, real: IpAddr) -> impl Iterator<Item = IpAddr> {
+        let pairs = self.0.iter().filter(move |(from, _)| from.contains(&real));
+        pairs.map(move |(from, to)| moved(real, from, to))
     }
 
     /// Whether `address` is one under which something is seen.

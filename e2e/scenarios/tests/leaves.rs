@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says what it measured")]
 
+use anyhow::Context as _;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Api;
+use liquid_crds::{Peer, PodCidr};
+use liquid_lab::{Cut, Direction, Link};
 use liquid_scenarios::{Cluster, Environment, Look};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -116,9 +119,105 @@ fn endpoint(address: IpAddr, port: u16) -> String {
     if address.is_ipv6() { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
 }
 
+/// Waits until a provider lists the endpoint of a pod in the other under a prefix of that peering, or under none.
+async fn lists_as_peer(
+    provider: &Cluster,
+    other: &Cluster,
+    pod: &str,
+    families: usize,
+    limit: Duration,
+    as_peer: bool,
+) -> anyhow::Result<Vec<IpAddr>> {
+    let peers: Api<Peer> = Api::all(provider.client.clone());
+    provider
+        .wait(&format!("endpoint of {pod}, of a peer: {as_peer}"), limit, || async {
+            let status = peers.get_opt(&other.name).await?.and_then(|peer| peer.status);
+            let network = status.and_then(|status| status.network).unwrap_or_default();
+            let of_peer = |address: &IpAddr| {
+                let mut prefixes = network.own_pods().filter_map(PodCidr::prefixes);
+                prefixes.any(|(_, seen)| seen.contains(address))
+            };
+            let listed = listed(provider, THERE).await?.remove(pod).unwrap_or_default();
+            let right = listed.len() == families && listed.iter().all(|address| of_peer(address) == as_peer);
+            Ok(if right { Look::Done(listed) } else { Look::NotYet(format!("{listed:?}")) })
+        })
+        .await
+}
+
+/// The two providers become peers of each other.
+async fn between_peers(environment: &Environment, third: &Cluster, families: usize) -> anyhow::Result<()> {
+    let (home, provider) = (&environment.home, &environment.provider);
+    let lab = environment.lab.as_ref().context("the lab")?;
+    let links = [lab.link("a", "b")?, lab.link("a", "c")?, lab.link("b", "c")?];
+    provider.peer_with(third).await?;
+    for (one, other) in [(provider, third), (third, provider)] {
+        one.wait_for_network(&other.name, SOON).await?;
+    }
+    let both = [(provider, third, "at-b", "at-c"), (third, provider, "at-c", "at-b")];
+    let begin = Instant::now();
+    let mut seen = BTreeMap::new();
+    for (there, other, _, beyond) in both {
+        seen.insert(beyond, lists_as_peer(there, other, beyond, families, SOON, true).await?);
+    }
+    println!("endpoints are those of the peer after {:.1} s", begin.elapsed().as_secs_f64());
+    for (there, _, _, beyond) in both {
+        let status = there.liquidctl.run(["status"]).await?.ok()?;
+        let is_it = |line: &str| line.starts_with("this cluster") && line.contains("direct");
+        assert_eq!(status.lines().filter(|line| is_it(line)).count(), families, "{beyond}: {status}");
+    }
+    // They need home for nothing now. Commands take the way through home's link, so it is asked before that is cut.
+    let asks = |from: &str, to: &str| {
+        let loops = seen[to].iter().map(|target| {
+            format!(
+                "timeout 3 wget -q -O - '{}' >> /tmp/said || echo no >> /tmp/said",
+                url(*target, "clientip")
+            )
+        });
+        let asked = loops.collect::<Vec<_>>().join("; echo >> /tmp/said; ");
+        let script = format!("rm -f /tmp/said; (sleep 3; {asked}; echo end >> /tmp/said) >/dev/null 2>&1 &");
+        (from.to_owned(), script)
+    };
+    for (_, _, from, to) in both {
+        let (pod, script) = asks(from, to);
+        run(home, NAMESPACE, &pod, &script).await?;
+    }
+    links[..2].iter().try_for_each(|link| link.cut(Cut::All, Direction::Both))?;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    links[..2].iter().try_for_each(Link::restore)?;
+    for (_, _, from, to) in both {
+        let said = expect(home, from, "cat /tmp/said", |said| said.contains("end")).await?;
+        for caller in &seen[from] {
+            let listed = endpoint(*caller, 0);
+            assert!(said.contains(listed.trim_end_matches('0')), "{from} to {to}, home cut off: {said}");
+        }
+    }
+    // Without the direct way there is the one through home again.
+    links[2].cut(Cut::All, Direction::Both)?;
+    let begin = Instant::now();
+    for (there, other, from, beyond) in both {
+        let seen = lists_as_peer(there, other, beyond, families, SOON, false).await?;
+        for target in seen {
+            let ask = format!("timeout 3 wget -q -O - '{}'", url(target, "hostname"));
+            expect(home, from, &ask, |said| said.trim() == beyond).await?;
+        }
+    }
+    println!("through home again {:.1} s after the direct way was cut", begin.elapsed().as_secs_f64());
+    links[2].restore()?;
+    // It is taken again, and not where somebody is kept out.
+    lists_as_peer(third, provider, "at-b", families, SOON, true).await?;
+    third.change_peer("provider", json!({"network": {"access": {"default": "Deny"}}})).await?;
+    for (there, other, _, beyond) in both {
+        lists_as_peer(there, other, beyond, families, SOON, false).await?;
+    }
+    third.change_peer("provider", json!({"network": null})).await?;
+    lists_as_peer(provider, third, "at-c", families, SOON, true).await?;
+    provider.liquidctl.run(["unpeer", "third"]).await?.ok()?;
+    lists_as_peer(third, provider, "at-b", families, SOON, false).await.map(drop)
+}
+
 /// Would catch: pods in two providers that do not reach each other by address, Service or name, one protocol, family or
 /// direction that works without the other, sources that are not those that endpoints and policies list, endpoints of pods
-/// that are not ready or are gone, other pods of a provider that get to another provider through home, and a peer that
+/// that are not ready or are gone, providers that are peers and go through home, or have no other way than the direct one, other pods of a provider that get to another provider through home, and a peer that
 /// shall take no part and does.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a lab of three clusters"]
@@ -240,6 +339,8 @@ async fn pods_in_two_providers_reach_each_other_through_home_and_nobody_else_doe
     home.change_peer("third", json!({"network": null})).await?;
     lists(provider, &all, families).await?;
     expect(home, "at-b", &ask, |said| said.contains("reached")).await?;
+
+    between_peers(&environment, &third, families).await?;
 
     // What has ended is not listed.
     let begin = Instant::now();

@@ -275,11 +275,13 @@ fn shown_transit(peer: &str, network: &NetworkState) -> Vec<Vec<String>> {
         let state = if cidr.ready { "ready" } else { "waits for both peers" };
         [peer, &format!("{} of {}", cidr.seen, cidr.peer), "this cluster", state].map(str::to_owned).to_vec()
     });
-    let there = network
-        .pod_cidrs
-        .iter()
-        .filter(|cidr| cidr.transit)
-        .map(|cidr| ["this cluster", &shown_prefix(cidr), peer, "known"].map(str::to_owned).to_vec());
+    let there = network.pod_cidrs.iter().filter(|cidr| cidr.transit).map(|cidr| match &cidr.direct {
+        None => ["this cluster", &shown_prefix(cidr), peer, "known"].map(str::to_owned).to_vec(),
+        Some(direct) => {
+            let prefix = format!("{} as {} of {}", cidr.real, direct.seen, direct.peer);
+            ["this cluster", &prefix, "-", "direct"].map(str::to_owned).to_vec()
+        }
+    });
     here.chain(there).collect()
 }
 
@@ -503,6 +505,7 @@ fn section(text: &mut String, header: &[&str], rows: Vec<Vec<String>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use liquid_crds::DirectCidr;
 
     #[test]
     fn what_is_asked_for_and_what_it_costs_is_told_in_a_few_words() {
@@ -525,13 +528,14 @@ mod tests {
 
     #[test]
     fn prefixes_say_under_which_they_are_seen() {
-        let cidr =
-            |real: &str, seen: &str| PodCidr { real: real.to_owned(), seen: seen.to_owned(), transit: false };
+        let cidr = |real: &str, seen: &str| PodCidr::own(real, seen);
         assert_eq!(shown_prefixes(&[]), "-");
         assert_eq!(shown_prefixes(&[cidr("10.1.0.0/16", "10.1.0.0/16")]), "10.1.0.0/16");
         let two = [cidr("10.1.0.0/16", "10.200.0.0/16"), cidr("fd00::/56", "fd00::/56")];
         assert_eq!(shown_prefixes(&two), "10.1.0.0/16 as 10.200.0.0/16 and 1 more");
-        let further = PodCidr { transit: true, ..cidr("10.7.0.0/16", "10.8.0.0/16") };
+        let further = PodCidr::transit("10.7.0.0/16", "10.8.0.0/16");
+        let there = DirectCidr { peer: "rome".to_owned(), seen: "10.3.0.0/16".to_owned() };
+        let direct = PodCidr { direct: Some(there), ..PodCidr::transit("10.6.0.0/16", "10.6.0.0/16") };
         assert_eq!(shown_prefixes(&[cidr("10.1.0.0/16", "10.1.0.0/16"), further.clone()]), "10.1.0.0/16");
         let told = TransitCidr { seen: "10.9.0.0/16".to_owned(), peer: "rome".to_owned(), ready: true };
         let network = NetworkState {
@@ -539,7 +543,7 @@ mod tests {
             reason: String::new(),
             ways_up: 1,
             ways: 1,
-            pod_cidrs: vec![further],
+            pod_cidrs: vec![further, direct],
             transit: vec![told],
         };
         assert_eq!(
@@ -547,6 +551,7 @@ mod tests {
             [
                 ["milan", "10.9.0.0/16 of rome", "this cluster", "ready"],
                 ["this cluster", "10.7.0.0/16 as 10.8.0.0/16", "milan", "known"],
+                ["this cluster", "10.6.0.0/16 as 10.3.0.0/16 of rome", "-", "direct"],
             ]
         );
     }

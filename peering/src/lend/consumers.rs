@@ -4,7 +4,7 @@ use super::slices::limits;
 use kube::ResourceExt as _;
 use liquid_crds::quantity::Amounts;
 use liquid_crds::vocabulary::CONSUMER_AUTHORITY;
-use liquid_crds::{ClusterId, LendSpec, Peer, PodCidr};
+use liquid_crds::{ClusterId, LendSpec, Peer};
 use liquid_link::identity::PeerIdentity;
 use liquid_link::server::Caller;
 use liquid_reflection::Prefixes;
@@ -28,6 +28,8 @@ pub(crate) struct Consumer {
     pub(crate) authority: Option<String>,
     /// How the addresses of its pods are seen here.
     pub(crate) prefixes: Prefixes,
+    /// All addresses from which they send: those in further clusters may come two ways.
+    pub(crate) sources: Prefixes,
     /// The peering is over on purpose; what it runs is being removed.
     pub(crate) ending: bool,
 }
@@ -42,6 +44,7 @@ impl Consumer {
             lend: LendSpec::default(),
             authority: None,
             prefixes: Prefixes::default(),
+            sources: Prefixes::default(),
             ending: true,
         }
     }
@@ -62,6 +65,7 @@ impl Consumer {
             lend: LendSpec::default(),
             authority: Some("a".to_owned()),
             prefixes: Prefixes::default(),
+            sources: Prefixes::default(),
             ending: false,
         }
     }
@@ -137,14 +141,16 @@ impl Consumers {
 pub(crate) fn consumer_of(peer: &Peer) -> Option<Consumer> {
     let lend = peer.spec.lend.clone()?;
     let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
+    let cidrs = || network.into_iter().flat_map(|network| &network.pod_cidrs);
     Some(Consumer {
         id: peer.spec.cluster_id.parse().ok()?,
         name: peer.metadata.name.clone()?,
         peering: peer.metadata.uid.clone()?,
         lend,
         authority: peer.annotations().get(CONSUMER_AUTHORITY).cloned(),
-        prefixes: Prefixes::new(
-            network.into_iter().flat_map(|network| &network.pod_cidrs).filter_map(PodCidr::prefixes),
+        prefixes: Prefixes::new(cidrs().filter_map(|it| it.direct_prefixes().or_else(|| it.prefixes()))),
+        sources: Prefixes::new(
+            cidrs().flat_map(|it| [it.prefixes(), it.direct_prefixes()].into_iter().flatten()),
         ),
         ending: peer.metadata.deletion_timestamp.is_some(),
     })

@@ -64,6 +64,7 @@ impl Lending {
                     lend: peer.spec.lend.clone().unwrap_or_default(),
                     authority: peer.annotations().get(CONSUMER_AUTHORITY).cloned(),
                     prefixes: Prefixes::default(),
+                    sources: Prefixes::default(),
                     ending: true,
                 });
                 self.end(name, id);

@@ -4,8 +4,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 use liquid_crds::PeerGateway;
+use liquid_link::digest::Hash;
 use liquid_link::gateways::{self, InvalidGateway, MAX_ENDPOINTS, MAX_GATEWAYS};
 use liquid_link::proto;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use thiserror::Error;
 
@@ -30,6 +32,24 @@ pub(crate) struct Announcement {
     pub(crate) transit: Vec<IpNet>,
     /// Of those it was told of, the ones it has found a place for.
     pub(crate) taken: Vec<IpNet>,
+    /// Of those in further clusters, whose they are.
+    pub(crate) origins: BTreeMap<IpNet, Origin>,
+    /// Pods of the other side may reach all pods here.
+    pub(crate) open: bool,
+}
+
+/// Whose pods those of a prefix in a further cluster are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// Tells the cluster to those that know it: see [`mark`].
+    pub(crate) cluster: Hash,
+    /// The prefix as that cluster has it.
+    pub(crate) real: IpNet,
+}
+
+/// How `to` is told of the cluster `of`. Without its identity, nothing is learned of that.
+pub(super) fn mark(of: &str, to: &str) -> Hash {
+    Hash::of(format!("{of}@{to}").as_bytes())
 }
 
 /// Why an announcement is not taken.
@@ -51,6 +71,9 @@ pub(crate) enum Invalid {
         /// Why not.
         why: &'static str,
     },
+    /// What it says of the cluster behind a prefix has no sense.
+    #[error("it does not say properly whose prefix {0} is")]
+    Origin(String),
     /// Two prefixes share addresses.
     #[error("its prefixes {0} and {1} overlap")]
     Overlap(IpNet, IpNet),
@@ -76,6 +99,8 @@ impl Announcement {
             gateways: gateways.take(MAX_GATEWAYS).collect(),
             transit_cidrs: texts(&self.transit),
             taken_cidrs: texts(&self.taken),
+            transit_origins: self.origins.iter().map(|(seen, origin)| origin.to_wire(seen)).collect(),
+            open: self.open,
         }
     }
 }
@@ -84,8 +109,8 @@ impl TryFrom<proto::NetworkInfo> for Announcement {
     type Error = Invalid;
 
     fn try_from(wire: proto::NetworkInfo) -> Result<Self, Invalid> {
-        let further = wire.transit_cidrs.len().max(wire.taken_cidrs.len());
-        if wire.pod_cidrs.len() > MAX_PREFIXES || further > MAX_TRANSIT {
+        let further = [wire.transit_cidrs.len(), wire.taken_cidrs.len(), wire.transit_origins.len()];
+        if wire.pod_cidrs.len() > MAX_PREFIXES || further.iter().any(|number| *number > MAX_TRANSIT) {
             return Err(Invalid::TooMany);
         }
         // Before anything is made of them.
@@ -112,7 +137,34 @@ impl TryFrom<proto::NetworkInfo> for Announcement {
         });
         let gateways: Vec<PeerGateway> = gateways.collect();
         gateways::check(&gateways)?;
-        Ok(Self { pod_cidrs, gateways, transit, taken: prefixes(&wire.taken_cidrs)? })
+        let origins = wire.transit_origins.iter().map(|origin| Origin::read(origin, &transit));
+        Ok(Self {
+            pod_cidrs,
+            gateways,
+            taken: prefixes(&wire.taken_cidrs)?,
+            origins: origins.collect::<Result<_, _>>()?,
+            transit,
+            open: wire.open,
+        })
+    }
+}
+
+impl Origin {
+    fn to_wire(self, seen: &IpNet) -> proto::TransitOrigin {
+        proto::TransitOrigin {
+            transit_cidr: seen.to_string(),
+            cluster: self.cluster.as_bytes().to_vec().into(),
+            pod_cidr: self.real.to_string(),
+        }
+    }
+
+    /// With the prefix that it is about, one of `transit`.
+    fn read(wire: &proto::TransitOrigin, transit: &[IpNet]) -> Result<(IpNet, Self), Invalid> {
+        let (seen, real) = (prefix(&wire.transit_cidr)?, prefix(&wire.pod_cidr)?);
+        let fits = real.max_prefix_len() == seen.max_prefix_len() && real.prefix_len() == seen.prefix_len();
+        let cluster = Hash::from_bytes(&wire.cluster).filter(|_| fits && transit.contains(&seen));
+        let cluster = cluster.ok_or_else(|| Invalid::Origin(wire.transit_cidr.clone()))?;
+        Ok((seen, Self { cluster, real }))
     }
 }
 
@@ -172,6 +224,11 @@ mod tests {
             }],
             transit: vec!["10.201.0.0/16".parse().unwrap()],
             taken: vec!["10.202.0.0/16".parse().unwrap()],
+            origins: BTreeMap::from([(
+                "10.201.0.0/16".parse().unwrap(),
+                Origin { cluster: mark("of", "to"), real: "10.244.0.0/16".parse().unwrap() },
+            )]),
+            open: true,
         };
         assert_eq!(Announcement::try_from(announced.to_wire()), Ok(announced));
     }
@@ -221,6 +278,33 @@ mod tests {
     }
 
     #[test]
+    fn whose_a_prefix_is_can_only_be_said_of_one_that_was_told() {
+        let origin = |seen: &str, real: &str, mark: usize| proto::TransitOrigin {
+            transit_cidr: seen.to_owned(),
+            cluster: vec![7; mark].into(),
+            pod_cidr: real.to_owned(),
+        };
+        let told = |origin| {
+            Announcement::try_from(proto::NetworkInfo {
+                pod_cidrs: vec!["10.1.0.0/16".to_owned()],
+                transit_cidrs: vec!["10.2.0.0/24".to_owned()],
+                transit_origins: vec![origin],
+                ..proto::NetworkInfo::default()
+            })
+        };
+        assert!(told(origin("10.2.0.0/24", "10.244.3.0/24", 16)).is_ok());
+        for bad in [
+            origin("10.1.0.0/16", "10.244.0.0/16", 16),
+            origin("10.2.0.0/24", "10.244.0.0/16", 16),
+            origin("10.2.0.0/24", "fd00::/64", 16),
+            origin("10.2.0.0/24", "10.244.3.0/24", 15),
+        ] {
+            assert!(matches!(told(bad.clone()), Err(Invalid::Origin(_))), "{bad:?}");
+        }
+        assert!(told(origin("10.2.0.0/24", "127.0.0.0/24", 16)).is_err());
+    }
+
+    #[test]
     fn gateways_that_cannot_be_used_are_refused() {
         let gateway = |key: usize| {
             let public_key = vec![1; key].into();
@@ -233,14 +317,18 @@ mod tests {
 
     #[test]
     fn the_longest_announcement_fits_into_a_message() {
-        let prefixes = |site: u16, most: usize| {
+        let prefixes = |site: u16, most: usize| -> Vec<IpNet> {
             (0..most).map(move |at| format!("2001:db8:{site:x}:{at:x}00::/56").parse().unwrap()).collect()
         };
         let announced = Announcement {
             pod_cidrs: prefixes(0x1234, MAX_PREFIXES),
             transit: prefixes(0x1235, MAX_TRANSIT),
             taken: prefixes(0x1236, MAX_TRANSIT),
-            gateways: Vec::new(),
+            origins: prefixes(0x1235, MAX_TRANSIT)
+                .into_iter()
+                .map(|real| (real, Origin { cluster: mark("of", "to"), real }))
+                .collect(),
+            ..Announcement::default()
         };
         assert!(prost::Message::encoded_len(&announced.to_wire()) < liquid_link::limits::MAX_UNARY / 2);
     }

@@ -111,8 +111,15 @@ pub(super) fn of(
             if down.is_empty() { "not known yet".to_owned() } else { down.join(", ") }
         );
     }
-    let further: Vec<&str> =
-        network.pod_cidrs.iter().filter(|cidr| cidr.transit).map(|cidr| cidr.seen.as_str()).collect();
+    let (direct, through): (Vec<_>, Vec<_>) =
+        network.pod_cidrs.iter().filter(|cidr| cidr.transit).partition(|cidr| cidr.direct.is_some());
+    let direct = direct.iter().filter_map(|cidr| cidr.direct.as_ref());
+    let direct: BTreeSet<&str> = direct.map(|direct| direct.peer.as_str()).collect();
+    if !direct.is_empty() {
+        let direct: Vec<&str> = direct.into_iter().collect();
+        message = format!("{message}; its pods in {} are reached there", direct.join(", "));
+    }
+    let further: Vec<&str> = through.iter().map(|cidr| cidr.seen.as_str()).collect();
     if !further.is_empty() {
         message = format!(
             "{message}; its pods in further clusters are reached through it, as {}",
@@ -170,11 +177,7 @@ mod tests {
 
     fn network(up: bool) -> NetworkStatus {
         NetworkStatus {
-            pod_cidrs: vec![PodCidr {
-                real: "10.244.0.0/16".to_owned(),
-                seen: "10.200.0.0/16".to_owned(),
-                transit: false,
-            }],
+            pod_cidrs: vec![PodCidr::own("10.244.0.0/16", "10.200.0.0/16")],
             gateways: vec![gateway("theirs-0", "192.0.2.2:1")],
             tunnels: vec![tunnel("liquid-gateway-0", &[up])],
             ..NetworkStatus::default()
@@ -234,7 +237,7 @@ mod tests {
         network.transit = vec![cidr(true)];
         assert!(of(&own(), Some(&network), None).message.ends_with("there and in c reach each other"));
         let text = "10.203.0.0/16".to_owned();
-        network.pod_cidrs.push(PodCidr { real: text.clone(), seen: text, transit: true });
+        network.pod_cidrs.push(PodCidr::transit(&text, &text));
         assert!(of(&own(), Some(&network), None).message.contains("through it, as 10.203.0.0/16"));
     }
 

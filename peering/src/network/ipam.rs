@@ -141,7 +141,7 @@ pub(crate) fn assign_some(
 }
 
 /// `prefix`, which lies within `from` or holds it, moved as `from` is moved to `to`.
-fn moved(prefix: &IpNet, from: &IpNet, to: &IpNet) -> IpNet {
+pub(super) fn moved(prefix: &IpNet, from: &IpNet, to: &IpNet) -> IpNet {
     if prefix.prefix_len() <= from.prefix_len() {
         return resized(to, prefix.prefix_len());
     }

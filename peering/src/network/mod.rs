@@ -1,12 +1,13 @@
 //! The network between this cluster and its peers: what each tells the other, under which prefixes they see each other,
 //! and how it is. One per peer, whichever borrows.
 //!
-//! `ipam`, `announcement`, `transit`, `condition` and `guest` are pure; `own`, `keys` and `transit_pods` read and write this
+//! `ipam`, `announcement`, `transit`, `direct`, `condition` and `guest` are pure; `own`, `keys` and `transit_pods` read and write this
 //! cluster; `exchange` is the link; `invitation` is what a join token tells before there is one; `reconcile` brings it all together in the status of
 //! the Peers, from which gateways and nodes take what they need.
 
 mod announcement;
 mod condition;
+mod direct;
 mod exchange;
 mod guest;
 mod invitation;
@@ -47,6 +48,8 @@ enum Heard {
 #[derive(Debug, Clone)]
 pub(crate) struct Network {
     enabled: bool,
+    /// This cluster.
+    me: ClusterId,
     own: watch::Sender<Option<Own>>,
     peers: watch::Sender<Option<BTreeMap<String, Peer>>>,
     heard: watch::Sender<BTreeMap<ClusterId, Heard>>,
@@ -57,9 +60,10 @@ pub(crate) struct Network {
 
 impl Network {
     /// A network of which nothing is known.
-    pub(crate) fn new(settings: &NetworkArgs) -> Self {
+    pub(crate) fn new(settings: &NetworkArgs, me: ClusterId) -> Self {
         Self {
             enabled: settings.enabled,
+            me,
             own: watch::Sender::new(None),
             peers: watch::Sender::new(None),
             heard: watch::Sender::new(BTreeMap::new()),

@@ -2,6 +2,7 @@
 
 use super::announcement::{Announcement, MAX_TRANSIT};
 use super::condition::{self, Trouble};
+use super::direct::{Neighbours, is_reached, lets_all_in};
 use super::guest::guest;
 use super::invitation::Invited;
 use super::ipam::{Mapping, NoRoom, Others, Space, assign, assign_some};
@@ -13,11 +14,11 @@ use ipnet::IpNet;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use liquid_crds::{
-    ClusterId, ConditionUpdate, GROUP, NetworkStatus, Peer, PodCidr, Transport, VERSION,
+    ClusterId, ConditionUpdate, DirectCidr, GROUP, NetworkStatus, Peer, PodCidr, Transport, VERSION,
     condition as find_condition,
 };
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -27,6 +28,8 @@ use tracing::{info, warn};
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
 /// How long endpoints in other peers stay listed while not everybody has taken what is new about a peer's prefixes.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a peer is reached before pods of others there are reached directly: endpoints do not change with each packet lost.
+const STEADY: Duration = Duration::from_secs(10);
 
 /// Keeps the status of all `Peer`s as it should be.
 pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>) {
@@ -37,6 +40,8 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
     let mut shared = network.shared.subscribe();
     // Since when others have not taken what is new about a peer.
     let mut waiting: BTreeMap<String, Instant> = BTreeMap::new();
+    // Since when gateways reach a peer.
+    let mut reached: BTreeMap<String, Instant> = BTreeMap::new();
     loop {
         let (known, ours) = (peers.borrow_and_update().clone(), own.borrow_and_update().clone());
         let told = heard.borrow_and_update().clone();
@@ -63,17 +68,16 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
                     }
                 }
             }
-            let patient = |name: &str| waiting.get(name).is_none_or(|since| since.elapsed() < PATIENCE);
-            let all = wanted(known, ours, word, &pool, in_common.as_ref(), patient);
-            waiting = all
-                .iter()
-                .filter(|(_, wanted)| wanted.waits)
-                .map(|(peer, _)| {
-                    let name = name(peer);
-                    let since = waiting.get(&name).copied().unwrap_or_else(Instant::now);
-                    (name, since)
-                })
-                .collect();
+            reached = since(&reached, known.values().filter(|peer| is_reached(peer, ours)));
+            let given = Given {
+                me: &network.me,
+                pool: &pool,
+                shared: in_common.as_ref(),
+                impatient: lasting(&waiting, PATIENCE),
+                steady: lasting(&reached, STEADY),
+            };
+            let all = wanted(known, ours, word, &given);
+            waiting = since(&waiting, all.iter().filter(|(_, wanted)| wanted.waits).map(|(peer, _)| *peer));
             for (peer, wanted) in all {
                 if is_written(peer, &wanted) {
                     continue;
@@ -88,8 +92,9 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
                 }
             }
         }
-        let patience =
-            waiting.values().map(|since| *since + PATIENCE).filter(|end| *end > Instant::now()).min();
+        let ends = waiting.values().map(|since| *since + PATIENCE);
+        let ends = ends.chain(reached.values().map(|since| *since + STEADY));
+        let next = ends.filter(|end| *end > Instant::now()).min();
         tokio::select! {
             changed = peers.changed() => if changed.is_err() { return },
             changed = own.changed() => if changed.is_err() { return },
@@ -97,9 +102,27 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
             changed = invited.changed() => if changed.is_err() { return },
             changed = shared.changed() => if changed.is_err() { return },
             () = sleep(RETRY_PAUSE), if failed => {}
-            () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => {}
+            () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
         }
     }
+}
+
+/// Since when something holds of these peers, now that it does.
+fn since<'a>(
+    known: &BTreeMap<String, Instant>,
+    now: impl Iterator<Item = &'a Peer>,
+) -> BTreeMap<String, Instant> {
+    let began = |name: String| {
+        let since = known.get(&name).copied().unwrap_or_else(Instant::now);
+        (name, since)
+    };
+    now.map(name).map(began).collect()
+}
+
+/// Of whom it has held for this long.
+fn lasting(since: &BTreeMap<String, Instant>, duration: Duration) -> BTreeSet<String> {
+    let long = since.iter().filter(|(_, since)| since.elapsed() >= duration);
+    long.map(|(name, _)| name.clone()).collect()
 }
 
 /// Gateways that are said to have tunnels to a peer, and are no more: they cannot take back themselves what they said.
@@ -172,14 +195,26 @@ struct Wanted {
     waits: bool,
 }
 
+/// What it depends on, apart from the peers and this cluster's gateways.
+struct Given<'a> {
+    /// This cluster.
+    me: &'a ClusterId,
+    /// Where peers get prefixes from.
+    pool: &'a [IpNet],
+    /// Unknown at first.
+    shared: Option<&'a Shared>,
+    /// Peers for which others had the time to take what is new.
+    impatient: BTreeSet<String>,
+    /// Peers that are reached for long enough.
+    steady: BTreeSet<String>,
+}
+
 /// What each `Peer` should show. Peers that were seen under other prefixes before are settled first.
 fn wanted<'a, 'h>(
     peers: &'a BTreeMap<String, Peer>,
     own: &Own,
     word: impl Fn(&Peer) -> Word<'h>,
-    pool: &[IpNet],
-    shared: Option<&Shared>,
-    patient: impl Fn(&str) -> bool,
+    given: &Given<'_>,
 ) -> Vec<(&'a Peer, Wanted)> {
     let endpoints = peers.values().flat_map(|peer| {
         let link = peer.spec.consume.as_ref().map(|consume| peer.endpoints(consume)).unwrap_or_default();
@@ -194,7 +229,7 @@ fn wanted<'a, 'h>(
         }
     }
     let reserved = own.reserved.iter().copied().chain(addresses(outside.iter())).collect();
-    let space = Space { reserved, pool: pool.to_vec() };
+    let space = Space { reserved, pool: given.pool.to_vec() };
 
     let taken = |peer: &Peer| -> Option<&'h [IpNet]> {
         match word(peer).heard {
@@ -222,6 +257,14 @@ fn wanted<'a, 'h>(
         own_claims.0.insert(name, claimed(found.as_deref().unwrap_or_default()));
         views.push((said, found));
     }
+    let views_of_own = views.iter().map(|(_, found)| found.clone().unwrap_or_default());
+    let views_of_own: Vec<Vec<Mapping>> = views_of_own.collect();
+    let mut neighbours = Neighbours::default();
+    for ((name, peer, _), pods) in peered.iter().zip(&views_of_own) {
+        if is_reached(peer, own) && lets_all_in(peer, word(peer).heard) {
+            neighbours.add(given.me, (name, peer), pods, given.steady.contains(*name));
+        }
+    }
     let mut all = Vec::with_capacity(peers.len());
     for ((name, peer, known), (said, found)) in peered.iter().zip(views) {
         let further = if takes(peer) && found.as_ref().is_ok_and(|own_pods| !own_pods.is_empty()) {
@@ -234,8 +277,18 @@ fn wanted<'a, 'h>(
         let (transit, without_room) = assign_some(further, &known.transit, others, &space, seed(peer));
         transit_claims.0.insert(name, claimed(&transit));
         let (own_pods, no_room) = found.map_or_else(|error| (Vec::new(), Some(error)), |found| (found, None));
-        let view = View { mapped: Mapped { own: own_pods, transit }, no_room, without_room };
-        let told = told(name, peers, shared, taken, patient(name));
+        let reach = |Mapping { real, .. }: &Mapping| {
+            let known = known.direct.get(real);
+            let direct = match said.theirs.origins.get(real) {
+                Some(origin) => neighbours.reach(origin, known),
+                // What it told before this process began holds until it says something else.
+                None => known.filter(|it| word(peer).heard.is_none() && neighbours.has(it)).cloned(),
+            };
+            Some((*real, direct?))
+        };
+        let direct = transit.iter().filter_map(reach).collect();
+        let view = View { mapped: Mapped { own: own_pods, transit, direct }, no_room, without_room };
+        let told = told(name, peers, given.shared, taken, !given.impatient.contains(*name));
         all.push((*peer, status_of(peer, own, word(peer), said, &view, told)));
     }
     all.extend(others.into_iter().map(|(_, peer)| (peer, Wanted::default())));
@@ -271,7 +324,7 @@ fn heard_of<'a>(peer: &Peer, known: &Mapped, own: &Own, word: Word<'a>) -> Said<
         pod_cidrs: known.own.iter().map(|mapping| mapping.real).collect(),
         gateways: gateways(),
         transit: known.transit.iter().map(|mapping| mapping.real).collect(),
-        taken: Vec::new(),
+        ..Announcement::default()
     };
     // What a peer told before this process began holds until it says something else.
     let (mut theirs, mut trouble) = match word.heard {
@@ -357,18 +410,18 @@ struct Mapped {
     own: Vec<Mapping>,
     /// Those in further clusters that are reached through it.
     transit: Vec<Mapping>,
+    /// Of these, those that are reached without it.
+    direct: BTreeMap<IpNet, DirectCidr>,
 }
 
 impl Mapped {
     fn shown(&self) -> impl Iterator<Item = PodCidr> {
-        let shown = |transit: bool| {
-            move |Mapping { real, seen }: &Mapping| PodCidr {
-                real: real.to_string(),
-                seen: seen.to_string(),
-                transit,
-            }
-        };
-        self.own.iter().map(shown(false)).chain(self.transit.iter().map(shown(true)))
+        let own = self.own.iter().map(|Mapping { real, seen }| PodCidr::own(real, seen));
+        let transit = self.transit.iter().map(|Mapping { real, seen }| PodCidr {
+            direct: self.direct.get(real).cloned(),
+            ..PodCidr::transit(real, seen)
+        });
+        own.chain(transit)
     }
 }
 
@@ -380,6 +433,7 @@ fn recorded(peer: &Peer) -> Mapped {
         let Some((real, seen)) = cidr.prefixes() else { continue };
         let of = if cidr.transit { &mut mapped.transit } else { &mut mapped.own };
         of.push(Mapping { real, seen });
+        mapped.direct.extend(cidr.direct.clone().map(|direct| (real, direct)));
     }
     mapped
 }
@@ -418,10 +472,10 @@ async fn write(client: &Client, peer: &Peer, wanted: Wanted) -> Result<(), kube:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::announcement::overlap;
+    use crate::network::announcement::{Origin, mark, overlap};
     use liquid_crds::{ConsumeSpec, PeerGateway, PeerSpec, PeerStatus, TunnelStatus};
     use proptest::prelude::*;
-    use std::collections::BTreeSet;
+    use std::sync::LazyLock;
 
     fn nets(texts: &[&str]) -> Vec<IpNet> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -432,11 +486,7 @@ mod tests {
         let cluster_id = format!("{}0000000-0000-4000-8000-000000000000", name.len());
         let mut peer =
             Peer::new(name, PeerSpec { cluster_id, consume: Some(consume), lend: None, network: None });
-        let pod_cidrs = seen.iter().map(|(real, seen)| PodCidr {
-            real: (*real).to_owned(),
-            seen: (*seen).to_owned(),
-            transit: false,
-        });
+        let pod_cidrs = seen.iter().map(|(real, seen)| PodCidr::own(real, seen));
         let network = NetworkStatus { pod_cidrs: pod_cidrs.collect(), ..NetworkStatus::default() };
         peer.status = Some(PeerStatus { network: Some(network), ..PeerStatus::default() });
         (name.to_owned(), peer)
@@ -470,7 +520,13 @@ mod tests {
         word: impl Fn(&Peer) -> Word<'h>,
         pool: &[IpNet],
     ) -> Vec<(&'a Peer, Wanted)> {
-        wanted(peers, own, word, pool, None, |_| true)
+        wanted(peers, own, word, &given(pool, None))
+    }
+
+    fn given<'a>(pool: &'a [IpNet], shared: Option<&'a Shared>) -> Given<'a> {
+        static ME: LazyLock<ClusterId> =
+            LazyLock::new(|| "90000000-0000-4000-8000-000000000000".parse().unwrap());
+        Given { me: &ME, pool, shared, impatient: BTreeSet::new(), steady: BTreeSet::new() }
     }
 
     fn only(mut all: Vec<(&Peer, Wanted)>) -> NetworkStatus {
@@ -591,11 +647,9 @@ mod tests {
         peer.spec.lend = Some(liquid_crds::LendSpec::default());
         let transit_policy = (!allowed).then_some(liquid_crds::TransitPolicy::None);
         peer.spec.network = Some(liquid_crds::NetworkSpec { access: None, transit: transit_policy });
-        let pod_cidrs = known.iter().map(|(real, seen, transit)| PodCidr {
-            real: (*real).to_owned(),
-            seen: (*seen).to_owned(),
-            transit: *transit,
-        });
+        let pod_cidrs = known
+            .iter()
+            .map(|(real, seen, transit)| PodCidr { transit: *transit, ..PodCidr::own(real, seen) });
         peer.status.as_mut().unwrap().network.as_mut().unwrap().pod_cidrs = pod_cidrs.collect();
         let heard = Heard::Told(Announcement {
             pod_cidrs: nets(pods),
@@ -641,8 +695,7 @@ mod tests {
      {
         let (name, mut hub) = peer("hub", &[("10.244.0.0/24", "10.192.0.0/24")]);
         hub.spec.lend = Some(liquid_crds::LendSpec::default());
-        let known =
-            PodCidr { real: "10.245.0.0/24".to_owned(), seen: "10.194.0.0/24".to_owned(), transit: true };
+        let known = PodCidr::transit("10.245.0.0/24", "10.194.0.0/24");
         hub.status.as_mut().unwrap().network.as_mut().unwrap().pod_cidrs.push(known);
         let peers = BTreeMap::from([(name, hub), peer("newcomer", &[])]);
         let (of_hub, of_newcomer) = (
@@ -672,6 +725,138 @@ mod tests {
             message.contains("not all its pods in further clusters are reached: 10.246.0.0/16"),
             "{message}"
         );
+    }
+
+    /// B's view of A, which tells of pods in C, a peer of B, and of others.
+    struct Triangle {
+        peers: BTreeMap<String, Peer>,
+        steady: bool,
+        hub: Option<Heard>,
+        neighbour: Option<Heard>,
+    }
+
+    impl Triangle {
+        fn new() -> Self {
+            let (hub, mut at_hub) = peer("hub", &[("10.1.0.0/16", "10.1.0.0/16")]);
+            at_hub.spec.lend = Some(liquid_crds::LendSpec::default());
+            let (neighbour, mut at_neighbour) = peer("neighbour", &[("10.244.0.0/24", "10.192.0.0/24")]);
+            let way = liquid_crds::WayStatus { gateway: "theirs".to_owned(), up: true, endpoint: None };
+            let tunnel = TunnelStatus {
+                gateway: "ours".to_owned(),
+                up: true,
+                ways: vec![way],
+                relay: None,
+                since: None,
+            };
+            at_neighbour.status.as_mut().unwrap().network.as_mut().unwrap().tunnels = vec![tunnel];
+            let origins = [
+                ("10.50.0.0/24", at_neighbour.spec.cluster_id.as_str(), "10.244.0.0/24"),
+                ("10.51.0.0/24", at_neighbour.spec.cluster_id.as_str(), "10.9.0.0/24"),
+                ("10.52.0.0/24", "somebody", "10.244.0.0/24"),
+            ];
+            let net = |text: &str| text.parse().unwrap();
+            let origins = origins.map(|(seen, cluster, real)| {
+                (net(seen), Origin { cluster: mark(cluster, given(&[], None).me.as_str()), real: net(real) })
+            });
+            let told_by_hub = Announcement {
+                pod_cidrs: nets(&["10.1.0.0/16"]),
+                transit: nets(&["10.50.0.0/24", "10.51.0.0/24", "10.52.0.0/24"]),
+                origins: origins.into(),
+                ..Announcement::default()
+            };
+            let told_by_neighbour =
+                Announcement { pod_cidrs: nets(&["10.244.0.0/24"]), open: true, ..Announcement::default() };
+            Self {
+                peers: BTreeMap::from([(hub, at_hub), (neighbour, at_neighbour)]),
+                steady: true,
+                hub: Some(Heard::Told(told_by_hub)),
+                neighbour: Some(Heard::Told(told_by_neighbour)),
+            }
+        }
+
+        /// Which prefixes of the hub are reached directly, and as what. It is written.
+        fn direct(&mut self) -> Vec<(String, String)> {
+            let own = Own { ready: ["ours".to_owned()].into(), ..own() };
+            let pool = nets(&["10.192.0.0/10"]);
+            let mut given = given(&pool, None);
+            given.steady = self.peers.keys().filter(|_| self.steady).cloned().collect();
+            let word = |peer: &Peer| Word {
+                heard: if name(peer) == "hub" { &self.hub } else { &self.neighbour }.as_ref(),
+                invited: None,
+            };
+            let all = wanted(&self.peers, &own, word, &given);
+            let network = all.iter().find(|(peer, _)| name(peer) == "hub").unwrap().1.network.clone();
+            let cidrs = network.as_ref().unwrap().pod_cidrs.clone();
+            self.peers.get_mut("hub").unwrap().status.as_mut().unwrap().network = network;
+            let direct = cidrs.into_iter().filter_map(|cidr| Some((cidr.real, cidr.direct?)));
+            direct
+                .map(|(real, direct)| {
+                    assert_eq!(direct.peer, "neighbour");
+                    (real, direct.seen)
+                })
+                .collect()
+        }
+
+        fn neighbour(&mut self) -> &mut Peer {
+            self.peers.get_mut("neighbour").unwrap()
+        }
+
+        fn tunnel(&mut self, up: bool) {
+            let network = self.neighbour().status.as_mut().unwrap().network.as_mut().unwrap();
+            network.tunnels[0].ways[0].up = up;
+        }
+    }
+
+    fn as_the_neighbour_is_seen() -> Vec<(String, String)> {
+        vec![("10.50.0.0/24".to_owned(), "10.192.0.0/24".to_owned())]
+    }
+
+    #[test]
+    fn pods_in_a_peer_of_ours_are_reached_there_as_long_as_they_are() {
+        let mut triangle = Triangle::new();
+        assert_eq!(triangle.direct(), as_the_neighbour_is_seen(), "and none of which it has not told");
+        triangle.tunnel(false);
+        assert_eq!(triangle.direct(), []);
+        triangle.tunnel(true);
+        triangle.steady = false;
+        assert_eq!(triangle.direct(), [], "not with the first packet");
+        triangle.steady = true;
+        assert_eq!(triangle.direct(), as_the_neighbour_is_seen());
+        triangle.steady = false;
+        assert_eq!(triangle.direct(), as_the_neighbour_is_seen(), "a restart changes nothing");
+        triangle.peers.get_mut("hub").unwrap().spec.lend = None;
+        assert_eq!(triangle.direct(), []);
+    }
+
+    #[test]
+    fn who_lets_in_not_everybody_is_reached_through_the_hub() {
+        let deny = || liquid_crds::AccessSpec {
+            default: liquid_crds::Verdict::Deny,
+            ..liquid_crds::AccessSpec::default()
+        };
+        let mut triangle = Triangle::new();
+        triangle.neighbour().spec.network =
+            Some(liquid_crds::NetworkSpec { access: Some(deny()), transit: None });
+        assert_eq!(triangle.direct(), [], "what they answer would not get in");
+        let mut triangle = Triangle::new();
+        triangle.neighbour = Some(told(&["10.244.0.0/24"]));
+        assert_eq!(triangle.direct(), [], "so does an earlier version");
+        let mut triangle = Triangle::new();
+        triangle.neighbour = None;
+        assert_eq!(triangle.direct(), as_the_neighbour_is_seen(), "nothing was heard of that yet");
+    }
+
+    #[test]
+    fn what_is_reached_directly_stays_so_until_the_hub_has_spoken_again() {
+        let mut triangle = Triangle::new();
+        triangle.direct();
+        let hub = triangle.hub.take();
+        assert_eq!(triangle.direct(), as_the_neighbour_is_seen());
+        triangle.tunnel(false);
+        assert_eq!(triangle.direct(), [], "which is no reason to send packets nowhere");
+        triangle.tunnel(true);
+        triangle.hub = hub;
+        assert_eq!(triangle.direct(), as_the_neighbour_is_seen());
     }
 
     #[test]
@@ -744,7 +929,9 @@ mod tests {
                     let all: Vec<(String, Wanted)> = {
                         let word = |peer: &Peer| Word { heard: heard.get(&name(peer)), invited: None };
                         let pool = nets(&["10.192.0.0/15"]);
-                        let all = wanted(&peers, &own(), word, &pool, Some(shared), |_| patient);
+                        let mut given = given(&pool, Some(shared));
+                        given.impatient = peers.keys().filter(|_| !patient).cloned().collect();
+                        let all = wanted(&peers, &own(), word, &given);
                         all.into_iter().map(|(peer, wanted)| (name(peer), wanted)).collect()
                     };
                     let networks: Vec<_> = all.iter().map(|(_, wanted)| wanted.network.clone().unwrap()).collect();

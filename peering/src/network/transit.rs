@@ -4,7 +4,8 @@
 //! these. It says which it has taken. Endpoints are listed once both have taken what they are told of each other: before
 //! that, packets would be dropped on one side.
 
-use super::announcement::{Announcement, MAX_TRANSIT, overlap};
+use super::announcement::{Announcement, MAX_TRANSIT, Origin, mark, overlap};
+use super::direct::is_open;
 use super::own::{Own, is_v4};
 use ipnet::IpNet;
 use liquid_crds::{ClusterId, NetworkSpec, NetworkStatus, Peer, PodCidr, TransitCidr};
@@ -51,9 +52,13 @@ fn takes_part(peer: &Peer) -> bool {
 
 /// Where this cluster sees the peer's own pods, as its status has it.
 pub(super) fn own_pods(peer: &Peer) -> impl Iterator<Item = IpNet> {
+    own_prefixes(peer).map(|(_, seen)| seen)
+}
+
+/// The same with the prefixes that the peer itself has.
+fn own_prefixes(peer: &Peer) -> impl Iterator<Item = (IpNet, IpNet)> {
     let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
-    let own = network.into_iter().flat_map(NetworkStatus::own_pods);
-    own.filter_map(PodCidr::prefixes).map(|(_, seen)| seen)
+    network.into_iter().flat_map(NetworkStatus::own_pods).filter_map(PodCidr::prefixes)
 }
 
 /// What a peer is told of others.
@@ -149,11 +154,19 @@ pub(super) fn announcement(own: &Own, peers: &BTreeMap<String, Peer>, to: &Clust
     let peer = peers.values().find(|peer| peer.spec.cluster_id == to.as_str());
     let network = peer.and_then(|peer| peer.status.as_ref()?.network.as_ref());
     let told = network.into_iter().flat_map(|network| &network.transit);
-    let mut transit: Vec<IpNet> = told.filter_map(|cidr| cidr.seen.parse().ok()).collect();
+    let told = told.filter_map(|cidr| Some((cidr.peer.as_str(), cidr.seen.parse::<IpNet>().ok()?)));
+    let origin = |(other, seen): (&str, IpNet)| {
+        let other = peers.get(other)?;
+        let (real, _) = own_prefixes(other).find(|(_, its)| *its == seen)?;
+        Some((seen, Origin { cluster: mark(&other.spec.cluster_id, to.as_str()), real }))
+    };
+    let origins = told.clone().filter_map(origin).collect();
+    let mut transit: Vec<IpNet> = told.map(|(_, seen)| seen).collect();
     transit.sort();
     let taken = network.into_iter().flat_map(|network| &network.pod_cidrs).filter(|cidr| cidr.transit);
     let taken = taken.filter_map(PodCidr::prefixes).map(|(real, _)| real).collect();
-    Announcement { transit, taken, ..own.announcement.clone() }
+    let open = peer.is_some_and(is_open);
+    Announcement { transit, taken, origins, open, ..own.announcement.clone() }
 }
 
 #[cfg(test)]
@@ -176,8 +189,8 @@ mod tests {
         let pod_cidrs = pods.iter().map(|(seen, transit)| PodCidr {
             // Of the same family and length.
             real: if seen.ends_with("/16") { "10.244.0.0/16" } else { *seen }.to_owned(),
-            seen: (*seen).to_owned(),
             transit: *transit,
+            ..PodCidr::own(seen, seen)
         });
         let network = NetworkStatus { pod_cidrs: pod_cidrs.collect(), ..NetworkStatus::default() };
         peer.status = Some(PeerStatus { network: Some(network), ..PeerStatus::default() });
@@ -366,5 +379,13 @@ mod tests {
         assert_eq!((to(1).transit, to(1).taken), (vec![net("10.202.0.0/16")], vec![]));
         assert_eq!((to(2).transit, to(2).taken), (vec![], vec![net("10.244.0.0/16")]));
         assert_eq!(to(9), Announcement::default());
+        // Whose they are is learned by those that know that cluster.
+        let origin = Origin { cluster: mark(&id(2), &id(1)), real: net("10.244.0.0/16") };
+        assert_eq!(to(1).origins, BTreeMap::from([(net("10.202.0.0/16"), origin)]));
+        assert_ne!(origin.cluster, mark(&id(2), &id(3)), "two that are told cannot compare");
+        assert!(to(1).open);
+        let access = Some(AccessSpec { default: Verdict::Deny, ..AccessSpec::default() });
+        peers.get_mut("b").unwrap().spec.network = Some(NetworkSpec { access, transit: None });
+        assert!(!announcement(&Own::default(), &peers, &id(1).parse().unwrap()).open);
     }
 }

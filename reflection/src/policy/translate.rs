@@ -21,7 +21,7 @@ pub struct Marks<'a> {
 }
 
 /// The spec of the NetworkPolicy for `policy`. `home` are the prefixes of the consumer's own pods, with those under which
-/// they are seen here.
+/// they are seen here; there may be several.
 pub fn translate(policy: &Policy, home: &Prefixes, marks: Marks<'_>) -> Value {
     let rules = |rules: &[Rule], peers: &str| -> Value {
         rules.iter().filter_map(|rule| translated(rule, peers, home, marks)).collect()
@@ -58,7 +58,7 @@ fn listed(peers: &Peers, home: &Prefixes, marks: Marks<'_>) -> Vec<Value> {
             "podSelector": {"matchLabels": {DNS_LABEL.0: DNS_LABEL.1}},
         }));
     }
-    let seen = peers.home_pods.iter().filter_map(|address| home.seen(*address));
+    let seen = peers.home_pods.iter().flat_map(|address| home.all_seen(*address));
     let seen: Vec<IpNet> = seen.map(IpNet::from).collect();
     list.extend(IpNet::aggregate(&seen).into_iter().map(|cidr| block(&Block { cidr, except: Vec::new() })));
     list.extend(
@@ -133,6 +133,20 @@ mod tests {
                     {"ipBlock": {"cidr": "100.64.0.0/10", "except": ["100.65.0.0/16"]}},
                 ]}],
             })
+        );
+    }
+
+    #[test]
+    fn who_may_come_two_ways_is_listed_under_both_addresses() {
+        let rules = json!([
+            {"peers": {"homePods": ["10.244.0.4"]}},
+            {"peers": {"homeBlocks": [{"cidr": "10.244.0.0/28"}]}},
+        ]);
+        let policy = json!({"podSelector": {}, "policyTypes": ["Ingress"], "ingress": rules});
+        let blocks = |cidrs: [&str; 2]| json!({"from": cidrs.map(|cidr| json!({"ipBlock": {"cidr": cidr}}))});
+        assert_eq!(
+            made(policy, &[("10.244.0.0/24", "10.44.0.0/24"), ("10.244.0.0/24", "10.201.0.0/24")])["ingress"],
+            json!([blocks(["10.44.0.4/32", "10.201.0.4/32"]), blocks(["10.44.0.0/28", "10.201.0.0/28"])])
         );
     }
 

@@ -45,7 +45,8 @@ pub(super) fn made_on(meta: &ObjectMeta) -> Option<Hash> {
 /// Digest of what this cluster puts into objects of this kind, if anything, whatever their namespace.
 pub(super) fn terms(kind: Kind, consumer: &Consumer) -> Option<Hash> {
     match kind {
-        Kind::EndpointSlice | Kind::NetworkPolicy => Some(consumer.prefixes.digest()),
+        Kind::EndpointSlice => Some(consumer.prefixes.digest()),
+        Kind::NetworkPolicy => Some(consumer.sources.digest()),
         Kind::Ingress => Some(Hash::of(json!(consumer.lend.ingress).to_string().as_bytes())),
         Kind::Namespace
         | Kind::PersistentVolumeClaim
@@ -86,7 +87,7 @@ fn object(
                 .map_err(|error| forbidden(format!("the policy cannot be read: {error}")))?;
             let marks =
                 Marks { cluster: ORIGIN_CLUSTER, namespace: ORIGIN_NAMESPACE, id: consumer.id.as_str() };
-            object["spec"] = translate(&policy, &consumer.prefixes, marks);
+            object["spec"] = translate(&policy, &consumer.sources, marks);
             walled.close(&mut object["spec"]);
         }
         Kind::Ingress => {
