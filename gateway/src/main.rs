@@ -56,7 +56,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         reached: health.part("tunnels", "waiting for peers to answer"),
     });
     let fabric = args.cluster.as_ref().and_then(|cluster| cluster.fabric_admin);
-    admin::serve(&args.admin, health, registry, log, &drain).await?;
+    admin::serve(&args.admin, health, registry, log, &drain)?;
     let lanes = args.lanes.map_or_else(default_lanes, usize::from);
     let source = tokio::select! {
         source = read(args, parts) => source?,

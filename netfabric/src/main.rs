@@ -80,7 +80,7 @@ async fn work(
     let measured = Measured::default();
     registry.register_collector(Box::new(Probes(measured.clone())));
     let ready = health.part("overlay", "reading Peers, Nodes and gateway pods");
-    admin::serve(&args.admin, health, registry, log, &drain).await?;
+    admin::serve(&args.admin, health, registry, log, &drain)?;
 
     let client = kube::Client::try_default().await?;
     let (sender, known) = watch::channel(Knowledge::default());

@@ -23,7 +23,7 @@ pub(crate) struct Args {
     pub(crate) pod_name: String,
 
     /// Address of the link endpoint
-    #[arg(long, env = "LIQUID_LINK_LISTEN", default_value = "0.0.0.0:7443")]
+    #[arg(long, env = "LIQUID_LINK_LISTEN", default_value = "[::]:7443")]
     pub(crate) link_listen: SocketAddr,
 
     /// Address (host:port) under which peers reach the link endpoint; may be repeated. Without it the address of
@@ -36,7 +36,7 @@ pub(crate) struct Args {
     pub(crate) link_timeout: u64,
 
     /// Address of the admission webhook
-    #[arg(long, env = "LIQUID_WEBHOOK_LISTEN", default_value = "0.0.0.0:8443")]
+    #[arg(long, env = "LIQUID_WEBHOOK_LISTEN", default_value = "[::]:8443")]
     pub(crate) webhook_listen: SocketAddr,
 
     /// Labels of this cluster for the virtual nodes of its consumers, such as topology.kubernetes.io/region=eu-south

@@ -13,6 +13,7 @@ use liquid_crds::PeerGateway;
 use liquid_crds::vocabulary::{CLUSTER_INFO, LINK_SERVICE, MANAGED_BY, MANAGED_BY_LIQUID, TYPE};
 use liquid_runtime::watch::{Change, changes};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -75,7 +76,7 @@ enum News {
 struct Picture {
     gateways: Vec<PeerGateway>,
     service: Option<Service>,
-    nodes: BTreeMap<String, Option<String>>,
+    nodes: BTreeMap<String, Vec<IpAddr>>,
 }
 
 impl Picture {
@@ -89,7 +90,7 @@ impl Picture {
                 Change::Listed(_) => {}
             },
             News::Node(change) => match *change {
-                Change::Applied(node) => drop(self.nodes.insert(node.name_any(), address(&node))),
+                Change::Applied(node) => drop(self.nodes.insert(node.name_any(), addresses(&node))),
                 Change::Deleted(node) => drop(self.nodes.remove(&node.name_any())),
                 Change::Listed(seen) => {
                     self.nodes.retain(|name, _| seen.contains(&(String::new(), name.clone())));
@@ -107,8 +108,8 @@ impl Picture {
 }
 
 /// Addresses (host:port) under which the first port of `service` is reachable from outside, at nodes with the addresses
-/// `hosts` if it has no balancer; none for a ClusterIP.
-pub(crate) fn outside<'a>(service: &Service, hosts: impl Iterator<Item = &'a String>) -> Vec<String> {
+/// `hosts` if it has no balancer; none for a ClusterIP. Those of the family that comes first in the cluster come first.
+pub(crate) fn outside<'a>(service: &Service, hosts: impl Iterator<Item = &'a IpAddr>) -> Vec<String> {
     let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref());
     let Some(port) = ports.and_then(|ports| ports.first()) else { return Vec::new() };
     let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
@@ -123,18 +124,27 @@ pub(crate) fn outside<'a>(service: &Service, hosts: impl Iterator<Item = &'a Str
         return balanced;
     }
     let Some(node_port) = port.node_port else { return Vec::new() };
-    hosts.take(MAX_NODE_ADDRESSES).map(|host| host_port(host, node_port)).collect()
+    let hosts: Vec<&IpAddr> = hosts.collect();
+    let families = service.spec.as_ref().and_then(|spec| spec.ip_families.clone()).unwrap_or_default();
+    let of_family = |family: &String| {
+        let is_v6 = family == "IPv6";
+        let of_it = hosts.iter().filter(move |host| host.is_ipv6() == is_v6);
+        of_it.take(MAX_NODE_ADDRESSES).map(|host| host_port(&host.to_string(), node_port))
+    };
+    families.iter().flat_map(of_family).collect()
 }
 
-/// The address of a ready node that is best reachable from elsewhere.
-pub(crate) fn address(node: &Node) -> Option<String> {
-    let status = node.status.as_ref()?;
+/// The addresses of a ready node that are best reachable from elsewhere, one of each family.
+pub(crate) fn addresses(node: &Node) -> Vec<IpAddr> {
+    let Some(status) = &node.status else { return Vec::new() };
     let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
-    let of_type = |type_: &str| {
-        let addresses = status.addresses.iter().flatten();
-        addresses.filter(|a| a.type_ == type_).map(|a| a.address.clone()).next()
+    let best = |is_v6: bool| {
+        ["ExternalIP", "InternalIP"].iter().find_map(|type_| {
+            let of_type = status.addresses.iter().flatten().filter(|address| address.type_ == *type_);
+            of_type.filter_map(|it| it.address.parse().ok()).find(|it: &IpAddr| it.is_ipv6() == is_v6)
+        })
     };
-    ready.then(|| of_type("ExternalIP").or_else(|| of_type("InternalIP"))).flatten()
+    [false, true].into_iter().filter(|_| ready).filter_map(best).collect()
 }
 
 fn host_port(host: &str, port: i32) -> String {
@@ -185,7 +195,15 @@ mod tests {
         };
         let mut picture = Picture::default();
         picture.learn(News::Service(Box::new(Change::Applied(serde_json::from_value(service).unwrap()))));
-        picture.learn(node("a", "True", json!([{"type": "InternalIP", "address": "10.0.0.1"}])));
+        picture.learn(node(
+            "a",
+            "True",
+            json!([
+                {"type": "InternalIP", "address": "10.0.0.1"},
+                {"type": "ExternalIP", "address": "192.0.2.1"},
+                {"type": "Hostname", "address": "a"},
+            ]),
+        ));
         picture.learn(node("b", "False", json!([{"type": "InternalIP", "address": "10.0.0.2"}])));
         picture.learn(node(
             "c",
@@ -206,8 +224,15 @@ mod tests {
 
     #[test]
     fn a_node_port_is_advertised_on_ready_nodes() {
-        let service = json!({"spec": {"ports": [{"port": 7443, "nodePort": 30443}]}});
-        assert_eq!(picture(service).advertised(), ["10.0.0.1:30443", "[2001:db8::3]:30443"]);
+        let of = |families: &[&str]| {
+            let spec = json!({"ipFamilies": families, "ports": [{"port": 7443, "nodePort": 30443}]});
+            picture(json!({"spec": spec})).advertised()
+        };
+        let (v4, v6) = (["192.0.2.1:30443", "10.0.0.3:30443"], ["[2001:db8::3]:30443"]);
+        assert_eq!(of(&["IPv4"]), v4);
+        assert_eq!(of(&["IPv6"]), v6);
+        assert_eq!(of(&["IPv4", "IPv6"]), [&v4[..], &v6].concat());
+        assert_eq!(of(&["IPv6", "IPv4"]), [&v6[..], &v4].concat());
     }
 
     #[test]

@@ -36,6 +36,7 @@ use liquid_link::proto::reflection_server::ReflectionServer;
 use liquid_link::{server, tls};
 use liquid_runtime::drain::Drain;
 use liquid_runtime::health::Health;
+use liquid_runtime::listen::listen;
 use liquid_runtime::storage_classes;
 use liquid_runtime::tls::{ReloadableCert, certified_key};
 use serde_json::json;
@@ -43,7 +44,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use time::OffsetDateTime;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
@@ -133,8 +133,7 @@ pub(crate) async fn lead(
     issue(&cluster, &cert)?;
     run(drain, renew(cluster.clone(), cert.clone()));
     let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(cluster.ca.certificate_pem(), cert)?));
-    let listener = TcpListener::bind(args.link_listen)
-        .await
+    let listener = listen(args.link_listen)
         .with_context(|| format!("cannot listen on {} for peers", args.link_listen))?;
     info!(address = %args.link_listen, "link endpoint listens");
     link_listens.ready();

@@ -34,7 +34,7 @@ async fn main() -> ExitCode {
 async fn run(args: Args) -> anyhow::Result<()> {
     let Process { log, drain, mut registry, health } = Process::begin("liquid-controller", &args.admin.log)?;
     let metrics = metrics::Metrics::register(&mut registry);
-    admin::serve(&args.admin, health.clone(), registry, log, &drain).await?;
+    admin::serve(&args.admin, health.clone(), registry, log, &drain)?;
     let client = kube::Client::try_default().await?;
 
     // An earlier process in this pod may have led.

@@ -3,6 +3,7 @@
 
 use crate::drain::Drain;
 use crate::health::Health;
+use crate::listen::listen;
 use crate::telemetry::LogFilter;
 use axum::Router;
 use axum::extract::State;
@@ -13,14 +14,13 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::net::TcpListener;
 use tracing::info;
 
 /// Where the admin endpoints listen.
 #[derive(Debug, Clone, clap::Args)]
 pub struct AdminArgs {
     /// Address for /healthz, /readyz and /metrics
-    #[arg(long, env = "LIQUID_ADMIN_LISTEN", default_value = "0.0.0.0:9090")]
+    #[arg(long, env = "LIQUID_ADMIN_LISTEN", default_value = "[::]:9090")]
     pub admin_listen: SocketAddr,
     /// Loopback address for /log-filter (GET shows the log filter, PUT replaces it)
     #[arg(long, env = "LIQUID_CONTROL_LISTEN", default_value = "127.0.0.1:9091")]
@@ -52,7 +52,7 @@ pub enum AdminError {
 ///
 /// # Errors
 /// If an address cannot be bound, or the control address is not on loopback.
-pub async fn serve(
+pub fn serve(
     args: &AdminArgs,
     health: Health,
     registry: Registry,
@@ -69,8 +69,7 @@ pub async fn serve(
         .merge(Router::new().route("/metrics", get(metrics)).with_state(Arc::new(registry)));
     let control = Router::new().route("/log-filter", get(show_filter).put(set_filter)).with_state(log);
     for (address, router) in [(args.admin_listen, public), (args.control_listen, control)] {
-        let listener =
-            TcpListener::bind(address).await.map_err(|source| AdminError::Bind { address, source })?;
+        let listener = listen(address).map_err(|source| AdminError::Bind { address, source })?;
         let token = drain.token();
         drain.spawn(async move {
             // `serve` answers until the token is cancelled; accept errors are retried inside.

@@ -8,6 +8,7 @@ pub mod drain;
 pub mod exposition;
 pub mod health;
 pub mod leader;
+pub mod listen;
 pub mod metrics;
 pub mod pods;
 pub mod process;

@@ -37,7 +37,7 @@ async fn main() -> ExitCode {
 async fn run(args: Args) -> anyhow::Result<()> {
     let Process { log, drain, mut registry, health } = Process::begin("liquid-kubelet", &args.admin.log)?;
     let metrics = metrics::Metrics::register(&mut registry);
-    admin::serve(&args.admin, health.clone(), registry, log, &drain).await?;
+    admin::serve(&args.admin, health.clone(), registry, log, &drain)?;
     let mut config = kube::Config::infer().await?;
     let api_server = api_server::server_of(&config).context("the URL of the API server has no host")?;
     let client = kube::Client::try_from(config.clone())?;

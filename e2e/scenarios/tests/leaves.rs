@@ -1,8 +1,10 @@
-//! Pods of one cluster that run in two others, on a lab of three: `cargo xtask lab up --clusters a,b,c`.
+//! Pods of one cluster that run in two others, and clusters that reach each other by IPv6 alone, on a lab of three dual-stack
+//! clusters: `cargo xtask lab up --clusters a,b,c --ip-families dual`.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says what it measured")]
 
 use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Api;
 use liquid_crds::{Peer, PodCidr};
@@ -18,6 +20,9 @@ const NAMESPACE: &str = "leaves";
 const THERE: &str = "leaves-home";
 /// A namespace of the providers' own.
 const STRANGERS: &str = "strangers";
+/// Of a pod that stays at home.
+const NEAR: &str = "affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: \
+                    [{matchExpressions: [{key: liquid.mesh/type, operator: DoesNotExist}]}]}}}";
 /// Longer than it takes to be answered, and than TCP needs to try twice.
 const NO_ANSWER: &str = "4s";
 
@@ -239,10 +244,8 @@ async fn pods_in_two_providers_reach_each_other_through_home_and_nobody_else_doe
     home.liquidctl.run(["offload", "namespace", NAMESPACE]).await?.ok()?;
     let begin = Instant::now();
     let at = |peer: &str| format!("nodeSelector: {{liquid.mesh/peer: {peer}}}");
-    let near = "affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: \
-                [{matchExpressions: [{key: liquid.mesh/type, operator: DoesNotExist}]}]}}}";
     let pods =
-        [server("at-b", &at("provider")), server("at-c", &at("third")), server("at-home", near)].concat();
+        [server("at-b", &at("provider")), server("at-c", &at("third")), server("at-home", NEAR)].concat();
     home.apply(NAMESPACE, &format!("{pods}{SERVICES}")).await?;
     let started = home.wait_for_pods(NAMESPACE, "app=web", 3, SOON).await?;
     let families = started[0].status.as_ref().unwrap().pod_ips.as_ref().unwrap().len();
@@ -357,4 +360,50 @@ async fn pods_in_two_providers_reach_each_other_through_home_and_nobody_else_doe
         cluster.give_up_namespace(STRANGERS).await?;
     }
     Ok(())
+}
+
+/// Would catch: addresses of nodes or Services that are told in one family only, sockets that listen for one, tunnels or links
+/// that give up when the first address leads nowhere.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a lab of three clusters"]
+async fn clusters_that_reach_each_other_by_ipv6_alone_are_peered() -> anyhow::Result<()> {
+    let environment = Environment::open().await?.unpeered().await?;
+    let (home, provider) = (&environment.home, &environment.provider);
+    let link = environment.lab.as_ref().context("the lab")?.link("a", "b")?;
+    home.delete_namespace(NAMESPACE).await?;
+    link.cut(Cut::Ipv4, Direction::Both)?;
+    let done = async {
+        for (transport, invite) in [("out-of-band", &["invite"][..]), ("in-band", &["invite", "--in-band"])] {
+            let token = provider.liquidctl.run(invite.iter().copied()).await?.ok()?;
+            let begin = Instant::now();
+            home.liquidctl.run(["peer", transport, "--token", token.trim()]).await?.ok()?;
+            let peered = begin.elapsed().as_secs_f64();
+            home.wait_for_node("liquid-provider", true, SOON).await?;
+            for (one, other) in [(home, provider), (provider, home)] {
+                one.wait_for_network(&other.name, SOON).await?;
+            }
+            println!("{transport} {peered:.1} s, with the network {:.1} s", begin.elapsed().as_secs_f64());
+            home.create_namespace(NAMESPACE).await?;
+            home.liquidctl.run(["offload", "namespace", NAMESPACE]).await?.ok()?;
+            let there = server("there", "nodeSelector: {liquid.mesh/peer: provider}");
+            home.apply(NAMESPACE, &format!("{there}{}", server("here", NEAR))).await?;
+            let pods = home.wait_for_pods(NAMESPACE, "app=web", 2, SOON).await?;
+            let is_there = |pod: &&Pod| pod.metadata.name.as_deref() == Some("there");
+            let addresses = pods.iter().find(is_there).and_then(|pod| pod.status.clone()?.pod_ips);
+            let addresses = addresses.context("addresses")?;
+            assert_eq!(addresses.len(), 2);
+            for address in addresses {
+                let ask = format!("timeout 5 wget -q -O - '{}'", url(address.ip.parse()?, "hostname"));
+                expect(home, "here", &ask, |said| said.trim() == "there").await?;
+            }
+            home.delete_namespace(NAMESPACE).await?;
+            provider.liquidctl.run(["unpeer", "home"]).await?;
+            home.liquidctl.run(["unpeer", "provider"]).await?.ok()?;
+        }
+        anyhow::Ok(())
+    };
+    let done = done.await;
+    link.restore()?;
+    done?;
+    provider.drop_tokens().await
 }

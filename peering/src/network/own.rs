@@ -5,7 +5,7 @@ use super::announcement::{Announcement, MAX_PREFIXES, address};
 use super::ipam::block;
 use super::keys;
 use crate::args::NetworkArgs;
-use crate::info::{SETTLE, address as outside_address, outside};
+use crate::info::{SETTLE, addresses as outside_addresses, outside};
 use futures::stream::{BoxStream, StreamExt as _, select_all};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, Pod, Secret, Service};
@@ -156,7 +156,7 @@ struct Picture {
 struct NodeNetwork {
     pod_cidrs: Vec<IpNet>,
     addresses: Vec<IpNet>,
-    outside: Option<String>,
+    outside: Vec<IpAddr>,
 }
 
 impl Picture {
@@ -185,7 +185,7 @@ impl Picture {
             configured
         };
         pod_cidrs.retain(|cidr| settings.ipv6 || is_v4(cidr));
-        let hosts: Vec<String> = nodes().filter_map(|node| node.outside.clone()).collect();
+        let hosts: Vec<IpAddr> = nodes().flat_map(|node| node.outside.clone()).collect();
         let gateways = self.services.iter().filter_map(|(name, service)| {
             let configured = settings.advertise.iter();
             let configured = configured.filter(|(number, _)| name.ends_with(&format!("-{number}")));
@@ -272,7 +272,7 @@ fn node_network(node: &Node) -> NodeNetwork {
     pod_cidrs.dedup();
     let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref()).into_iter().flatten();
     let addresses = addresses.filter_map(|found| found.address.parse::<IpAddr>().ok()).map(IpNet::from);
-    NodeNetwork { pod_cidrs, addresses: addresses.collect(), outside: outside_address(node) }
+    NodeNetwork { pod_cidrs, addresses: addresses.collect(), outside: outside_addresses(node) }
 }
 
 fn is_ready(pod: &Pod) -> bool {
@@ -320,7 +320,7 @@ mod tests {
         }
         let service: Service = object(json!({
             "metadata": {"name": "liquid-gateway-0"},
-            "spec": {"ports": [{"port": 51820, "nodePort": 31820, "protocol": "UDP"}]},
+            "spec": {"ipFamilies": ["IPv4"], "ports": [{"port": 51820, "nodePort": 31820, "protocol": "UDP"}]},
         }));
         picture.learn(News::Service(Box::new(Change::Applied(service))));
         let range: ServiceCIDR =

@@ -22,6 +22,7 @@ use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::{NamespaceOffloading, NamespaceOffloadingSpec, PodPlacement};
 use liquid_runtime::drain::Drain;
+use liquid_runtime::listen::listen;
 use liquid_runtime::tls::{ReloadableCert, certified_key, server_config};
 use liquid_runtime::watch::{Change, changes};
 use serde_json::{Value, json};
@@ -116,7 +117,7 @@ pub(crate) async fn serve(
     let service = format!("liquid-webhook.{}.svc", cluster.namespace);
     let cert = Arc::new(ReloadableCert::default());
     issue(&cluster, &service, &cert)?;
-    let listener = TcpListener::bind(address).await?;
+    let listener = listen(address)?;
     let acceptor = TlsAcceptor::from(Arc::new(server_config(cert.clone())?));
     let router = Router::new().route("/pods", post(review)).with_state((offloadings, claims));
     info!(%address, "pod webhook listens");

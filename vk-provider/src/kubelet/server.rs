@@ -104,22 +104,15 @@ pub(crate) async fn listen(first: u16, client_ca: &ClientCa, api: KubeletApi) ->
     // API servers keep connections and resume none: a cache of sessions for each node would only take memory.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    let (listener, port) = bind(first).await?;
+    let (listener, port) = bind(first)?;
     info!(node = %api.node, port, "kubelet API listens");
     let task = tokio::spawn(accept(listener, TlsAcceptor::from(Arc::new(config)), api));
     Ok(Listening { port, certificate, task })
 }
 
-async fn bind(first: u16) -> anyhow::Result<(TcpListener, u16)> {
+fn bind(first: u16) -> anyhow::Result<(TcpListener, u16)> {
     for port in first..first.saturating_add(PORT_RANGE) {
-        // One socket for both families where there is IPv6, else for IPv4.
-        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-        let listener = match TcpListener::bind(any).await {
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => continue,
-            Err(_) => TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))).await,
-            bound => bound,
-        };
-        match listener {
+        match liquid_runtime::listen::listen((Ipv6Addr::UNSPECIFIED, port).into()) {
             Ok(listener) => return Ok((listener, port)),
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
             Err(error) => return Err(error.into()),

@@ -32,6 +32,8 @@ pub enum Cut {
     Tcp(u16),
     /// UDP to this port, and what comes back from it.
     Udp(u16),
+    /// IPv4.
+    Ipv4,
 }
 
 /// The one service that a firewall between two clusters lets through.
@@ -185,6 +187,7 @@ impl Cut {
             Self::All => vec![String::new()],
             Self::Tcp(port) => vec![format!("tcp dport {port} "), format!("tcp sport {port} ")],
             Self::Udp(port) => vec![format!("udp dport {port} "), format!("udp sport {port} ")],
+            Self::Ipv4 => vec!["meta nfproto ipv4 ".to_owned()],
         }
     }
 }
