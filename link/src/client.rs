@@ -1,16 +1,19 @@
-//! The consumer's end: connects to the first endpoint of a provider that answers.
+//! The consumer's end: connects to an endpoint of a provider that answers.
 
-use crate::limits::{CONNECTION_WINDOW, HANDSHAKE_TIMEOUT, RELAY_CONNECT_TIMEOUT, STREAM_WINDOW};
+use crate::limits::{CONNECTION_WINDOW, HANDSHAKE_TIMEOUT, HEAD_START, RELAY_CONNECT_TIMEOUT, STREAM_WINDOW};
 use crate::liveness::Liveness;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use hyper_util::rt::TokioIo;
 use liquid_runtime::relay::Refusal;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
@@ -64,7 +67,7 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// A dialer for `endpoints` (host:port), tried in order.
+    /// A dialer for `endpoints` (host:port), each tried when the one before has failed, or has not answered soon.
     pub fn new(endpoints: Vec<String>, tls: ClientConfig, server_name: ServerName<'static>) -> Self {
         let liveness = Liveness::default();
         Self { endpoints, tls: Arc::new(tls), server_name, liveness, connect_timeout: HANDSHAKE_TIMEOUT }
@@ -87,17 +90,28 @@ impl Dialer {
     /// # Errors
     /// If none does, with the reason for each.
     pub async fn connect(&self) -> Result<Channel, Unreachable> {
-        let mut failures = Vec::new();
-        for endpoint in &self.endpoints {
-            match self.handshake(endpoint).await {
-                Ok(stream) => return self.channel(stream, endpoint).await,
-                Err(error) => {
-                    debug!(%error, "link endpoint cannot be used");
-                    failures.push(error);
+        let mut waiting = self.endpoints.iter().enumerate();
+        let mut tries = FuturesUnordered::new();
+        let mut failures = BTreeMap::new();
+        loop {
+            match waiting.next() {
+                Some((at, endpoint)) => {
+                    tries.push(async move { (at, endpoint, self.handshake(endpoint).await) });
                 }
+                None if tries.is_empty() => return Err(Unreachable(failures.into_values().collect())),
+                None => {}
+            }
+            tokio::select! {
+                Some((at, endpoint, tried)) = tries.next() => match tried {
+                    Ok(stream) => return self.channel(stream, endpoint).await,
+                    Err(error) => {
+                        debug!(%error, "link endpoint cannot be used");
+                        failures.insert(at, error);
+                    }
+                },
+                () = sleep(HEAD_START), if waiting.len() > 0 => {}
             }
         }
-        Err(Unreachable(failures))
     }
 
     async fn handshake(&self, endpoint: &str) -> Result<TlsStream<TcpStream>, EndpointError> {

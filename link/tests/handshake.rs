@@ -7,6 +7,7 @@ use liquid_crds::ClusterId;
 use liquid_link::ca::{ClusterCa, certificate_request};
 use liquid_link::client::{Dialer, EndpointError};
 use liquid_link::identity::PeerIdentity;
+use liquid_link::limits::HANDSHAKE_TIMEOUT;
 use liquid_link::liveness::Liveness;
 use liquid_link::proto::enrollment_client::EnrollmentClient;
 use liquid_link::proto::enrollment_server::{Enrollment, EnrollmentServer};
@@ -85,6 +86,19 @@ async fn a_guest_reaches_the_provider_without_a_name() {
     let provider = provider().await;
     let guest = dialer(&provider, PROVIDER, &provider.ca.fingerprint(), None);
     assert_eq!(who_am_i(&guest).await.unwrap(), "");
+}
+
+/// Would catch: waiting for an endpoint behind which nothing answers until its time is over, with others there.
+#[tokio::test]
+async fn an_endpoint_that_is_silent_keeps_nobody_waiting() {
+    let provider = provider().await;
+    // Connections to it are made, and nothing is ever said.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoints = vec![silent.local_addr().unwrap().to_string(), provider.endpoint.clone()];
+    let (tls, name) = client_config(&PROVIDER.parse().unwrap(), &provider.ca.fingerprint(), None).unwrap();
+    let dialer = Dialer::new(endpoints, tls, name);
+    let asked = tokio::time::timeout(HANDSHAKE_TIMEOUT / 2, who_am_i(&dialer)).await;
+    assert!(asked.expect("the second answers").is_ok());
 }
 
 #[tokio::test]
