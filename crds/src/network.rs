@@ -86,8 +86,7 @@ pub struct PodCidr {
     /// Whether these pods are in other clusters, and the peer passes on what is sent to them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub transit: bool,
-    /// Present while the cluster with these pods is a peer as well, and they are reached there: endpoints are listed under
-    /// its prefix. What is sent to the one through this peer still arrives.
+    /// Present if the cluster with these pods is a peer as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direct: Option<DirectCidr>,
 }
@@ -124,7 +123,7 @@ fn pair(real: &str, seen: &str) -> Option<(IpNet, IpNet)> {
     same.then_some((real.trunc(), seen.trunc()))
 }
 
-/// Where pods in a further cluster are reached without the peer.
+/// Where pods in a further cluster are besides: it is a peer, too. Policies list them under both prefixes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DirectCidr {
@@ -132,6 +131,9 @@ pub struct DirectCidr {
     pub peer: String,
     /// As pods of this cluster see the prefix there.
     pub seen: String,
+    /// Endpoints are listed under this prefix: pods of both clusters reach each other. Otherwise it is the one through the
+    /// peer, which also serves connections that began there.
+    pub used: bool,
 }
 
 /// A prefix of pods in another peer.

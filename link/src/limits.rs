@@ -44,8 +44,8 @@ pub const GUEST_LIFETIME: Duration = Duration::from_secs(30);
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long an endpoint is tried alone before the next one is tried as well: one behind which there is no way (a family of
-/// addresses that the networks between do not carry) keeps nobody waiting. RFC 8305, section 8, has 250 ms for TCP alone.
-pub const HEAD_START: Duration = Duration::from_millis(500);
+/// addresses that the networks between do not carry) keeps nobody waiting for long, and one that is far away is not called twice.
+pub const HEAD_START: Duration = Duration::from_secs(1);
 
 /// Time for connecting to a gateway of one's own cluster, which is one network away: one lost packet is made up for.
 pub const RELAY_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);

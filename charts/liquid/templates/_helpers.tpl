@@ -109,3 +109,8 @@ spec:
       affinity: {{- toYaml . | nindent 8 }}
       {{- end }}
 {{- end }}
+
+{{/* Families of a Service for peers. Not every load balancer has addresses of both. */}}
+{{- define "liquid.ipFamilyPolicy" -}}
+{{- .ipFamilyPolicy | default (ternary "SingleStack" "PreferDualStack" (eq .type "LoadBalancer")) -}}
+{{- end -}}

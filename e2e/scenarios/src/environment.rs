@@ -50,9 +50,12 @@ impl Environment {
             Some(_) => None,
             None => Some(lab()?),
         };
-        // One that failed may have left the way between them cut.
+        // One that failed may have left a way between them cut.
         if let Some(lab) = &lab {
-            lab.link("a", "b")?.restore()?;
+            let names: Vec<String> = lab.clusters().map(|cluster| cluster.name().to_owned()).collect();
+            for (at, one) in names.iter().enumerate() {
+                names[..at].iter().try_for_each(|other| lab.link(other, one)?.restore())?;
+            }
         }
         let (home, provider) = match (own, &lab) {
             (Some(own), _) => own,

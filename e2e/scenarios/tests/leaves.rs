@@ -154,24 +154,40 @@ async fn between_peers(environment: &Environment, third: &Cluster, families: usi
     let (home, provider) = (&environment.home, &environment.provider);
     let lab = environment.lab.as_ref().context("the lab")?;
     let links = [lab.link("a", "b")?, lab.link("a", "c")?, lab.link("b", "c")?];
+    let both = [(provider, third, "at-b", "at-c"), (third, provider, "at-c", "at-b")];
+    for (_, _, from, to) in both {
+        let call = format!("timeout 2 wget -q -O - http://{to}.headless:8080/hostname >/dev/null");
+        let script = format!(
+            "rm -f /tmp/calls /tmp/stop; (while [ ! -e /tmp/stop ]; do {call} && echo yes || echo no; sleep 0.1; done \
+             >> /tmp/calls) >/dev/null 2>&1 &"
+        );
+        run(home, NAMESPACE, from, &script).await?;
+    }
     provider.peer_with(third).await?;
     for (one, other) in [(provider, third), (third, provider)] {
         one.wait_for_network(&other.name, SOON).await?;
     }
-    let both = [(provider, third, "at-b", "at-c"), (third, provider, "at-c", "at-b")];
     let begin = Instant::now();
     let mut seen = BTreeMap::new();
     for (there, other, _, beyond) in both {
         seen.insert(beyond, lists_as_peer(there, other, beyond, families, SOON, true).await?);
     }
     println!("endpoints are those of the peer after {:.1} s", begin.elapsed().as_secs_f64());
+    // Names lead there when they are looked up anew.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    for (_, _, from, _) in both {
+        let calls = run(home, NAMESPACE, from, "touch /tmp/stop; cat /tmp/calls").await?;
+        let (right, lost) = (calls.matches("yes").count(), calls.matches("no").count());
+        println!("calls from {from} while they become peers: {right}, lost {lost}");
+        assert!(right > 50 && lost == 0, "{from}: {right} and {lost}");
+    }
     for (there, _, _, beyond) in both {
         let status = there.liquidctl.run(["status"]).await?.ok()?;
         let is_it = |line: &str| line.starts_with("this cluster") && line.contains("direct");
         assert_eq!(status.lines().filter(|line| is_it(line)).count(), families, "{beyond}: {status}");
     }
     // They need home for nothing now. Commands take the way through home's link, so it is asked before that is cut.
-    let asks = |from: &str, to: &str| {
+    let asks = |to: &str| {
         let loops = seen[to].iter().map(|target| {
             format!(
                 "timeout 3 wget -q -O - '{}' >> /tmp/said || echo no >> /tmp/said",
@@ -179,14 +195,14 @@ async fn between_peers(environment: &Environment, third: &Cluster, families: usi
             )
         });
         let asked = loops.collect::<Vec<_>>().join("; echo >> /tmp/said; ");
-        let script = format!("rm -f /tmp/said; (sleep 3; {asked}; echo end >> /tmp/said) >/dev/null 2>&1 &");
-        (from.to_owned(), script)
+        format!("rm -f /tmp/said; (sleep 3; {asked}; echo end >> /tmp/said) >/dev/null 2>&1 &")
     };
+    let asked = Instant::now();
     for (_, _, from, to) in both {
-        let (pod, script) = asks(from, to);
-        run(home, NAMESPACE, &pod, &script).await?;
+        run(home, NAMESPACE, from, &asks(to)).await?;
     }
     links[..2].iter().try_for_each(|link| link.cut(Cut::All, Direction::Both))?;
+    assert!(asked.elapsed() < Duration::from_secs(3), "they were asked before");
     tokio::time::sleep(Duration::from_secs(6)).await;
     links[..2].iter().try_for_each(Link::restore)?;
     for (_, _, from, to) in both {
@@ -222,8 +238,9 @@ async fn between_peers(environment: &Environment, third: &Cluster, families: usi
 
 /// Would catch: pods in two providers that do not reach each other by address, Service or name, one protocol, family or
 /// direction that works without the other, sources that are not those that endpoints and policies list, endpoints of pods
-/// that are not ready or are gone, providers that are peers and go through home, or have no other way than the direct one, other pods of a provider that get to another provider through home, and a peer that
-/// shall take no part and does.
+/// that are not ready or are gone, providers that are peers and go through home, lose something while they become peers, or have
+/// no other way than the direct one, other pods of a provider that get to another provider through home, and a peer that shall take
+/// no part and does.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a lab of three clusters"]
 async fn pods_in_two_providers_reach_each_other_through_home_and_nobody_else_does() -> anyhow::Result<()> {

@@ -275,11 +275,13 @@ fn shown_transit(peer: &str, network: &NetworkState) -> Vec<Vec<String>> {
         let state = if cidr.ready { "ready" } else { "waits for both peers" };
         [peer, &format!("{} of {}", cidr.seen, cidr.peer), "this cluster", state].map(str::to_owned).to_vec()
     });
-    let there = network.pod_cidrs.iter().filter(|cidr| cidr.transit).map(|cidr| match &cidr.direct {
-        None => ["this cluster", &shown_prefix(cidr), peer, "known"].map(str::to_owned).to_vec(),
-        Some(direct) => {
-            let prefix = format!("{} as {} of {}", cidr.real, direct.seen, direct.peer);
-            ["this cluster", &prefix, "-", "direct"].map(str::to_owned).to_vec()
+    let there = network.pod_cidrs.iter().filter(|cidr| cidr.transit).map(|cidr| {
+        match cidr.direct.as_ref().filter(|direct| direct.used) {
+            None => ["this cluster", &shown_prefix(cidr), peer, "known"].map(str::to_owned).to_vec(),
+            Some(direct) => {
+                let prefix = format!("{} as {} of {}", cidr.real, direct.seen, direct.peer);
+                ["this cluster", &prefix, "-", "direct"].map(str::to_owned).to_vec()
+            }
         }
     });
     here.chain(there).collect()
@@ -534,7 +536,7 @@ mod tests {
         let two = [cidr("10.1.0.0/16", "10.200.0.0/16"), cidr("fd00::/56", "fd00::/56")];
         assert_eq!(shown_prefixes(&two), "10.1.0.0/16 as 10.200.0.0/16 and 1 more");
         let further = PodCidr::transit("10.7.0.0/16", "10.8.0.0/16");
-        let there = DirectCidr { peer: "rome".to_owned(), seen: "10.3.0.0/16".to_owned() };
+        let there = DirectCidr { peer: "rome".to_owned(), seen: "10.3.0.0/16".to_owned(), used: true };
         let direct = PodCidr { direct: Some(there), ..PodCidr::transit("10.6.0.0/16", "10.6.0.0/16") };
         assert_eq!(shown_prefixes(&[cidr("10.1.0.0/16", "10.1.0.0/16"), further.clone()]), "10.1.0.0/16");
         let told = TransitCidr { seen: "10.9.0.0/16".to_owned(), peer: "rome".to_owned(), ready: true };

@@ -34,8 +34,8 @@ pub(crate) struct Announcement {
     pub(crate) taken: Vec<IpNet>,
     /// Of those in further clusters, whose they are.
     pub(crate) origins: BTreeMap<IpNet, Origin>,
-    /// Pods of the other side may reach all pods here.
-    pub(crate) open: bool,
+    /// Pods of the other side may reach all pods here, from prefixes of which this is the digest.
+    pub(crate) admits: Option<Hash>,
 }
 
 /// Whose pods those of a prefix in a further cluster are.
@@ -71,9 +71,6 @@ pub(crate) enum Invalid {
         /// Why not.
         why: &'static str,
     },
-    /// What it says of the cluster behind a prefix has no sense.
-    #[error("it does not say properly of which pods in a further cluster the prefix {0} is")]
-    Origin(String),
     /// Two prefixes share addresses.
     #[error("its prefixes {0} and {1} overlap")]
     Overlap(IpNet, IpNet),
@@ -105,7 +102,7 @@ impl Announcement {
             transit_cidrs: texts(&self.transit),
             taken_cidrs: texts(&self.taken),
             transit_origins: (0..).zip(&self.transit).filter_map(origin).collect(),
-            open: self.open,
+            admits: self.admits.map(|admits| admits.as_bytes().to_vec().into()).unwrap_or_default(),
         }
     }
 }
@@ -142,28 +139,27 @@ impl TryFrom<proto::NetworkInfo> for Announcement {
         });
         let gateways: Vec<PeerGateway> = gateways.collect();
         gateways::check(&gateways)?;
-        let origins = wire.transit_origins.iter().map(|origin| Origin::read(origin, &wire.transit_cidrs));
+        let origins =
+            wire.transit_origins.iter().filter_map(|origin| Origin::read(origin, &wire.transit_cidrs));
         Ok(Self {
             pod_cidrs,
             gateways,
-            origins: origins.collect::<Result<_, _>>()?,
+            origins: origins.collect(),
             taken: prefixes(&wire.taken_cidrs)?,
             transit,
-            open: wire.open,
+            admits: Hash::from_bytes(&wire.admits),
         })
     }
 }
 
 impl Origin {
-    /// With the prefix that it is about, one of `transit`.
-    fn read(wire: &proto::TransitOrigin, transit: &[String]) -> Result<(IpNet, Self), Invalid> {
-        let unfit = || Invalid::Origin(wire.pod_cidr.chars().take(64).collect());
-        let at = usize::try_from(wire.index).ok();
-        let seen = prefix(at.and_then(|at| transit.get(at)).ok_or_else(unfit)?)?;
-        let real = prefix(&wire.pod_cidr)?;
+    /// With the prefix that it is about, one of `transit`. What makes no sense is none: there is the way through the sender.
+    fn read(wire: &proto::TransitOrigin, transit: &[String]) -> Option<(IpNet, Self)> {
+        let seen = prefix(transit.get(usize::try_from(wire.index).ok()?)?).ok()?;
+        let real = prefix(&wire.pod_cidr).ok()?;
         let fits = real.max_prefix_len() == seen.max_prefix_len() && real.prefix_len() == seen.prefix_len();
-        let cluster = Hash::from_bytes(&wire.cluster).filter(|_| fits).ok_or_else(unfit)?;
-        Ok((seen, Self { cluster, real }))
+        let cluster = Hash::from_bytes(&wire.cluster).filter(|_| fits)?;
+        Some((seen, Self { cluster, real }))
     }
 }
 
@@ -227,7 +223,7 @@ mod tests {
                 "10.201.0.0/16".parse().unwrap(),
                 Origin { cluster: mark("of", "to"), real: "10.244.0.0/16".parse().unwrap() },
             )]),
-            open: true,
+            admits: Some(mark("these", "those")),
         };
         assert_eq!(Announcement::try_from(announced.to_wire()), Ok(announced));
     }
@@ -291,16 +287,17 @@ mod tests {
                 ..proto::NetworkInfo::default()
             })
         };
-        assert!(told(origin(0, "10.244.3.0/24", 16)).is_ok());
+        let told = |origin| told(origin).unwrap().origins.len();
+        assert_eq!(told(origin(0, "10.244.3.0/24", 16)), 1);
         for bad in [
             origin(1, "10.244.3.0/24", 16),
             origin(0, "10.244.0.0/16", 16),
             origin(0, "fd00::/64", 16),
             origin(0, "10.244.3.0/24", 15),
+            origin(0, "127.0.0.0/24", 16),
         ] {
-            assert!(matches!(told(bad.clone()), Err(Invalid::Origin(_))), "{bad:?}");
+            assert_eq!(told(bad.clone()), 0, "{bad:?}");
         }
-        assert!(told(origin(0, "127.0.0.0/24", 16)).is_err());
     }
 
     #[test]
@@ -327,6 +324,7 @@ mod tests {
                 .into_iter()
                 .map(|real| (real, Origin { cluster: mark("of", "to"), real }))
                 .collect(),
+            admits: Some(mark("these", "those")),
             ..Announcement::default()
         };
         // With room for gateways.

@@ -111,8 +111,11 @@ pub(super) fn of(
             if down.is_empty() { "not known yet".to_owned() } else { down.join(", ") }
         );
     }
-    let (direct, through): (Vec<_>, Vec<_>) =
-        network.pod_cidrs.iter().filter(|cidr| cidr.transit).partition(|cidr| cidr.direct.is_some());
+    let (direct, through): (Vec<_>, Vec<_>) = network
+        .pod_cidrs
+        .iter()
+        .filter(|cidr| cidr.transit)
+        .partition(|cidr| cidr.direct.as_ref().is_some_and(|direct| direct.used));
     let direct = direct.iter().filter_map(|cidr| cidr.direct.as_ref());
     let direct: BTreeSet<&str> = direct.map(|direct| direct.peer.as_str()).collect();
     if !direct.is_empty() {

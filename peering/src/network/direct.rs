@@ -1,84 +1,131 @@
 //! Pods of a peer in further clusters are reached there where these clusters are peers, too. Pure.
 //!
-//! Endpoints get the addresses that this cluster has for them anyway. Both ends come to that by themselves, and for the same
-//! reasons, so that what one of them sends from is listed in the policies of the other.
+//! Endpoints get the addresses that this cluster has for them anyway. Each end chooses for itself; that the other end expects what
+//! comes this way is seen to by policies, which list both addresses from the beginning.
 
-use super::announcement::{Announcement, Origin, mark};
+use super::announcement::{Origin, mark, overlap};
 use super::ipam::{Mapping, moved};
-use super::own::Own;
+use super::own::{Own, common_families};
 use super::{Heard, is_peered};
 use ipnet::IpNet;
 use liquid_crds::{AccessSpec, ClusterId, DirectCidr, NetworkStatus, Peer};
 use liquid_link::digest::Hash;
-use std::collections::BTreeMap;
 
-/// A peer with whose pods those here speak without a restriction.
-struct Neighbour<'a> {
-    name: &'a str,
-    /// What is new begins to use it.
-    steady: bool,
-    /// Its own pods.
-    pods: &'a [Mapping],
+/// Whether the pods of a peer can be sent to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// They cannot, or what they answer does not arrive.
+    No,
+    /// Not for long enough, or it is not quite known: what is sent to them already still is.
+    Kept,
+    /// They can.
+    Steady,
 }
 
-/// The peers that are reached now.
+/// A peer in which pods of another one may run.
+struct Neighbour<'a> {
+    name: &'a str,
+    mark: Hash,
+    /// Its own pods.
+    pods: &'a [Mapping],
+    reach: Reach,
+}
+
+/// All peers, as places where pods of others run.
 #[derive(Default)]
-pub(super) struct Neighbours<'a>(BTreeMap<Hash, Neighbour<'a>>);
+pub(super) struct Neighbours<'a>(Vec<Neighbour<'a>>);
 
 impl<'a> Neighbours<'a> {
-    /// Of a peer, what was heard of it, where its pods are seen, and whether it is reached for long enough.
+    /// A peer, and where its own pods are seen from this cluster, `me`.
     pub(super) fn add(
         &mut self,
         me: &ClusterId,
-        peer: (&'a str, &'a Peer),
+        name: &'a str,
+        peer: &Peer,
         pods: &'a [Mapping],
-        steady: bool,
+        reach: Reach,
     ) {
-        let (name, peer) = peer;
-        let mark = mark(&peer.spec.cluster_id, me.as_str());
-        self.0.insert(mark, Neighbour { name, steady, pods });
+        self.0.push(Neighbour { name, mark: mark(&peer.spec.cluster_id, me.as_str()), pods, reach });
     }
 
-    /// Where those of a prefix are reached. `known` is where they are so far.
-    pub(super) fn reach(&self, origin: &Origin, known: Option<&DirectCidr>) -> Option<DirectCidr> {
-        let neighbour = self.0.get(&origin.cluster)?;
-        let holds = |pods: &&Mapping| pods.real.contains(&origin.real);
-        let pods = neighbour.pods.iter().find(holds)?;
-        let seen = moved(&origin.real, &pods.real, &pods.seen).to_string();
-        let direct = DirectCidr { peer: neighbour.name.to_owned(), seen };
-        (neighbour.steady || known.is_some_and(|known| known.peer == direct.peer)).then_some(direct)
-    }
-
-    /// Whether its prefix is one of the peer that it names.
-    pub(super) fn has(&self, direct: &DirectCidr) -> bool {
-        let seen = direct.seen.parse::<IpNet>();
-        let holds = |pods: &Mapping| seen.as_ref().is_ok_and(|seen| pods.seen.contains(seen));
-        self.0.values().any(|it| it.name == direct.peer && it.pods.iter().any(holds))
+    /// Where the pods of a prefix are besides. Of an `origin` that was not told yet, as it is `known`.
+    pub(super) fn find(&self, origin: Option<&Origin>, known: Option<&DirectCidr>) -> Option<DirectCidr> {
+        let is_it = |it: &&Neighbour<'_>| match origin {
+            Some(origin) => it.mark == origin.cluster,
+            None => known.is_some_and(|known| known.peer == it.name),
+        };
+        let neighbour = self.0.iter().find(is_it)?;
+        let was_used = known.is_some_and(|known| known.used && known.peer == neighbour.name);
+        let (seen, is_whole) = match origin {
+            Some(Origin { real, .. }) => {
+                let pods = neighbour.pods.iter().find(|pods| overlap(&pods.real, real))?;
+                (moved(real, &pods.real, &pods.seen).to_string(), pods.real.contains(real))
+            }
+            None => (known?.seen.clone(), false),
+        };
+        let used = match neighbour.reach {
+            Reach::No => false,
+            Reach::Kept => was_used,
+            Reach::Steady => is_whole || was_used,
+        };
+        Some(DirectCidr { peer: neighbour.name.to_owned(), seen, used })
     }
 }
 
-/// Whether pods of the peer may reach all pods here.
-pub(super) fn is_open(peer: &Peer) -> bool {
+/// Whether the peer can be sent to. `steady`: it has been reached for long enough.
+pub(super) fn reach(peer: &Peer, own: &Own, heard: Option<&Heard>, steady: bool, patient: bool) -> Reach {
+    if !is_reached(peer, own) || !is_open(peer) {
+        return Reach::No;
+    }
+    match heard {
+        // As it was.
+        None | Some(Heard::Invalid(_)) => Reach::Kept,
+        Some(Heard::Absent(_)) => Reach::No,
+        Some(Heard::Told(told)) if told.admits.is_none() => Reach::No,
+        Some(told) if is_behind(own, Some(told)) => {
+            if patient {
+                Reach::Kept
+            } else {
+                Reach::No
+            }
+        }
+        Some(Heard::Told(_)) => {
+            if steady {
+                Reach::Steady
+            } else {
+                Reach::Kept
+            }
+        }
+    }
+}
+
+/// Whether what a peer lets in are other prefixes than the ones pods have here: it may not have heard of the last change.
+pub(super) fn is_behind(own: &Own, heard: Option<&Heard>) -> bool {
+    let Some(Heard::Told(told)) = heard else { return false };
+    let ours = common_families(&told.pod_cidrs, &own.announcement.pod_cidrs);
+    told.admits.is_some_and(|admits| admits != digest(ours.iter()))
+}
+
+/// What is told to a peer whose pods, seen as these prefixes, may reach all pods here.
+pub(super) fn admits<'a>(peer: &Peer, prefixes: impl Iterator<Item = &'a IpNet>) -> Option<Hash> {
+    is_open(peer).then(|| digest(prefixes))
+}
+
+pub(super) fn digest<'a>(prefixes: impl Iterator<Item = &'a IpNet>) -> Hash {
+    let texts: Vec<String> = prefixes.map(ToString::to_string).collect();
+    Hash::of(texts.join(",").as_bytes())
+}
+
+fn is_open(peer: &Peer) -> bool {
     let access = peer.spec.network.as_ref().and_then(|network| network.access.as_ref());
     is_peered(peer)
         && peer.metadata.deletion_timestamp.is_none()
         && !access.is_some_and(AccessSpec::restricts)
 }
 
-/// Whether pods of both sides may reach each other. As long as nothing was heard since this process began, that is as it was.
-pub(super) fn lets_all_in(peer: &Peer, heard: Option<&Heard>) -> bool {
-    let theirs = match heard {
-        Some(Heard::Told(Announcement { open, .. })) => *open,
-        Some(Heard::Absent(_)) => false,
-        Some(Heard::Invalid(_)) | None => true,
-    };
-    theirs && is_open(peer)
-}
-
 /// Whether a gateway of this cluster reaches one of the peer's.
 pub(super) fn is_reached(peer: &Peer, own: &Own) -> bool {
     let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
-    let tunnels = network.into_iter().flat_map(|NetworkStatus { tunnels, .. }| tunnels);
-    let mut ready = tunnels.filter(|tunnel| own.ready.contains(&tunnel.gateway));
-    ready.any(|tunnel| tunnel.ways.iter().any(|way| way.up))
+    let mut tunnels = network.into_iter().flat_map(|NetworkStatus { tunnels, .. }| tunnels);
+    tunnels.any(|tunnel| tunnel.up && own.ready.contains(&tunnel.gateway))
 }

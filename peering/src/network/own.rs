@@ -286,6 +286,12 @@ fn service_cidrs(range: &ServiceCIDR) -> Vec<IpNet> {
     cidrs.into_iter().flatten().filter_map(|cidr| cidr.parse().ok()).collect()
 }
 
+/// Of a peer's prefixes, those of families that pods have here, too. As long as it is not known which these are, all.
+pub(super) fn common_families(own: &[IpNet], theirs: &[IpNet]) -> Vec<IpNet> {
+    let have = |prefix: &IpNet| own.is_empty() || own.iter().any(|own| is_v4(own) == is_v4(prefix));
+    theirs.iter().filter(|prefix| have(prefix)).copied().collect()
+}
+
 /// Addresses in endpoints (host:port): what they lead to must not be behind a tunnel.
 pub(super) fn addresses<'a>(endpoints: impl Iterator<Item = &'a String>) -> impl Iterator<Item = IpNet> {
     endpoints.filter_map(|endpoint| address(endpoint)).map(IpNet::from)

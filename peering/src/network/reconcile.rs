@@ -2,11 +2,11 @@
 
 use super::announcement::{Announcement, MAX_TRANSIT};
 use super::condition::{self, Trouble};
-use super::direct::{Neighbours, is_reached, lets_all_in};
+use super::direct::{Neighbours, is_behind, is_reached, reach};
 use super::guest::guest;
 use super::invitation::Invited;
 use super::ipam::{Mapping, NoRoom, Others, Space, assign, assign_some};
-use super::own::{Own, addresses, is_v4};
+use super::own::{Own, addresses, common_families};
 use super::transit::{Shared, Told, takes, told};
 use super::{CONDITION, Heard, Network, is_peered, name, seed};
 use crate::status::{Report, report};
@@ -43,6 +43,7 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
     // Since when gateways reach a peer.
     let mut reached: BTreeMap<String, Instant> = BTreeMap::new();
     loop {
+        let now = Instant::now();
         let (known, ours) = (peers.borrow_and_update().clone(), own.borrow_and_update().clone());
         let told = heard.borrow_and_update().clone();
         let tokens = invited.borrow_and_update().clone();
@@ -68,16 +69,17 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
                     }
                 }
             }
-            reached = since(&reached, known.values().filter(|peer| is_reached(peer, ours)));
+            reached = since(now, &reached, known.values().filter(|peer| is_reached(peer, ours)));
             let given = Given {
                 me: &network.me,
                 pool: &pool,
                 shared: in_common.as_ref(),
-                impatient: lasting(&waiting, PATIENCE),
-                steady: lasting(&reached, STEADY),
+                impatient: lasting(now, &waiting, PATIENCE),
+                steady: lasting(now, &reached, STEADY),
             };
             let all = wanted(known, ours, word, &given);
-            waiting = since(&waiting, all.iter().filter(|(_, wanted)| wanted.waits).map(|(peer, _)| *peer));
+            waiting =
+                since(now, &waiting, all.iter().filter(|(_, wanted)| wanted.waits).map(|(peer, _)| *peer));
             for (peer, wanted) in all {
                 if is_written(peer, &wanted) {
                     continue;
@@ -94,7 +96,7 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
         }
         let ends = waiting.values().map(|since| *since + PATIENCE);
         let ends = ends.chain(reached.values().map(|since| *since + STEADY));
-        let next = ends.filter(|end| *end > Instant::now()).min();
+        let next = ends.filter(|end| *end > now).min();
         tokio::select! {
             changed = peers.changed() => if changed.is_err() { return },
             changed = own.changed() => if changed.is_err() { return },
@@ -109,19 +111,20 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
 
 /// Since when something holds of these peers, now that it does.
 fn since<'a>(
+    now: Instant,
     known: &BTreeMap<String, Instant>,
-    now: impl Iterator<Item = &'a Peer>,
+    peers: impl Iterator<Item = &'a Peer>,
 ) -> BTreeMap<String, Instant> {
     let began = |name: String| {
-        let since = known.get(&name).copied().unwrap_or_else(Instant::now);
+        let since = known.get(&name).copied().unwrap_or(now);
         (name, since)
     };
-    now.map(name).map(began).collect()
+    peers.map(name).map(began).collect()
 }
 
 /// Of whom it has held for this long.
-fn lasting(since: &BTreeMap<String, Instant>, duration: Duration) -> BTreeSet<String> {
-    let long = since.iter().filter(|(_, since)| since.elapsed() >= duration);
+fn lasting(now: Instant, since: &BTreeMap<String, Instant>, duration: Duration) -> BTreeSet<String> {
+    let long = since.iter().filter(|(_, since)| now.duration_since(**since) >= duration);
     long.map(|(name, _)| name.clone()).collect()
 }
 
@@ -203,7 +206,7 @@ struct Given<'a> {
     pool: &'a [IpNet],
     /// Unknown at first.
     shared: Option<&'a Shared>,
-    /// Peers for which others had the time to take what is new.
+    /// Peers about which something new has had the time to be taken.
     impatient: BTreeSet<String>,
     /// Peers that are reached for long enough.
     steady: BTreeSet<String>,
@@ -257,16 +260,14 @@ fn wanted<'a, 'h>(
         own_claims.0.insert(name, claimed(found.as_deref().unwrap_or_default()));
         views.push((said, found));
     }
-    let views_of_own = views.iter().map(|(_, found)| found.clone().unwrap_or_default());
-    let views_of_own: Vec<Vec<Mapping>> = views_of_own.collect();
     let mut neighbours = Neighbours::default();
-    for ((name, peer, _), pods) in peered.iter().zip(&views_of_own) {
-        if is_reached(peer, own) && lets_all_in(peer, word(peer).heard) {
-            neighbours.add(given.me, (name, peer), pods, given.steady.contains(*name));
-        }
+    for ((name, peer, _), (_, found)) in peered.iter().zip(&views) {
+        let (steady, patient) = (given.steady.contains(*name), !given.impatient.contains(*name));
+        let reach = reach(peer, own, word(peer).heard, steady, patient);
+        neighbours.add(given.me, name, peer, found.as_deref().unwrap_or_default(), reach);
     }
     let mut all = Vec::with_capacity(peers.len());
-    for ((name, peer, known), (said, found)) in peered.iter().zip(views) {
+    for ((name, peer, known), (said, found)) in peered.iter().zip(&views) {
         let further = if takes(peer) && found.as_ref().is_ok_and(|own_pods| !own_pods.is_empty()) {
             said.theirs.transit.as_slice()
         } else {
@@ -276,20 +277,23 @@ fn wanted<'a, 'h>(
         let others = Others { firm: &others, soft: &[] };
         let (transit, without_room) = assign_some(further, &known.transit, others, &space, seed(peer));
         transit_claims.0.insert(name, claimed(&transit));
-        let (own_pods, no_room) = found.map_or_else(|error| (Vec::new(), Some(error)), |found| (found, None));
-        let reach = |Mapping { real, .. }: &Mapping| {
-            let known = known.direct.get(real);
-            let direct = match said.theirs.origins.get(real) {
-                Some(origin) => neighbours.reach(origin, known),
-                // What it told before this process began holds until it says something else.
-                None => known.filter(|it| word(peer).heard.is_none() && neighbours.has(it)).cloned(),
-            };
-            Some((*real, direct?))
+        let (own_pods, no_room) = match found {
+            Ok(found) => (found.clone(), None),
+            Err(error) => (Vec::new(), Some(error.clone())),
         };
-        let direct = transit.iter().filter_map(reach).collect();
+        let besides = |Mapping { real, .. }: &Mapping| {
+            // What it told before this process began holds until it says something else.
+            let known = known.direct.get(real);
+            let origin = said.theirs.origins.get(real);
+            let is_told = origin.is_some() || word(peer).heard.is_none();
+            Some((*real, neighbours.find(origin, known).filter(|_| is_told)?))
+        };
+        let direct = transit.iter().filter_map(besides).collect();
         let view = View { mapped: Mapped { own: own_pods, transit, direct }, no_room, without_room };
         let told = told(name, peers, given.shared, taken, !given.impatient.contains(*name));
-        all.push((*peer, status_of(peer, own, word(peer), said, &view, told)));
+        let wanted = status_of(peer, own, word(peer), said, &view, told);
+        let waits = wanted.waits || is_behind(own, word(peer).heard);
+        all.push((*peer, Wanted { waits, ..wanted }));
     }
     all.extend(others.into_iter().map(|(_, peer)| (peer, Wanted::default())));
     all
@@ -363,13 +367,13 @@ struct View {
 }
 
 /// What the `Peer` should show.
-fn status_of(peer: &Peer, own: &Own, word: Word<'_>, said: Said<'_>, view: &View, told: Told) -> Wanted {
+fn status_of(peer: &Peer, own: &Own, word: Word<'_>, said: &Said<'_>, view: &View, told: Told) -> Wanted {
     let status = peer.status.as_ref().and_then(|status| status.network.clone());
     let network = NetworkStatus {
         pod_cidrs: view.mapped.shown().collect(),
         transit: told.cidrs,
         our_pod_cidrs: own.announcement.pod_cidrs.iter().map(ToString::to_string).collect(),
-        gateways: said.theirs.gateways,
+        gateways: said.theirs.gateways.clone(),
         guest: guest(word.invited, status.as_ref(), &own.ready),
         // The gateways write these.
         tunnels: status.map(|network| network.tunnels).unwrap_or_default(),
@@ -392,12 +396,6 @@ fn status_of(peer: &Peer, own: &Own, word: Word<'_>, said: Said<'_>, view: &View
     Wanted { network: Some(network), condition: Some(update), waits: told.waits }
 }
 
-/// Of a peer's prefixes, those of families that pods have here, too. As long as it is not known which these are, all.
-fn common_families(own: &[IpNet], theirs: &[IpNet]) -> Vec<IpNet> {
-    let have = |prefix: &IpNet| own.is_empty() || own.iter().any(|own| is_v4(own) == is_v4(prefix));
-    theirs.iter().filter(|prefix| have(prefix)).copied().collect()
-}
-
 /// Whether this cluster borrows from the peer through a tunnel.
 fn is_in_band(peer: &Peer) -> bool {
     peer.spec.consume.as_ref().is_some_and(|consume| consume.transport == Transport::InBand)
@@ -410,7 +408,7 @@ struct Mapped {
     own: Vec<Mapping>,
     /// Those in further clusters that are reached through it.
     transit: Vec<Mapping>,
-    /// Of these, those that are reached without it.
+    /// Of these, those that are in other peers.
     direct: BTreeMap<IpNet, DirectCidr>,
 }
 
@@ -473,6 +471,7 @@ async fn write(client: &Client, peer: &Peer, wanted: Wanted) -> Result<(), kube:
 mod tests {
     use super::*;
     use crate::network::announcement::{Origin, mark, overlap};
+    use crate::network::direct::digest;
     use liquid_crds::{ConsumeSpec, PeerGateway, PeerSpec, PeerStatus, TunnelStatus};
     use proptest::prelude::*;
     use std::sync::LazyLock;
@@ -731,6 +730,7 @@ mod tests {
     struct Triangle {
         peers: BTreeMap<String, Peer>,
         steady: bool,
+        patient: bool,
         hub: Option<Heard>,
         neighbour: Option<Heard>,
     }
@@ -740,11 +740,10 @@ mod tests {
             let (hub, mut at_hub) = peer("hub", &[("10.1.0.0/16", "10.1.0.0/16")]);
             at_hub.spec.lend = Some(liquid_crds::LendSpec::default());
             let (neighbour, mut at_neighbour) = peer("neighbour", &[("10.244.0.0/24", "10.192.0.0/24")]);
-            let way = liquid_crds::WayStatus { gateway: "theirs".to_owned(), up: true, endpoint: None };
             let tunnel = TunnelStatus {
                 gateway: "ours".to_owned(),
                 up: true,
-                ways: vec![way],
+                ways: Vec::new(),
                 relay: None,
                 since: None,
             };
@@ -764,22 +763,27 @@ mod tests {
                 origins: origins.into(),
                 ..Announcement::default()
             };
-            let told_by_neighbour =
-                Announcement { pod_cidrs: nets(&["10.244.0.0/24"]), open: true, ..Announcement::default() };
+            let told_by_neighbour = Announcement {
+                pod_cidrs: nets(&["10.244.0.0/24"]),
+                admits: Some(digest(own().announcement.pod_cidrs.iter())),
+                ..Announcement::default()
+            };
             Self {
                 peers: BTreeMap::from([(hub, at_hub), (neighbour, at_neighbour)]),
                 steady: true,
+                patient: true,
                 hub: Some(Heard::Told(told_by_hub)),
                 neighbour: Some(Heard::Told(told_by_neighbour)),
             }
         }
 
-        /// Which prefixes of the hub are reached directly, and as what. It is written.
-        fn direct(&mut self) -> Vec<(String, String)> {
+        /// Which prefixes of the hub are those of the neighbour, as what, and whether endpoints are there. It is written.
+        fn direct(&mut self) -> Vec<(String, String, bool)> {
             let own = Own { ready: ["ours".to_owned()].into(), ..own() };
             let pool = nets(&["10.192.0.0/10"]);
             let mut given = given(&pool, None);
             given.steady = self.peers.keys().filter(|_| self.steady).cloned().collect();
+            given.impatient = self.peers.keys().filter(|_| !self.patient).cloned().collect();
             let word = |peer: &Peer| Word {
                 heard: if name(peer) == "hub" { &self.hub } else { &self.neighbour }.as_ref(),
                 invited: None,
@@ -792,7 +796,7 @@ mod tests {
             direct
                 .map(|(real, direct)| {
                     assert_eq!(direct.peer, "neighbour");
-                    (real, direct.seen)
+                    (real, direct.seen, direct.used)
                 })
                 .collect()
         }
@@ -803,33 +807,33 @@ mod tests {
 
         fn tunnel(&mut self, up: bool) {
             let network = self.neighbour().status.as_mut().unwrap().network.as_mut().unwrap();
-            network.tunnels[0].ways[0].up = up;
+            network.tunnels[0].up = up;
         }
     }
 
-    fn as_the_neighbour_is_seen() -> Vec<(String, String)> {
-        vec![("10.50.0.0/24".to_owned(), "10.192.0.0/24".to_owned())]
+    fn at_the_neighbour(used: bool) -> Vec<(String, String, bool)> {
+        vec![("10.50.0.0/24".to_owned(), "10.192.0.0/24".to_owned(), used)]
     }
 
     #[test]
     fn pods_in_a_peer_of_ours_are_reached_there_as_long_as_they_are() {
         let mut triangle = Triangle::new();
-        assert_eq!(triangle.direct(), as_the_neighbour_is_seen(), "and none of which it has not told");
+        assert_eq!(triangle.direct(), at_the_neighbour(true), "and none of which it has not told");
         triangle.tunnel(false);
-        assert_eq!(triangle.direct(), []);
+        assert_eq!(triangle.direct(), at_the_neighbour(false), "policies go on to list them");
         triangle.tunnel(true);
         triangle.steady = false;
-        assert_eq!(triangle.direct(), [], "not with the first packet");
+        assert_eq!(triangle.direct(), at_the_neighbour(false), "not with the first packet");
         triangle.steady = true;
-        assert_eq!(triangle.direct(), as_the_neighbour_is_seen());
+        assert_eq!(triangle.direct(), at_the_neighbour(true));
         triangle.steady = false;
-        assert_eq!(triangle.direct(), as_the_neighbour_is_seen(), "a restart changes nothing");
+        assert_eq!(triangle.direct(), at_the_neighbour(true), "a restart changes nothing");
         triangle.peers.get_mut("hub").unwrap().spec.lend = None;
         assert_eq!(triangle.direct(), []);
     }
 
     #[test]
-    fn who_lets_in_not_everybody_is_reached_through_the_hub() {
+    fn who_does_not_let_everybody_in_is_reached_through_the_hub() {
         let deny = || liquid_crds::AccessSpec {
             default: liquid_crds::Verdict::Deny,
             ..liquid_crds::AccessSpec::default()
@@ -837,13 +841,41 @@ mod tests {
         let mut triangle = Triangle::new();
         triangle.neighbour().spec.network =
             Some(liquid_crds::NetworkSpec { access: Some(deny()), transit: None });
-        assert_eq!(triangle.direct(), [], "what they answer would not get in");
+        assert_eq!(triangle.direct(), at_the_neighbour(false), "what they answer would not get in");
         let mut triangle = Triangle::new();
         triangle.neighbour = Some(told(&["10.244.0.0/24"]));
-        assert_eq!(triangle.direct(), [], "so does an earlier version");
+        assert_eq!(triangle.direct(), at_the_neighbour(false), "so does an earlier version");
+        for heard in [None, Some(Heard::Invalid("?".to_owned()))] {
+            let mut triangle = Triangle::new();
+            let told = std::mem::replace(&mut triangle.neighbour, heard.clone());
+            assert_eq!(triangle.direct(), at_the_neighbour(false), "it has not said so");
+            triangle.neighbour = told;
+            triangle.direct();
+            triangle.neighbour = heard;
+            assert_eq!(triangle.direct(), at_the_neighbour(true), "it had said so");
+        }
+    }
+
+    #[test]
+    fn who_has_not_taken_the_prefixes_here_is_not_waited_for_long() {
+        let with = |prefixes: &[&str]| {
+            let prefixes = nets(prefixes);
+            let admits = Some(digest(prefixes.iter()));
+            Some(Heard::Told(Announcement {
+                pod_cidrs: nets(&["10.244.0.0/24"]),
+                admits,
+                ..Announcement::default()
+            }))
+        };
         let mut triangle = Triangle::new();
-        triangle.neighbour = None;
-        assert_eq!(triangle.direct(), as_the_neighbour_is_seen(), "nothing was heard of that yet");
+        triangle.neighbour = with(&[]);
+        assert_eq!(triangle.direct(), at_the_neighbour(false), "it may have no room for them");
+        let mut triangle = Triangle::new();
+        triangle.direct();
+        triangle.neighbour = with(&["10.244.0.0/25"]);
+        assert_eq!(triangle.direct(), at_the_neighbour(true), "there is a node more here");
+        triangle.patient = false;
+        assert_eq!(triangle.direct(), at_the_neighbour(false));
     }
 
     #[test]
@@ -851,12 +883,14 @@ mod tests {
         let mut triangle = Triangle::new();
         triangle.direct();
         let hub = triangle.hub.take();
-        assert_eq!(triangle.direct(), as_the_neighbour_is_seen());
+        assert_eq!(triangle.direct(), at_the_neighbour(true));
         triangle.tunnel(false);
-        assert_eq!(triangle.direct(), [], "which is no reason to send packets nowhere");
+        assert_eq!(triangle.direct(), at_the_neighbour(false), "which is no reason to send packets nowhere");
         triangle.tunnel(true);
         triangle.hub = hub;
-        assert_eq!(triangle.direct(), as_the_neighbour_is_seen());
+        assert_eq!(triangle.direct(), at_the_neighbour(true));
+        triangle.hub = Some(told(&["10.1.0.0/16"]));
+        assert_eq!(triangle.direct(), []);
     }
 
     #[test]

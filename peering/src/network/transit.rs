@@ -5,7 +5,8 @@
 //! that, packets would be dropped on one side.
 
 use super::announcement::{Announcement, MAX_TRANSIT, Origin, mark, overlap};
-use super::direct::is_open;
+use super::direct::admits;
+use super::ipam::moved;
 use super::own::{Own, is_v4};
 use ipnet::IpNet;
 use liquid_crds::{ClusterId, NetworkSpec, NetworkStatus, Peer, PodCidr, TransitCidr};
@@ -157,7 +158,9 @@ pub(super) fn announcement(own: &Own, peers: &BTreeMap<String, Peer>, to: &Clust
     let told = told.filter_map(|cidr| Some((cidr.peer.as_str(), cidr.seen.parse::<IpNet>().ok()?)));
     let origin = |(other, seen): (&str, IpNet)| {
         let other = peers.get(other)?;
-        let (real, _) = own_prefixes(other).find(|(_, its)| *its == seen)?;
+        // What was told may be from before the other peer's prefixes grew, or are fewer.
+        let (real, its) = own_prefixes(other).find(|(_, its)| overlap(its, &seen))?;
+        let real = moved(&seen, &its, &real);
         Some((seen, Origin { cluster: mark(&other.spec.cluster_id, to.as_str()), real }))
     };
     let origins = told.clone().filter_map(origin).collect();
@@ -165,8 +168,9 @@ pub(super) fn announcement(own: &Own, peers: &BTreeMap<String, Peer>, to: &Clust
     transit.sort();
     let taken = network.into_iter().flat_map(|network| &network.pod_cidrs).filter(|cidr| cidr.transit);
     let taken = taken.filter_map(PodCidr::prefixes).map(|(real, _)| real).collect();
-    let open = peer.is_some_and(is_open);
-    Announcement { transit, taken, origins, open, ..own.announcement.clone() }
+    let known: Vec<IpNet> = peer.into_iter().flat_map(own_prefixes).map(|(real, _)| real).collect();
+    let admits = peer.and_then(|peer| admits(peer, known.iter()));
+    Announcement { transit, taken, origins, admits, ..own.announcement.clone() }
 }
 
 #[cfg(test)]
@@ -383,9 +387,9 @@ mod tests {
         let origin = Origin { cluster: mark(&id(2), &id(1)), real: net("10.244.0.0/16") };
         assert_eq!(to(1).origins, BTreeMap::from([(net("10.202.0.0/16"), origin)]));
         assert_ne!(origin.cluster, mark(&id(2), &id(3)), "two that are told cannot compare");
-        assert!(to(1).open);
+        assert!(to(1).admits.is_some());
         let access = Some(AccessSpec { default: Verdict::Deny, ..AccessSpec::default() });
         peers.get_mut("b").unwrap().spec.network = Some(NetworkSpec { access, transit: None });
-        assert!(!announcement(&Own::default(), &peers, &id(1).parse().unwrap()).open);
+        assert_eq!(announcement(&Own::default(), &peers, &id(1).parse().unwrap()).admits, None);
     }
 }
