@@ -58,6 +58,20 @@ impl Liveness {
         (self.within / 4).max(LEAST_ANSWER.min(self.within / 2))
     }
 
+    /// The longest time for which a connection whose other end is out of reach is taken for a living one.
+    #[must_use]
+    pub fn time(self) -> Duration {
+        self.within
+    }
+
+    /// When a provider is taken to be out of reach whose connection has ended `now`; it was last `heard` before. One that hangs up was
+    /// there until then, and may come back (a roll-out, a proxy that restarts); one that was silent has had this time.
+    #[must_use]
+    pub fn lost_at(self, heard: Instant, now: Instant) -> Instant {
+        let hung_up = now.duration_since(heard) < (self.beat() + self.within) / 2;
+        if hung_up { now + self.within } else { heard + self.within }
+    }
+
     /// How long what a provider has sent may not be acknowledged.
     pub(crate) fn acknowledgement(self) -> Duration {
         self.within
@@ -139,6 +153,14 @@ mod tests {
         assert_eq!(liveness.ask(), Duration::from_secs(9));
         assert_eq!(liveness.ask() + liveness.answer(), Duration::from_secs(12));
         assert_eq!(Liveness::within(Duration::from_secs(2)).answer(), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn who_hangs_up_has_all_the_time_to_come_back_and_who_was_silent_has_had_it() {
+        let (liveness, heard) = (Liveness::default(), Instant::now());
+        let after = |seconds| heard + Duration::from_secs(seconds);
+        assert_eq!(liveness.lost_at(heard, after(5)), after(17));
+        assert_eq!(liveness.lost_at(heard, after(12)), after(12));
     }
 
     #[test]

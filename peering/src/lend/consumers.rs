@@ -141,8 +141,6 @@ impl Consumers {
 pub(crate) fn consumer_of(peer: &Peer) -> Option<Consumer> {
     let lend = peer.spec.lend.clone()?;
     let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
-    // What a consumer says of its pods in another peer is not proved, and an ingress controller would show them to everybody.
-    let publishes = lend.ingress.is_some();
     let cidrs = || network.into_iter().flat_map(|network| &network.pod_cidrs);
     Some(Consumer {
         id: peer.spec.cluster_id.parse().ok()?,
@@ -151,7 +149,7 @@ pub(crate) fn consumer_of(peer: &Peer) -> Option<Consumer> {
         lend,
         authority: peer.annotations().get(CONSUMER_AUTHORITY).cloned(),
         prefixes: Prefixes::new(cidrs().filter_map(|it| {
-            let direct = it.direct.as_ref().is_some_and(|direct| direct.used && !publishes);
+            let direct = it.direct.as_ref().is_some_and(|direct| direct.used);
             if direct { it.direct_prefixes() } else { it.prefixes() }
         })),
         sources: Prefixes::new(

@@ -40,6 +40,8 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
     let mut shared = network.shared.subscribe();
     // Since when others have not taken what is new about a peer.
     let mut waiting: BTreeMap<String, Instant> = BTreeMap::new();
+    // Since when a peer has not taken what is new here.
+    let mut behind: BTreeMap<String, Instant> = BTreeMap::new();
     // Since when gateways reach a peer.
     let mut reached: BTreeMap<String, Instant> = BTreeMap::new();
     loop {
@@ -69,12 +71,14 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
                     }
                 }
             }
+            behind = since(now, &behind, known.values().filter(|peer| is_behind(ours, word(peer).heard)));
             reached = since(now, &reached, known.values().filter(|peer| is_reached(peer, ours)));
             let given = Given {
                 me: &network.me,
                 pool: &pool,
                 shared: in_common.as_ref(),
                 impatient: lasting(now, &waiting, PATIENCE),
+                behind: lasting(now, &behind, PATIENCE),
                 steady: lasting(now, &reached, STEADY),
             };
             let all = wanted(known, ours, word, &given);
@@ -94,7 +98,7 @@ pub(super) async fn reconcile(client: Client, network: Network, pool: Vec<IpNet>
                 }
             }
         }
-        let ends = waiting.values().map(|since| *since + PATIENCE);
+        let ends = waiting.values().chain(behind.values()).map(|since| *since + PATIENCE);
         let ends = ends.chain(reached.values().map(|since| *since + STEADY));
         let next = ends.filter(|end| *end > now).min();
         tokio::select! {
@@ -206,8 +210,10 @@ struct Given<'a> {
     pool: &'a [IpNet],
     /// Unknown at first.
     shared: Option<&'a Shared>,
-    /// Peers about which something new has had the time to be taken.
+    /// Peers for which others had the time to take what is new.
     impatient: BTreeSet<String>,
+    /// Peers that had the time to take what is new here.
+    behind: BTreeSet<String>,
     /// Peers that are reached for long enough.
     steady: BTreeSet<String>,
 }
@@ -262,7 +268,7 @@ fn wanted<'a, 'h>(
     }
     let mut neighbours = Neighbours::default();
     for ((name, peer, _), (_, found)) in peered.iter().zip(&views) {
-        let (steady, patient) = (given.steady.contains(*name), !given.impatient.contains(*name));
+        let (steady, patient) = (given.steady.contains(*name), !given.behind.contains(*name));
         let reach = reach(peer, own, word(peer).heard, steady, patient);
         neighbours.add(given.me, name, peer, found.as_deref().unwrap_or_default(), reach);
     }
@@ -281,19 +287,22 @@ fn wanted<'a, 'h>(
             Ok(found) => (found.clone(), None),
             Err(error) => (Vec::new(), Some(error.clone())),
         };
+        // What a consumer says of its pods in another peer is not proved, and an ingress controller would show them to everybody.
+        let publishes = peer.spec.lend.as_ref().is_some_and(|lend| lend.ingress.is_some());
         let besides = |Mapping { real, .. }: &Mapping| {
             // What it told before this process began holds until it says something else.
             let known = known.direct.get(real);
             let origin = said.theirs.origins.get(real);
-            let is_told = origin.is_some() || word(peer).heard.is_none();
-            Some((*real, neighbours.find(origin, known).filter(|_| is_told)?))
+            let has_spoken = matches!(word(peer).heard, Some(Heard::Told(_) | Heard::Absent(_)));
+            let is_told = origin.is_some() || !has_spoken;
+            let mut direct = neighbours.find(origin, known).filter(|_| is_told)?;
+            direct.used &= !publishes;
+            Some((*real, direct))
         };
         let direct = transit.iter().filter_map(besides).collect();
         let view = View { mapped: Mapped { own: own_pods, transit, direct }, no_room, without_room };
         let told = told(name, peers, given.shared, taken, !given.impatient.contains(*name));
-        let wanted = status_of(peer, own, word(peer), said, &view, told);
-        let waits = wanted.waits || is_behind(own, word(peer).heard);
-        all.push((*peer, Wanted { waits, ..wanted }));
+        all.push((*peer, status_of(peer, own, word(peer), said, &view, told)));
     }
     all.extend(others.into_iter().map(|(_, peer)| (peer, Wanted::default())));
     all
@@ -525,7 +534,14 @@ mod tests {
     fn given<'a>(pool: &'a [IpNet], shared: Option<&'a Shared>) -> Given<'a> {
         static ME: LazyLock<ClusterId> =
             LazyLock::new(|| "90000000-0000-4000-8000-000000000000".parse().unwrap());
-        Given { me: &ME, pool, shared, impatient: BTreeSet::new(), steady: BTreeSet::new() }
+        Given {
+            me: &ME,
+            pool,
+            shared,
+            impatient: BTreeSet::new(),
+            behind: BTreeSet::new(),
+            steady: BTreeSet::new(),
+        }
     }
 
     fn only(mut all: Vec<(&Peer, Wanted)>) -> NetworkStatus {
@@ -783,7 +799,7 @@ mod tests {
             let pool = nets(&["10.192.0.0/10"]);
             let mut given = given(&pool, None);
             given.steady = self.peers.keys().filter(|_| self.steady).cloned().collect();
-            given.impatient = self.peers.keys().filter(|_| !self.patient).cloned().collect();
+            given.behind = self.peers.keys().filter(|_| !self.patient).cloned().collect();
             let word = |peer: &Peer| Word {
                 heard: if name(peer) == "hub" { &self.hub } else { &self.neighbour }.as_ref(),
                 invited: None,
@@ -828,6 +844,10 @@ mod tests {
         assert_eq!(triangle.direct(), at_the_neighbour(true));
         triangle.steady = false;
         assert_eq!(triangle.direct(), at_the_neighbour(true), "a restart changes nothing");
+        let hub = triangle.peers.get_mut("hub").unwrap();
+        hub.spec.lend.as_mut().unwrap().ingress =
+            Some(serde_json::from_value(json!({"className": "nginx", "hosts": ["*"]})).unwrap());
+        assert_eq!(triangle.direct(), at_the_neighbour(false), "an ingress controller would publish them");
         triangle.peers.get_mut("hub").unwrap().spec.lend = None;
         assert_eq!(triangle.direct(), []);
     }
@@ -888,6 +908,8 @@ mod tests {
         assert_eq!(triangle.direct(), at_the_neighbour(false), "which is no reason to send packets nowhere");
         triangle.tunnel(true);
         triangle.hub = hub;
+        assert_eq!(triangle.direct(), at_the_neighbour(true));
+        triangle.hub = Some(Heard::Invalid("?".to_owned()));
         assert_eq!(triangle.direct(), at_the_neighbour(true));
         triangle.hub = Some(told(&["10.1.0.0/16"]));
         assert_eq!(triangle.direct(), []);

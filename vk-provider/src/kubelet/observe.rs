@@ -198,7 +198,9 @@ impl Observer {
     fn channel(&self) -> Result<Channel, String> {
         match &*self.link.borrow() {
             Link::Up(channel) => Ok(channel.clone()),
-            Link::Down(why) => Err(format!("the provider of {} is not connected: {why}\n", self.node)),
+            Link::Down(why) | Link::Lost { why, .. } => {
+                Err(format!("the provider of {} is not connected: {why}\n", self.node))
+            }
         }
     }
 

@@ -216,7 +216,7 @@ impl KubeletApi {
                         let call = Call { operation, node: self.node.clone(), pod, container };
                         forward(channel, call, request).await
                     }
-                    Link::Down(why) => {
+                    Link::Down(why) | Link::Lost { why, .. } => {
                         let message = format!("the provider of {} is not connected: {why}\n", self.node);
                         text(StatusCode::SERVICE_UNAVAILABLE, &message)
                     }

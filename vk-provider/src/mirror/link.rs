@@ -17,7 +17,7 @@ use liquid_reflection::{Prefixes, ProviderFrame};
 use liquid_runtime::backoff::{Backoff, entropy};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tonic::transport::Channel;
 use tracing::{debug, info, warn};
 
@@ -148,6 +148,8 @@ fn is_over(peer: &Peer) -> bool {
 pub(crate) enum Link {
     /// Not connected, and why.
     Down(String),
+    /// It was, and why not now. It is taken to be out of reach at `until`.
+    Lost { why: String, until: Instant },
     /// Connected; the channel carries kubelet requests too.
     Up(Channel),
 }
@@ -202,6 +204,7 @@ struct Keeper {
 impl Keeper {
     async fn run(mut self) {
         let mut backoff = Backoff::new(DIAL_FIRST, DIAL_CAP);
+        let mut lost = None;
         loop {
             let provider = self.provider.borrow_and_update().clone();
             if provider.gone {
@@ -227,16 +230,26 @@ impl Keeper {
                         return;
                     }
                     self.state.send_replace(Link::Up(channel));
-                    let why = self.follow(&provider, answers).await;
+                    let began = Instant::now();
+                    let mut heard = began;
+                    let why = self.follow(&provider, answers, &mut heard).await;
                     warn!(peer = %provider.name, %why, "link down");
-                    self.state.send_replace(Link::Down(why));
+                    let liveness = self.dialing.liveness;
+                    // One that comes and goes puts nothing off.
+                    let known = lost.filter(|_| began.elapsed() < liveness.time());
+                    let until = known.unwrap_or_else(|| liveness.lost_at(heard, Instant::now()));
+                    lost = Some(until);
+                    self.state.send_replace(Link::Lost { why, until });
                     if self.events.send(LinkEvent::Down).await.is_err() {
                         return;
                     }
                 }
                 Err(why) => {
                     debug!(peer = %provider.name, %why, "link not up");
-                    self.state.send_replace(Link::Down(why));
+                    self.state.send_modify(|state| match state {
+                        Link::Lost { why: known, .. } => *known = why,
+                        Link::Down(_) | Link::Up(_) => *state = Link::Down(why),
+                    });
                 }
             }
             let pause = backoff.next(entropy());
@@ -301,11 +314,12 @@ impl Keeper {
         }
     }
 
-    /// Passes frames on until the stream ends, and says why it did.
+    /// Passes frames on until the stream ends, and says why it did, and when something was `heard` last.
     async fn follow(
         &mut self,
         dialled: &Provider,
         mut answers: tonic::Streaming<proto::ProviderFrame>,
+        heard: &mut Instant,
     ) -> String {
         let over = |now: &Provider| now.gone || now.is_reached_otherwise(dialled);
         loop {
@@ -325,6 +339,7 @@ impl Keeper {
                 Ok(None) => return "the provider hung up".to_owned(),
                 Err(status) => return format!("the link broke: {}", status.message()),
             };
+            *heard = Instant::now();
             // A beat.
             if frame.frame.is_none() {
                 continue;

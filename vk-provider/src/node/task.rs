@@ -175,6 +175,7 @@ impl Task {
         self.grace = Instant::now() + START_GRACE;
         loop {
             let leaving = self.picture.borrow().node.metadata.deletion_timestamp.is_some();
+            let looked = Instant::now();
             self.write(&listening, &certificate).await;
             let mut again = self.held_back.as_ref().map(|(_, until)| *until);
             if leaving {
@@ -190,6 +191,10 @@ impl Task {
                     }
                 }
             }
+            let lost = match &*self.mirror.link.borrow() {
+                Link::Lost { until, .. } => Some(*until).filter(|until| looked < *until),
+                Link::Up(_) | Link::Down(_) => None,
+            };
             // No certificate is asked for in the name of somebody else's node.
             let ours = *self.ownership.borrow() == Ownership::Ours && self.node_uid.is_some();
             if ours && obtaining.is_none() {
@@ -241,6 +246,7 @@ impl Task {
                     }
                 }
                 _ = refresh.tick() => self.written = None,
+                () = sleep_until(lost.unwrap_or(self.grace)), if lost.is_some() => {}
                 () = sleep_until(again.unwrap_or(self.grace)), if again.is_some() => {}
             }
         }
@@ -267,7 +273,11 @@ impl Task {
         picture.leaving = picture.node.metadata.deletion_timestamp.is_some();
         let down = match &*self.mirror.link.borrow() {
             Link::Up(_) => None,
-            Link::Down(why) => Some(("LinkDown", format!("the provider is not connected: {why}"))),
+            // It may be back before anybody notices, as a kubelet that is restarted.
+            Link::Lost { until, .. } if Instant::now() < *until => None,
+            Link::Down(why) | Link::Lost { why, .. } => {
+                Some(("LinkDown", format!("the provider is not connected: {why}")))
+            }
         };
         let unserved = matches!(certificate, Certificate::Missing(_)).then(|| {
             ("NoServingCertificate", "the kubelet API waits for its serving certificate".to_owned())
