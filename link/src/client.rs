@@ -1,6 +1,6 @@
 //! The consumer's end: connects to an endpoint of a provider that answers.
 
-use crate::limits::{CONNECTION_WINDOW, HANDSHAKE_TIMEOUT, HEAD_START, RELAY_CONNECT_TIMEOUT, STREAM_WINDOW};
+use crate::limits::{CONNECT_TIMEOUT, CONNECTION_WINDOW, HANDSHAKE_TIMEOUT, HEAD_START, STREAM_WINDOW};
 use crate::liveness::Liveness;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -63,26 +63,19 @@ pub struct Dialer {
     tls: Arc<ClientConfig>,
     server_name: ServerName<'static>,
     liveness: Liveness,
-    connect_timeout: Duration,
 }
 
 impl Dialer {
     /// A dialer for `endpoints` (host:port), each tried when the one before has failed, or has not answered soon.
     pub fn new(endpoints: Vec<String>, tls: ClientConfig, server_name: ServerName<'static>) -> Self {
         let liveness = Liveness::default();
-        Self { endpoints, tls: Arc::new(tls), server_name, liveness, connect_timeout: HANDSHAKE_TIMEOUT }
+        Self { endpoints, tls: Arc::new(tls), server_name, liveness }
     }
 
     /// How soon a connection is to notice that it is broken.
     #[must_use]
     pub fn noticing(self, liveness: Liveness) -> Self {
         Self { liveness, ..self }
-    }
-
-    /// The endpoints are relays in this very cluster: one that does not answer at once is gone.
-    #[must_use]
-    pub fn over_relays(self) -> Self {
-        Self { connect_timeout: RELAY_CONNECT_TIMEOUT, ..self }
     }
 
     /// Connects to the first endpoint that answers as the expected cluster.
@@ -118,9 +111,9 @@ impl Dialer {
         let unreachable =
             |reason: String| EndpointError::Unreachable { endpoint: endpoint.to_owned(), reason };
         let late = |time: Duration| unreachable(format!("no answer within {} s", time.as_secs()));
-        let stream = timeout(self.connect_timeout, TcpStream::connect(endpoint))
+        let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(endpoint))
             .await
-            .map_err(|_| late(self.connect_timeout))?
+            .map_err(|_| late(CONNECT_TIMEOUT))?
             .map_err(|error| unreachable(error.to_string()))?;
         stream.set_nodelay(true).map_err(|error| unreachable(error.to_string()))?;
         let connector = TlsConnector::from(self.tls.clone());

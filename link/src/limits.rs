@@ -40,15 +40,16 @@ pub const MAX_UNARY: usize = 16 * 1024;
 /// A connection without a certificate is closed after this time: a join takes milliseconds.
 pub const GUEST_LIFETIME: Duration = Duration::from_secs(30);
 
-/// Time for the TLS handshake, and for connecting to one endpoint.
+/// Time for the TLS handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long an endpoint is tried alone before the next one is tried as well: one behind which there is no way (a family of
 /// addresses that the networks between do not carry) keeps nobody waiting for long, and one that is far away is not called twice.
 pub const HEAD_START: Duration = Duration::from_secs(1);
 
-/// Time for connecting to a gateway of one's own cluster, which is one network away: one lost packet is made up for.
-pub const RELAY_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time for connecting to one endpoint: one lost packet is made up for. Whoever translates addresses on the way goes on to send
+/// what is repeated to an end that is no more; what is begun anew finds the one that took its place.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Life of a peer's client certificate. It is renewed after two thirds, so either cluster may be away for 56 hours at
 /// any time; a peering that ends is refused at once, whatever its certificate says.

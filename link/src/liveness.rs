@@ -58,12 +58,6 @@ impl Liveness {
         (self.within / 4).max(LEAST_ANSWER.min(self.within / 2))
     }
 
-    /// The longest time for which a connection whose other end is out of reach is taken for a living one.
-    #[must_use]
-    pub fn time(self) -> Duration {
-        self.within
-    }
-
     /// When a provider is taken to be out of reach whose connection has ended `now`; it was last `heard` before. One that hangs up was
     /// there until then, and may come back (a roll-out, a proxy that restarts); one that was silent has had this time.
     #[must_use]

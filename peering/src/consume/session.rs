@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Client, ResourceExt as _};
-use liquid_crds::{ConsumeSpec, NoTunnel, Offer, Peer, Transport};
+use liquid_crds::{ConsumeSpec, NoTunnel, Offer, Peer};
 use liquid_link::client::{Dialer, EndpointError, Unreachable};
 use liquid_link::proto;
 use liquid_link::proto::peering_client::PeeringClient;
@@ -139,11 +139,7 @@ pub(super) fn dialer(
     tls: ClientConfig,
     name: ServerName<'static>,
 ) -> Result<Dialer, LinkError> {
-    let dialer = Dialer::new(peer.dial(consume)?, tls, name).noticing(cluster.liveness.patient());
-    Ok(match consume.transport {
-        Transport::Direct => dialer,
-        Transport::InBand => dialer.over_relays(),
-    })
+    Ok(Dialer::new(peer.dial(consume)?, tls, name).noticing(cluster.liveness.patient()))
 }
 
 /// Opens the stream of offers.

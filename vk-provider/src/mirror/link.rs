@@ -24,6 +24,10 @@ use tracing::{debug, info, warn};
 /// First and longest pause between two tries.
 const DIAL_FIRST: Duration = Duration::from_millis(100);
 const DIAL_CAP: Duration = Duration::from_secs(3);
+/// A link that was up for this long was back.
+const SETTLED: Duration = Duration::from_secs(2);
+/// Longest pause while a provider that hung up may come back before its node is NotReady.
+const DIAL_SOON: Duration = Duration::from_secs(1);
 /// Frames on their way to the provider. The state machine bounds the bodies among them.
 const FRAME_QUEUE: usize = 64;
 /// Frames from the provider that wait for the actor.
@@ -236,7 +240,7 @@ impl Keeper {
                     warn!(peer = %provider.name, %why, "link down");
                     let liveness = self.dialing.liveness;
                     // One that comes and goes puts nothing off.
-                    let known = lost.filter(|_| began.elapsed() < liveness.time());
+                    let known = lost.filter(|_| began.elapsed() < SETTLED);
                     let until = known.unwrap_or_else(|| liveness.lost_at(heard, Instant::now()));
                     lost = Some(until);
                     self.state.send_replace(Link::Lost { why, until });
@@ -253,6 +257,8 @@ impl Keeper {
                 }
             }
             let pause = backoff.next(entropy());
+            let pause =
+                if lost.is_some_and(|until| Instant::now() < until) { pause.min(DIAL_SOON) } else { pause };
             tokio::select! {
                 () = sleep(pause) => {}
                 changed = self.provider.changed() => {
@@ -281,7 +287,7 @@ impl Keeper {
             Transport::Direct => Dialer::new(way.endpoints, tls, name),
             Transport::InBand => {
                 let relays = provider.relays.clone().map_err(|error| error.to_string())?;
-                Dialer::new(relays, tls, name).over_relays()
+                Dialer::new(relays, tls, name)
             }
         };
         let dialer = dialer.noticing(self.dialing.liveness);
