@@ -110,6 +110,12 @@ impl PodCidr {
         pair(&self.real, &self.seen)
     }
 
+    /// Where endpoints are listed instead.
+    #[must_use]
+    pub fn used_direct(&self) -> Option<&DirectCidr> {
+        self.direct.as_ref().filter(|direct| direct.used)
+    }
+
     /// The real prefix, and the one of the other peer.
     #[must_use]
     pub fn direct_prefixes(&self) -> Option<(IpNet, IpNet)> {

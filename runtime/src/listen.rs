@@ -13,9 +13,21 @@ const BACKLOG: i32 = 1024;
 /// # Errors
 /// If the address cannot be had.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    match bound(address) {
-        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != io::ErrorKind::AddrInUse => {
-            bound((Ipv4Addr::UNSPECIFIED, address.port()).into())
+    or_v4(address, bound)
+}
+
+/// Binds to `address`; to that of IPv4 for all if it is that of IPv6, and cannot be had for another reason than that somebody has it,
+/// or that it is not allowed.
+///
+/// # Errors
+/// If neither can be had.
+pub fn or_v4<T>(address: SocketAddr, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+    let is_final = |error: &io::Error| {
+        matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied)
+    };
+    match bind(address) {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && !is_final(&error) => {
+            bind((Ipv4Addr::UNSPECIFIED, address.port()).into())
         }
         bound => bound,
     }

@@ -2,6 +2,7 @@
 
 use super::steering;
 use crate::transmit::Transmit;
+use liquid_runtime::listen::or_v4;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{IpMtu, RcvBufForce, SndBufForce};
@@ -48,7 +49,7 @@ impl Udp {
     /// # Errors
     /// If the address cannot be bound.
     pub fn bind(listen: SocketAddr) -> io::Result<Self> {
-        Self::of(bind_or_v4(listen, UdpSocket::bind)?)
+        Self::of(or_v4(listen, UdpSocket::bind)?)
     }
 
     /// Binds a socket for each of so many lanes to `listen`. The kernel puts each datagram into that of the lane its session
@@ -60,7 +61,7 @@ impl Udp {
         if lanes <= 1 {
             return Ok(vec![Self::bind(listen)?]);
         }
-        let mut all = vec![bind_or_v4(listen, shared)?];
+        let mut all = vec![or_v4(listen, shared)?];
         let bound = all[0].local_addr()?;
         while all.len() < lanes {
             all.push(shared(bound)?);
@@ -164,18 +165,6 @@ impl AsFd for Udp {
     }
 }
 
-fn bind_or_v4(
-    listen: SocketAddr,
-    bind: impl Fn(SocketAddr) -> io::Result<UdpSocket>,
-) -> io::Result<UdpSocket> {
-    match bind(listen) {
-        Err(error) if listen.ip().is_unspecified() && listen.is_ipv6() && !is_in_use(&error) => {
-            bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, listen.port())))
-        }
-        bound => bound,
-    }
-}
-
 /// A socket that shares its address with others of this gateway.
 fn shared(listen: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
@@ -185,10 +174,6 @@ fn shared(listen: SocketAddr) -> io::Result<UdpSocket> {
     socket.set_reuse_port(true)?;
     socket.bind(&listen.into())?;
     Ok(socket.into())
-}
-
-fn is_in_use(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied)
 }
 
 /// What the kernel knows of the MTU of the path to an IPv4 address: that of the route, or less if a router said so.

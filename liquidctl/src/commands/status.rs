@@ -275,13 +275,11 @@ fn shown_transit(peer: &str, network: &NetworkState) -> Vec<Vec<String>> {
         let state = if cidr.ready { "ready" } else { "waits for both peers" };
         [peer, &format!("{} of {}", cidr.seen, cidr.peer), "this cluster", state].map(str::to_owned).to_vec()
     });
-    let there = network.pod_cidrs.iter().filter(|cidr| cidr.transit).map(|cidr| {
-        match cidr.direct.as_ref().filter(|direct| direct.used) {
-            None => ["this cluster", &shown_prefix(cidr), peer, "known"].map(str::to_owned).to_vec(),
-            Some(direct) => {
-                let prefix = format!("{} as {} of {}", cidr.real, direct.seen, direct.peer);
-                ["this cluster", &prefix, "-", "direct"].map(str::to_owned).to_vec()
-            }
+    let there = network.pod_cidrs.iter().filter(|cidr| cidr.transit).map(|cidr| match cidr.used_direct() {
+        None => ["this cluster", &shown_prefix(cidr), peer, "known"].map(str::to_owned).to_vec(),
+        Some(direct) => {
+            let prefix = format!("{} as {} of {}", cidr.real, direct.seen, direct.peer);
+            ["this cluster", &prefix, "-", "direct"].map(str::to_owned).to_vec()
         }
     });
     here.chain(there).collect()

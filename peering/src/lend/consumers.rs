@@ -148,10 +148,13 @@ pub(crate) fn consumer_of(peer: &Peer) -> Option<Consumer> {
         peering: peer.metadata.uid.clone()?,
         lend,
         authority: peer.annotations().get(CONSUMER_AUTHORITY).cloned(),
-        prefixes: Prefixes::new(cidrs().filter_map(|it| {
-            let direct = it.direct.as_ref().is_some_and(|direct| direct.used);
-            if direct { it.direct_prefixes() } else { it.prefixes() }
-        })),
+        prefixes: Prefixes::new(
+            cidrs().filter_map(
+                |it| {
+                    if it.used_direct().is_some() { it.direct_prefixes() } else { it.prefixes() }
+                },
+            ),
+        ),
         sources: Prefixes::new(
             cidrs().flat_map(|it| [it.prefixes(), it.direct_prefixes()].into_iter().flatten()),
         ),

@@ -1,7 +1,7 @@
 //! The condition `NetworkReady` of a `Peer`. Pure.
 
 use super::own::Own;
-use liquid_crds::{ConditionUpdate, NetworkStatus};
+use liquid_crds::{ConditionUpdate, NetworkStatus, PodCidr};
 use std::collections::BTreeSet;
 
 /// What was heard of a peer's network, apart from what it is.
@@ -111,18 +111,15 @@ pub(super) fn of(
             if down.is_empty() { "not known yet".to_owned() } else { down.join(", ") }
         );
     }
-    let (direct, through): (Vec<_>, Vec<_>) = network
-        .pod_cidrs
-        .iter()
-        .filter(|cidr| cidr.transit)
-        .partition(|cidr| cidr.direct.as_ref().is_some_and(|direct| direct.used));
-    let direct = direct.iter().filter_map(|cidr| cidr.direct.as_ref());
-    let direct: BTreeSet<&str> = direct.map(|direct| direct.peer.as_str()).collect();
+    let further = || network.pod_cidrs.iter().filter(|cidr| cidr.transit);
+    let direct: BTreeSet<&str> =
+        further().filter_map(PodCidr::used_direct).map(|direct| direct.peer.as_str()).collect();
     if !direct.is_empty() {
         let direct: Vec<&str> = direct.into_iter().collect();
         message = format!("{message}; its pods in {} are reached there", direct.join(", "));
     }
-    let further: Vec<&str> = through.iter().map(|cidr| cidr.seen.as_str()).collect();
+    let through = further().filter(|cidr| cidr.used_direct().is_none());
+    let further: Vec<&str> = through.map(|cidr| cidr.seen.as_str()).collect();
     if !further.is_empty() {
         message = format!(
             "{message}; its pods in further clusters are reached through it, as {}",

@@ -77,25 +77,13 @@ pub(super) fn reach(peer: &Peer, own: &Own, heard: Option<&Heard>, steady: bool,
     if !is_reached(peer, own) || !is_open(peer) {
         return Reach::No;
     }
+    let is_behind = is_behind(own, heard);
     match heard {
-        // As it was.
-        None | Some(Heard::Invalid(_)) => Reach::Kept,
         Some(Heard::Absent(_)) => Reach::No,
-        Some(Heard::Told(told)) if told.admits.is_none() => Reach::No,
-        Some(told) if is_behind(own, Some(told)) => {
-            if patient {
-                Reach::Kept
-            } else {
-                Reach::No
-            }
-        }
-        Some(Heard::Told(_)) => {
-            if steady {
-                Reach::Steady
-            } else {
-                Reach::Kept
-            }
-        }
+        Some(Heard::Told(told)) if told.admits.is_none() || (is_behind && !patient) => Reach::No,
+        Some(Heard::Told(_)) if steady && !is_behind => Reach::Steady,
+        // As it was, also while nothing is known.
+        Some(Heard::Told(_) | Heard::Invalid(_)) | None => Reach::Kept,
     }
 }
 
@@ -103,16 +91,16 @@ pub(super) fn reach(peer: &Peer, own: &Own, heard: Option<&Heard>, steady: bool,
 pub(super) fn is_behind(own: &Own, heard: Option<&Heard>) -> bool {
     let Some(Heard::Told(told)) = heard else { return false };
     let ours = common_families(&told.pod_cidrs, &own.announcement.pod_cidrs);
-    told.admits.is_some_and(|admits| admits != digest(ours.iter()))
+    told.admits.is_some_and(|admits| admits != digest(&ours))
 }
 
 /// What is told to a peer whose pods, seen as these prefixes, may reach all pods here.
-pub(super) fn admits<'a>(peer: &Peer, prefixes: impl Iterator<Item = &'a IpNet>) -> Option<Hash> {
+pub(super) fn admits(peer: &Peer, prefixes: &[IpNet]) -> Option<Hash> {
     is_open(peer).then(|| digest(prefixes))
 }
 
-pub(super) fn digest<'a>(prefixes: impl Iterator<Item = &'a IpNet>) -> Hash {
-    let texts: Vec<String> = prefixes.map(ToString::to_string).collect();
+pub(super) fn digest(prefixes: &[IpNet]) -> Hash {
+    let texts: Vec<String> = prefixes.iter().map(ToString::to_string).collect();
     Hash::of(texts.join(",").as_bytes())
 }
 

@@ -781,7 +781,7 @@ mod tests {
             };
             let told_by_neighbour = Announcement {
                 pod_cidrs: nets(&["10.244.0.0/24"]),
-                admits: Some(digest(own().announcement.pod_cidrs.iter())),
+                admits: Some(digest(&own().announcement.pod_cidrs)),
                 ..Announcement::default()
             };
             Self {
@@ -879,8 +879,7 @@ mod tests {
     #[test]
     fn who_has_not_taken_the_prefixes_here_is_not_waited_for_long() {
         let with = |prefixes: &[&str]| {
-            let prefixes = nets(prefixes);
-            let admits = Some(digest(prefixes.iter()));
+            let admits = Some(digest(&nets(prefixes)));
             Some(Heard::Told(Announcement {
                 pod_cidrs: nets(&["10.244.0.0/24"]),
                 admits,

@@ -169,7 +169,7 @@ pub(super) fn announcement(own: &Own, peers: &BTreeMap<String, Peer>, to: &Clust
     let taken = network.into_iter().flat_map(|network| &network.pod_cidrs).filter(|cidr| cidr.transit);
     let taken = taken.filter_map(PodCidr::prefixes).map(|(real, _)| real).collect();
     let known: Vec<IpNet> = peer.into_iter().flat_map(own_prefixes).map(|(real, _)| real).collect();
-    let admits = peer.and_then(|peer| admits(peer, known.iter()));
+    let admits = peer.and_then(|peer| admits(peer, &known));
     Announcement { transit, taken, origins, admits, ..own.announcement.clone() }
 }
 

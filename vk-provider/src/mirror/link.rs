@@ -158,6 +158,16 @@ pub(crate) enum Link {
     Up(Channel),
 }
 
+impl Link {
+    /// Until when a provider that is not connected may be back before it is taken to be out of reach.
+    pub(crate) fn excused(&self, now: Instant) -> Option<Instant> {
+        match self {
+            Self::Lost { until, .. } => Some(*until).filter(|until| now < *until),
+            Self::Up(_) | Self::Down(_) => None,
+        }
+    }
+}
+
 /// What the connection tells the actor.
 pub(super) enum LinkEvent {
     /// A stream is open; frames go here.

@@ -191,10 +191,7 @@ impl Task {
                     }
                 }
             }
-            let lost = match &*self.mirror.link.borrow() {
-                Link::Lost { until, .. } => Some(*until).filter(|until| looked < *until),
-                Link::Up(_) | Link::Down(_) => None,
-            };
+            let lost = self.mirror.link.borrow().excused(looked);
             // No certificate is asked for in the name of somebody else's node.
             let ours = *self.ownership.borrow() == Ownership::Ours && self.node_uid.is_some();
             if ours && obtaining.is_none() {
@@ -274,7 +271,7 @@ impl Task {
         let down = match &*self.mirror.link.borrow() {
             Link::Up(_) => None,
             // It may be back before anybody notices, as a kubelet that is restarted.
-            Link::Lost { until, .. } if Instant::now() < *until => None,
+            link if link.excused(Instant::now()).is_some() => None,
             Link::Down(why) | Link::Lost { why, .. } => {
                 Some(("LinkDown", format!("the provider is not connected: {why}")))
             }
