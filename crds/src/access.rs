@@ -23,11 +23,17 @@ impl NetworkSpec {
     /// Whether pods of this cluster that run in the peer, and those in other peers, reach each other through it.
     #[must_use]
     pub fn passes_on(&self) -> bool {
-        let restricts = self.access.as_ref().is_some_and(AccessSpec::restricts);
-        self.transit.map_or(!restricts, |transit| transit == TransitPolicy::OffloadedPods)
+        self.transit.map_or(self.is_open(), |transit| transit == TransitPolicy::OffloadedPods)
     }
 
-    /// Whether what the peer tells of its pods in further clusters is taken: its access is about these, too.
+    /// Whether pods of the peer reach all pods of this cluster.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.access.as_ref().is_some_and(AccessSpec::restricts)
+    }
+
+    /// Whether what the peer tells of its pods in further clusters, and of hosts outside, is taken: its access is about these,
+    /// too.
     #[must_use]
     pub fn takes_transit(&self) -> bool {
         self.transit != Some(TransitPolicy::None)

@@ -9,13 +9,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkStatus {
-    /// Prefixes that are reached through the peer: those of its pods and, if it lets pods of its own that run in several
-    /// clusters reach each other, those of pods in these.
+    /// Prefixes that are reached through the peer: those of its pods; of pods in further clusters, if it lets pods of its own that run
+    /// in several reach each other; and of hosts outside that it offers to its pods here.
     #[serde(default, rename = "podCIDRs", skip_serializing_if = "Vec::is_empty")]
     pub pod_cidrs: Vec<PodCidr>,
     /// Prefixes of this cluster's pods, which the peer may reach.
     #[serde(default, rename = "ourPodCIDRs", skip_serializing_if = "Vec::is_empty")]
     pub our_pod_cidrs: Vec<String>,
+    /// Prefixes of hosts outside of this cluster that pods of the peer reach through it.
+    #[serde(default, rename = "ourExternalCIDRs", skip_serializing_if = "Vec::is_empty")]
+    pub our_external_cidrs: Vec<String>,
     /// Prefixes of pods in other peers that this peer is told of: pods of this cluster that run in both reach each other
     /// through the gateways here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -42,7 +45,7 @@ impl NetworkStatus {
 
     /// The prefixes of the peer's own pods.
     pub fn own_pods(&self) -> impl Iterator<Item = &PodCidr> {
-        self.pod_cidrs.iter().filter(|cidr| !cidr.transit)
+        self.pod_cidrs.iter().filter(|cidr| !cidr.transit && !cidr.external)
     }
 
     /// Why no gateway of this cluster has a tunnel to the peer, as far as the status tells.
@@ -86,6 +89,9 @@ pub struct PodCidr {
     /// Whether these pods are in other clusters, and the peer passes on what is sent to them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub transit: bool,
+    /// Whether these are no pods, but hosts outside of the peer that are reached through it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub external: bool,
     /// Present if the cluster with these pods is a peer as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direct: Option<DirectCidr>,
@@ -95,13 +101,19 @@ impl PodCidr {
     /// A prefix of the peer's own pods.
     #[must_use]
     pub fn own(real: impl ToString, seen: impl ToString) -> Self {
-        Self { real: real.to_string(), seen: seen.to_string(), transit: false, direct: None }
+        Self { real: real.to_string(), seen: seen.to_string(), transit: false, external: false, direct: None }
     }
 
     /// A prefix of pods in a further cluster, reached through the peer.
     #[must_use]
     pub fn transit(real: impl ToString, seen: impl ToString) -> Self {
         Self { transit: true, ..Self::own(real, seen) }
+    }
+
+    /// A prefix of hosts outside of the peer, reached through it.
+    #[must_use]
+    pub fn external(real: impl ToString, seen: impl ToString) -> Self {
+        Self { external: true, ..Self::own(real, seen) }
     }
 
     /// Both prefixes, real and seen; none if they do not stand for each other, which Liquid does not write.

@@ -165,6 +165,8 @@ pub const GATEWAY_GUESTS: &str = "liquid-gateway-guests";
 pub const GATEWAY_TRANSIT: &str = "liquid-gateway-transit";
 /// The addresses, separated by spaces.
 pub const TRANSIT_PODS: &str = "pods";
+/// Key in it: addresses of pods in peers that reach hosts outside of this cluster.
+pub const OUTWARD_PODS: &str = "outward";
 /// On everything of Liquid's chart: which process it is of.
 pub const COMPONENT: &str = "app.kubernetes.io/component";
 /// Value of [`COMPONENT`] on the gateways' pods and Services.

@@ -12,7 +12,7 @@ use liquid_gateway::nat::{Quoted, Remap};
 use liquid_gateway::packet::checksum::Sum;
 use liquid_gateway::packet::ip::Ip;
 use liquid_gateway::peer::PeerConfig;
-use liquid_gateway::transit::Transit;
+use liquid_gateway::transit::{Pods, Transit};
 use liquid_gateway::tunnel::TunnelConfig;
 use liquid_gateway::wireguard::key::PrivateKey;
 use proptest::prelude::*;
@@ -77,7 +77,8 @@ fn hub(number: usize, transit: Transit, mtu_to_c: u16) -> Config {
 
 fn transit(pods: &[&str]) -> Transit {
     let pods: Vec<IpAddr> = pods.iter().map(|pod| pod.parse().unwrap()).collect();
-    Transit { between: [("b".to_owned(), "c".to_owned())].into(), pods: Arc::new(pods.into_iter().collect()) }
+    let pods = Pods { transit: pods.into_iter().collect(), ..Pods::default() };
+    Transit { between: [("b".to_owned(), "c".to_owned())].into(), pods: Arc::new(pods), ..Transit::default() }
 }
 
 struct World {
@@ -93,6 +94,7 @@ impl World {
             ("10.81.0.0/16", OWN[0]),
             ("fd00:81::/64", OWN[1]),
             ("10.82.0.0/16", "10.72.0.0/16"),
+            ("10.83.0.0/24", "198.51.100.0/24"),
             ("fd00:82::/64", "fd00:72::/64"),
         ];
         let of_c = [
@@ -210,6 +212,34 @@ fn nobody_else_is_passed_on() {
         world.send(At::B, &udp("10.244.1.5", "10.82.2.7", b"x")).is_empty(),
         "the two have nothing in common"
     );
+    assert_eq!(counted(&mut world, Drop::ForeignDestination), 1);
+}
+
+#[test]
+fn hosts_outside_are_reached_by_pods_of_this_cluster_and_by_no_others() {
+    let pods = Pods { outward: ["10.71.1.5".parse().unwrap()].into(), ..Pods::default() };
+    let outward =
+        Transit { outside: vec![net("198.51.100.0/24")], pods: Arc::new(pods), ..Transit::default() };
+    let mut world = World::new(&outward, 1420);
+    let hubs = [At::A(0), At::A(1)];
+    let counted = |world: &mut World, reason| hubs.map(|hub| world.dropped(hub, reason)).iter().sum::<u64>();
+    let there = world.send(At::B, &udp("10.244.1.5", "10.83.0.9", b"question"));
+    let [(by, packet)] = there.as_slice() else { panic!("{} packets", there.len()) };
+    assert!(hubs.contains(by) && is_whole(packet));
+    assert_eq!(ends(packet), ("10.71.1.5".into(), "198.51.100.9".into()));
+    let back = world.send(At::A(0), &udp("198.51.100.9", "10.71.1.5", b"answer"));
+    assert_eq!(ends(only(&back, At::B)), ("10.83.0.9".into(), "10.244.1.5".into()));
+
+    assert!(world.send(At::B, &udp("10.244.1.6", "10.83.0.9", b"x")).is_empty(), "a pod of somebody else");
+    assert_eq!(counted(&mut world, Drop::ForeignSource), 1);
+    assert!(world.send(At::C, &udp("10.244.2.7", "10.83.0.9", b"x")).is_empty(), "nothing is offered to c");
+    for number in 0..2 {
+        let now = world.now;
+        world
+            .host(At::A(number))
+            .configure(hub(number, Transit { outside: Vec::new(), ..outward.clone() }, 1420), now);
+    }
+    assert!(world.send(At::B, &udp("10.244.1.5", "10.83.0.9", b"x")).is_empty(), "no more");
     assert_eq!(counted(&mut world, Drop::ForeignDestination), 1);
 }
 

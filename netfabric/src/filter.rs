@@ -152,6 +152,8 @@ pub enum Condition {
     },
     /// It belongs to no connection that was let in.
     Unconnected,
+    /// It can belong to no connection: its source would not be translated.
+    Invalid,
 }
 
 /// What happens to a packet.
@@ -164,6 +166,8 @@ pub enum Action {
     },
     /// Its source becomes this address.
     Source(IpAddr),
+    /// Its source becomes the address of the device by which it leaves.
+    Masquerade,
     /// No further rule of the chain is asked.
     Accept,
     /// It is dropped, and counted.
@@ -264,6 +268,7 @@ impl fmt::Display for Condition {
             Self::Vni(vni) => write!(formatter, "vxlan vni {vni}"),
             Self::Icmp { v6 } => write!(formatter, "{}", if *v6 { "icmpv6" } else { "icmp" }),
             Self::Unconnected => formatter.write_str("unconnected"),
+            Self::Invalid => formatter.write_str("invalid"),
         }
     }
 }
@@ -273,6 +278,7 @@ impl fmt::Display for Action {
         match self {
             Self::KeepSource { .. } => formatter.write_str("keeps its source"),
             Self::Source(address) => write!(formatter, "source becomes {address}"),
+            Self::Masquerade => formatter.write_str("masquerade"),
             Self::Accept => formatter.write_str("accept"),
             Self::Drop => formatter.write_str("drop"),
             Self::Jump(chain) => write!(formatter, "jump {chain}"),

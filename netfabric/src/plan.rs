@@ -8,6 +8,7 @@ use crate::state::{
 use crate::topology::{Ends, Gateway, GatewayState, Host, Node, Peer, Place, Settings, Topology, like};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
 
 /// IPv4 20, UDP 8, VXLAN 8 and Ethernet 14 bytes.
@@ -23,6 +24,8 @@ const BEFORE_FILTERS: i32 = -10;
 /// Name of the set of those who may send over the overlay: `SENDERS` of IPv4, `SENDERS6` of IPv6.
 const SENDERS: &str = "senders";
 const SENDERS6: &str = "senders6";
+/// Name of the chain about what is sent to hosts outside of this cluster.
+const OUTWARD: &str = "outward";
 
 /// What shall be, and what stands in the way.
 #[derive(Debug, Clone, Default)]
@@ -275,7 +278,60 @@ fn node(
     let gateways = topology.gateways.values();
     let senders = gateways.flat_map(|gateway| gateway.addresses.iter().chain(&gateway.hosts)).copied();
     let guard = guarded(topology, settings, &mut plan.problems);
-    plan.desired.filter = Some(node_filter(node, addresses, senders.collect(), local, settings, guard));
+    let outward = outward(topology, prefixes, settings);
+    plan.desired.filter =
+        Some(node_filter(node, addresses, senders.collect(), local, settings, guard, outward));
+}
+
+/// The rules about what pods of peers send to hosts outside of this cluster.
+#[derive(Default)]
+struct Outward {
+    /// What comes in for them leads to the chain.
+    forward: Vec<FilterRule>,
+    /// It lets in what comes from where pods of this cluster may be: which of these are is for the gateways to know.
+    chain: Option<Chain>,
+    /// These hosts answer to this node, as they do to pods here.
+    source: Vec<FilterRule>,
+}
+
+fn outward(topology: &Topology, routed: &BTreeSet<IpNet>, settings: &Settings) -> Outward {
+    let mut outward = Outward::default();
+    // Rules of access are about pods: whom they keep from something is kept from all of this.
+    let offered = topology.peers.values().filter(|peer| peer.access.is_none() && !peer.external.is_empty());
+    let (mut hosts, mut senders) = (BTreeSet::new(), BTreeSet::new());
+    for peer in offered {
+        hosts.extend(peer.external.iter().map(IpNet::trunc));
+        senders.extend(peer.pods.iter().map(IpNet::trunc).filter(|prefix| routed.contains(prefix)));
+    }
+    if hosts.is_empty() {
+        return outward;
+    }
+    for prefix in hosts {
+        let when = || vec![Condition::InDevice(settings.overlay.clone()), Condition::Destination(prefix)];
+        outward.forward.push(FilterRule { when: when(), action: Action::Jump(OUTWARD.to_owned()) });
+        outward.source.push(FilterRule { when: when(), action: Action::Masquerade });
+    }
+    let mut rules = vec![FilterRule { when: vec![Condition::Invalid], action: Action::Drop }];
+    rules.extend(
+        senders
+            .into_iter()
+            .map(|prefix| FilterRule { when: vec![Condition::Source(prefix)], action: Action::Accept }),
+    );
+    rules.push(FilterRule { when: Vec::new(), action: Action::Drop });
+    outward.chain = Some(Chain { name: OUTWARD.to_owned(), base: None, rules });
+    outward
+}
+
+/// The node by which a prefix of hosts outside is reached, the same one from all gateways: connections last as long as it does.
+/// Those that do not say that they work are used if there is no other.
+fn way_out(topology: &Topology, prefix: &IpNet, local: IpAddr) -> Option<IpAddr> {
+    let ways = topology.nodes.iter().filter_map(|(name, node)| {
+        own_address(node, is_v6(prefix))?;
+        let mut hasher = DefaultHasher::new();
+        (prefix, name).hash(&mut hasher);
+        Some((node.ready, hasher.finish(), like(&node.addresses, local)?))
+    });
+    ways.max().map(|(_, _, underlay)| underlay)
 }
 
 /// What keeps peers from what they may not reach.
@@ -349,6 +405,7 @@ fn node_filter(
     local: IpAddr,
     settings: &Settings,
     access: Guard,
+    outward: Outward,
 ) -> Table {
     let inside = || Condition::InDevice(settings.overlay.clone());
     let outside = || Condition::OutDevice(settings.overlay.clone());
@@ -361,6 +418,7 @@ fn node_filter(
     // Of what passes through, that of the pods here: each node sees to its own, and none knows all others, which send to
     // the gateways here.
     let pods = node.pod_cidrs.iter().filter(|prefix| is_v6(prefix) == local.is_ipv6());
+    source.extend(outward.source);
     let mut forward: Vec<_> = pods
         .map(|prefix| {
             let FilterRule { mut when, action } = guard(local, settings);
@@ -368,6 +426,7 @@ fn node_filter(
             rule(when, action)
         })
         .collect();
+    forward.extend(outward.forward);
     for (v6, own) in [(false, addresses[0]), (true, addresses[1])] {
         let Some(own) = own else { continue };
         let keep = || Action::KeepSource { v6 };
@@ -395,6 +454,7 @@ fn node_filter(
         base("forward", Hook::Forward, BEFORE_FILTERS, forward),
         base("postrouting", Hook::Source, BEFORE_MASQUERADE, source),
     ];
+    chains.extend(outward.chain);
     chains.extend(access.chains);
     let mut sets = sender_set(senders, local);
     sets.extend(access.sets);
@@ -462,6 +522,12 @@ fn gateway(
             let hop = next_hop(underlay, is_v6(prefix));
             route(TABLE_PODS, prefix.trunc(), Target::Overlay(hop.into_iter().collect()));
         }
+    }
+    let external = topology.peers.values().flat_map(|peer| &peer.external);
+    for prefix in external.filter(|prefix| families.contains(&is_v6(prefix))) {
+        let hop = way_out(topology, prefix, ends.local).and_then(|node| next_hop(node, is_v6(prefix)));
+        let target = hop.map_or(Target::Unreachable, |hop| Target::Overlay([hop].into()));
+        route(TABLE_PODS, prefix.trunc(), target);
     }
     desired.rules.extend(families.iter().map(|v6| Rule {
         v6: *v6,

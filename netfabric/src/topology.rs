@@ -21,8 +21,12 @@ pub struct Topology {
 /// A peer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Peer {
-    /// Prefixes at which this cluster sees its pods.
+    /// Prefixes at which this cluster sees what is reached through it.
     pub prefixes: BTreeSet<IpNet>,
+    /// Those of its own pods.
+    pub pods: BTreeSet<IpNet>,
+    /// Prefixes of hosts outside of this cluster that pods of this cluster reach through it when they run there.
+    pub external: BTreeSet<IpNet>,
     /// Gateways that say that they do not reach it.
     pub unreached_by: BTreeSet<String>,
     /// UID of the Peer.
@@ -38,6 +42,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// Its part of the pods' addresses.
     pub pod_cidrs: Vec<IpNet>,
+    /// It says that it works.
+    pub ready: bool,
 }
 
 /// A gateway pod.

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use support::api::{ALL_PODS, DAEMON_SETS, NAMESPACES, NODES, PEERS, PODS};
 use support::netns::{Namespace, eventually, pause, within};
-use support::world::{Nat, PEER, PEER6, World, binary, echo_in, get, peer_sees, sees};
+use support::world::{ECHO, Nat, PEER, PEER6, World, binary, echo_in, get, peer_sees, sees, source_seen};
 
 /// All that there is to see of a namespace's network, without what differs from one time to the next: numbers of devices,
 /// handles, counters and ages.
@@ -102,7 +102,7 @@ fn peers_see_addresses_that_they_can_answer_to() {
                 assert_eq!(sees(&world.nodes[at], PEER6), own6, "{nat:?}");
                 let node_port = eventually("an answer of the node port", || {
                     let node = format!("192.0.2.1{number}");
-                    support::world::source_seen(&world.lan, &node, support::world::NODE_PORT)
+                    source_seen(&world.lan, &node, support::world::NODE_PORT)
                 });
                 assert_eq!(node_port, own, "{nat:?}");
             }
@@ -246,7 +246,7 @@ fn no_datagram_is_lost_when_gateways_and_the_program_come_and_go() {
                 while !stop.load(Ordering::Relaxed) {
                     // A new flow each time, so that either gateway is asked.
                     sent += 1;
-                    lost += u32::from(support::world::source_seen(&world.pods[0], PEER, 7000).is_none());
+                    lost += u32::from(source_seen(&world.pods[0], PEER, ECHO).is_none());
                 }
                 (sent, lost)
             });
@@ -409,6 +409,52 @@ fn a_peer_reaches_what_its_rules_let_it_reach() {
     world.set_peer();
     become_("all is reached without rules", all);
     drop(running);
+}
+
+/// Would catch: hosts outside that see an address to which they cannot answer, or another one when a gateway has failed, and ways to
+/// hosts that are not offered, to nodes, or around the rules of access.
+#[test]
+#[ignore = "needs root"]
+fn hosts_outside_that_are_offered_are_reached_under_the_address_of_one_node() {
+    let (outside, outside6, other) = ("192.0.2.1", "2001:db8::1", "192.0.2.9");
+    for nat in [Nat::Nftables, Nat::Iptables] {
+        let world = World::new(nat);
+        world.lan.sh(&format!("ip addr add {other}/24 dev lan; ip addr add {outside6}/64 dev lan nodad"));
+        for (number, node) in (1..).zip(&world.nodes) {
+            node.sh(&format!("ip addr add 2001:db8::1{number}/64 dev eth0 nodad"));
+        }
+        let through = |number: usize| {
+            for host in [outside, outside6, other, "192.0.2.11", "192.0.2.12"] {
+                world.peer.sh(&format!("ip route replace {host} dev up{number}"));
+            }
+        };
+        through(1);
+        let _running = world.start_all();
+        let seen = |host: &'static str| {
+            move |world: &World| echo_in(&world.lan, host, || source_seen(&world.peer, host, ECHO))
+        };
+        assert_eq!(seen(outside)(&world), None, "nothing is offered");
+        world.set_access_and_outside(&json!(null), &[&format!("{outside}/32"), &format!("{outside6}/128")]);
+        let first = eventually("an answer from outside", || seen(outside)(&world));
+        let first6 = eventually("an answer over IPv6", || seen(outside6)(&world));
+        let nodes = ["192.0.2.11", "192.0.2.12"].map(address);
+        let nodes6 = ["2001:db8::11", "2001:db8::12"].map(address);
+        assert!(nodes.contains(&first) && nodes6.contains(&first6), "{first} {first6}, {nat:?}");
+        through(2);
+        assert_eq!(seen(outside)(&world), Some(first), "the same, whatever gateway it comes from");
+        assert_eq!(seen(outside6)(&world), Some(first6));
+        assert_eq!(seen(other)(&world), None, "it is not offered");
+        for (node, host) in world.nodes.iter().zip(["192.0.2.11", "192.0.2.12"]) {
+            assert_eq!(echo_in(node, host, || source_seen(&world.peer, host, ECHO)), None, "a node");
+        }
+        // Its node fails, as the cluster says.
+        let at = nodes.iter().position(|node| *node == first).unwrap();
+        world.set_node(at + 1, "Unknown");
+        let moved = || seen(outside)(&world).filter(|source| *source == nodes[1 - at]);
+        eventually("the other node is used", moved);
+        world.set_access_and_outside(&json!({"default": "Deny"}), &[&format!("{outside}/32")]);
+        eventually("whom access restricts reaches nothing", || seen(outside)(&world).is_none().then_some(()));
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use ipnet::IpNet;
+use liquid_fabric::access::Access;
 use liquid_fabric::diff::{Step, diff};
 use liquid_fabric::filter::Outline;
 use liquid_fabric::plan::{Plan, Problem, plan};
@@ -38,6 +39,7 @@ fn node(addresses: &[&str], pod_cidrs: &[&str]) -> Node {
     Node {
         addresses: addresses.iter().map(|text| ip(text)).collect(),
         pod_cidrs: pod_cidrs.iter().map(|text| net(text)).collect(),
+        ready: true,
     }
 }
 
@@ -50,7 +52,8 @@ fn gateway(addresses: &[&str], state: GatewayState) -> Gateway {
 }
 
 fn peer(prefixes: &[&str]) -> Peer {
-    Peer { prefixes: prefixes.iter().map(|text| net(text)).collect(), ..Peer::default() }
+    let prefixes: BTreeSet<IpNet> = prefixes.iter().map(|text| net(text)).collect();
+    Peer { pods: prefixes.clone(), prefixes, ..Peer::default() }
 }
 
 fn topology() -> Topology {
@@ -172,6 +175,57 @@ fn a_gateway_sends_to_the_nodes_of_pods_and_nothing_astray() {
         from_tunnel.clone().count() == 2
             && from_tunnel.clone().all(|it| it.device.as_deref() == Some("tunnel"))
     );
+}
+
+#[test]
+fn hosts_outside_are_reached_over_one_node_that_works_whatever_others_there_are() {
+    let mut topology = topology();
+    let prefixes: Vec<IpNet> = (0..8).map(|number| net(&format!("198.51.100.{number}/32"))).collect();
+    topology.peers.get_mut("p").unwrap().external = prefixes.iter().copied().collect();
+    let hops = |topology: &Topology| -> Vec<Target> {
+        let plan = in_gateway(topology, &host());
+        prefixes.iter().map(|prefix| route(&plan, TABLE_PODS, &prefix.to_string()).target.clone()).collect()
+    };
+    let (first, second) = (overlay(&["192.0.2.1"]), overlay(&["192.0.2.2"]));
+    let before = hops(&topology);
+    assert!(before.contains(&first) && before.contains(&second), "they share the work: {before:?}");
+    topology.nodes.insert("n3".into(), node(&["192.0.2.3"], &["10.244.3.0/24"]));
+    let third = overlay(&["192.0.2.3"]);
+    let with_more = hops(&topology);
+    assert!(before.iter().zip(&with_more).all(|(before, after)| before == after || *after == third));
+    topology.nodes.get_mut("n3").unwrap().ready = false;
+    assert_eq!(hops(&topology), before, "nothing else moves with a node that has failed");
+    topology.nodes.get_mut("n1").unwrap().pod_cidrs.clear();
+    assert!(hops(&topology).iter().all(|hop| *hop == second), "answers would not come back");
+    topology.nodes.get_mut("n2").unwrap().ready = false;
+    assert!(!hops(&topology).contains(&Target::Unreachable), "perhaps it is not their fault");
+    topology.nodes.clear();
+    assert!(hops(&topology).iter().all(|hop| *hop == Target::Unreachable));
+}
+
+#[test]
+fn hosts_outside_are_reached_by_pods_of_those_to_whom_they_are_offered_and_under_a_nodes_address() {
+    let mut topology = topology();
+    let offered = BTreeSet::from([net("198.51.100.0/24"), net("2001:db8:7::7/128")]);
+    topology.peers.get_mut("p").unwrap().external = offered;
+    topology.peers.get_mut("p").unwrap().prefixes.insert(net("10.203.0.0/16"));
+    topology.peers.insert("q".into(), peer(&["10.202.0.0/16"]));
+    let text = |topology: &Topology, name: &str| -> Vec<String> {
+        let chains = on_node(topology).desired.filter.unwrap().chains;
+        let chain = chains.iter().find(|known| known.name == name);
+        chain.into_iter().flat_map(|chain| &chain.rules).map(ToString::to_string).collect()
+    };
+    let to = "iif overlay ip daddr 198.51.100.0/24";
+    assert!(text(&topology, "postrouting").contains(&format!("{to} masquerade")));
+    let forward = text(&topology, "forward");
+    let at = |text: &str| forward.iter().position(|rule| rule.contains(text)).unwrap();
+    assert!(at(&format!("{to} jump outward")) < at("ip daddr != 10.244.1.0/24 drop"));
+    let pods = ["ip saddr 10.201.0.0/16 accept", "ip6 saddr fd00:201::/32 accept"];
+    assert_eq!(text(&topology, "outward"), ["invalid drop", pods[0], pods[1], "drop"]);
+    let access = serde_json::from_value(serde_json::json!({"default": "Deny"})).unwrap();
+    topology.peers.get_mut("p").unwrap().access = Access::read(&access);
+    assert!(text(&topology, "outward").is_empty());
+    assert!(!text(&topology, "postrouting").iter().any(|rule| rule.contains("masquerade")));
 }
 
 #[test]
@@ -329,7 +383,8 @@ fn topologies() -> impl Strategy<Value = Topology> {
                 Some((format!("g{number}"), gateway(&[&addresses[0], &addresses[1]], state?)))
             })
             .collect();
-        topology.peers = BTreeMap::from([("p".into(), peer(&peers))]);
+        let external = peers.iter().map(|_| net("198.51.100.0/24")).collect();
+        topology.peers = BTreeMap::from([("p".into(), Peer { external, ..peer(&peers) })]);
         topology
     })
 }

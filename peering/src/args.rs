@@ -1,5 +1,6 @@
 //! Command line of `liquid-controller`.
 
+use crate::network;
 use clap::{ArgAction, Args as ClapArgs, Parser};
 use ipnet::IpNet;
 use liquid_crds::ClusterName;
@@ -75,6 +76,10 @@ pub(crate) struct NetworkArgs {
     #[arg(long = "reserved-cidr", env = "LIQUID_RESERVED_CIDRS", value_delimiter = ',', value_parser = prefix)]
     pub(crate) reserved_cidrs: Vec<IpNet>,
 
+    /// Prefix of hosts outside of the cluster that its pods reach through it wherever they run; may be repeated
+    #[arg(long = "external-cidr", env = "LIQUID_EXTERNAL_CIDRS", value_delimiter = ',', value_parser = outside)]
+    pub(crate) external_cidrs: Vec<IpNet>,
+
     /// Prefix from which pods of peers get addresses if their own are taken here; may be repeated
     #[arg(long = "remap-pool", env = "LIQUID_REMAP_POOL", value_delimiter = ',', value_parser = prefix)]
     pub(crate) remap_pool: Vec<IpNet>,
@@ -91,6 +96,12 @@ fn prefix(text: &str) -> Result<IpNet, String> {
         return Err(format!("{text} has bits beyond its length: {} is meant", net.trunc()));
     }
     Ok(net)
+}
+
+/// What peers take, so that nothing is told that they refuse.
+fn outside(text: &str) -> Result<IpNet, String> {
+    prefix(text)?;
+    network::outside(text).map_err(|error| error.to_string())
 }
 
 fn host_port(text: &str) -> Result<String, String> {
@@ -142,6 +153,8 @@ mod tests {
         assert!(prefix("10.1.0.0/16").is_ok() && prefix("fd00::/48").is_ok());
         assert!(prefix("10.1.0.1/16").is_err_and(|error| error.contains("10.1.0.0/16")));
         assert!(prefix("10.1.0.0").is_err());
+        assert!(outside("10.1.0.0/16").is_ok() && outside("10.0.0.0/15").is_err());
+        assert!(outside("169.254.169.254/32").is_err());
     }
 
     #[test]

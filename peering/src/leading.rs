@@ -19,11 +19,11 @@ use crate::lend::sync_service::SyncService;
 use crate::lend::tokens;
 use crate::local_volumes;
 use crate::metrics::Metrics;
-use crate::network::Network;
+use crate::network::{MAX_EXTERNAL, Network};
 use crate::peers;
 use crate::readers;
 use crate::webhook::{self, Offloadings};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
@@ -91,6 +91,8 @@ pub(crate) async fn lead(
         book: book.clone(),
         ending: Arc::default(),
     };
+    let external = args.network.external_cidrs.len();
+    ensure!(external <= MAX_EXTERNAL, "{external} external CIDRs are more than {MAX_EXTERNAL}");
     let network = Network::new(&args.network, cluster.id.clone());
     let (virtual_nodes, known_nodes) = watch::channel(None);
     let borrowing = Borrowing::new(client.clone(), cluster.clone(), network.clone(), known_nodes, metrics);

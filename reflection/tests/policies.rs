@@ -370,7 +370,7 @@ proptest! {
         let offloaded: BTreeSet<String> = OFFLOADED.iter().map(|name| (*name).to_owned()).collect();
         let own = [HOME.parse().unwrap()];
         let seen = prefixes(network.there, network.there_at_home);
-        let view = View { census: &census, offloaded: &offloaded, own: &own, seen: &seen };
+        let view = View { census: &census, offloaded: &offloaded, own: &own, outside: &[], seen: &seen };
         let translated: Vec<Value> = policies
             .iter()
             .map(|policy| {
@@ -416,7 +416,7 @@ proptest! {
     fn without_a_network_nobody_else_may(policies in proptest::collection::vec(policy(), 1..3), (_, parties) in parties()) {
         let census = census(&parties);
         let offloaded: BTreeSet<String> = OFFLOADED.iter().map(|name| (*name).to_owned()).collect();
-        let view = View { census: &census, offloaded: &offloaded, own: &[], seen: &Prefixes::default() };
+        let view = View { census: &census, offloaded: &offloaded, own: &[], outside: &[], seen: &Prefixes::default() };
         let translated: Vec<Value> = policies
             .iter()
             .map(|policy| translate(&resolve(policy, "shop", &view).policy, &Prefixes::default(), MARKS))

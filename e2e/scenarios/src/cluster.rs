@@ -69,6 +69,14 @@ impl Cluster {
     /// # Errors
     /// If that fails.
     pub async fn install(&self, image: &str) -> anyhow::Result<()> {
+        self.install_with(image, &[]).await
+    }
+
+    /// Installs Liquid with values of the chart (`KEY=VALUE`).
+    ///
+    /// # Errors
+    /// If that fails.
+    pub async fn install_with(&self, image: &str, values: &[&str]) -> anyhow::Result<()> {
         let arguments = [
             "install",
             "--cluster-name",
@@ -80,7 +88,8 @@ impl Cluster {
             "--set",
             "image.pullPolicy=IfNotPresent",
         ];
-        self.liquidctl.run(arguments).await?.ok().map(drop)
+        let values = values.iter().flat_map(|value| ["--set", *value]);
+        self.liquidctl.run(arguments.into_iter().chain(values)).await?.ok().map(drop)
     }
 
     /// Peers this cluster with a provider, by a token; returns what that told.
@@ -129,7 +138,8 @@ impl Cluster {
         let slices: Api<EndpointSlice> = Api::namespaced(self.client.clone(), namespace);
         let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
         let endpoints = slices.list(&of_service).await?.items.into_iter().flat_map(|slice| slice.endpoints);
-        let ready = |it: &Endpoint| it.conditions.as_ref().and_then(|it| it.ready) == Some(true);
+        // Where nothing is said of it, they are.
+        let ready = |it: &Endpoint| it.conditions.as_ref().and_then(|it| it.ready) != Some(false);
         Ok(endpoints.filter(ready).collect())
     }
 

@@ -138,6 +138,14 @@ impl Environment {
         cluster.install(&self.image).await
     }
 
+    /// The same, with values of the chart (`KEY=VALUE`).
+    ///
+    /// # Errors
+    /// If that fails.
+    pub async fn install_with(&self, cluster: &Cluster, values: &[&str]) -> anyhow::Result<()> {
+        cluster.install_with(&self.image, values).await
+    }
+
     /// Peers home with the provider, by a token.
     ///
     /// # Errors

@@ -25,6 +25,7 @@ impl Gateway {
             self.private_key = config.private_key;
         }
         self.local = PrefixMap::new(config.local.into_iter().map(|prefix| (prefix, ())));
+        self.outside = PrefixMap::new(config.transit.outside.into_iter().map(|prefix| (prefix, ())));
         let adopted = self.adopt(&config.peers);
         let wanted = |peer: &str| config.peers.iter().find(|wanted| wanted.name == peer);
         for at in 0..self.tunnels.len() {
@@ -69,7 +70,7 @@ impl Gateway {
         };
         let pairs = config.transit.between.iter().filter_map(|(one, other)| at(one).zip(at(other)));
         self.transit = pairs.flat_map(|(one, other)| [(one, other), (other, one)]).collect();
-        self.transit_pods = config.transit.pods;
+        self.pods = config.transit.pods;
         let silent = |at: &usize| {
             self.tunnels[*at].as_ref().is_some_and(|tunnel| tunnel.calls() && !tunnel.can_send(now))
         };

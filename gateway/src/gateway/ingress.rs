@@ -160,10 +160,16 @@ impl Gateway {
             self.pass(at, buffer, range, &ip, view.into());
             return Ok(());
         }
-        let is_here = self.local.get(ip.destination).is_some();
-        if !is_here && !self.is_onward(origin, ip.destination) {
+        // Who may send there, if not all pods of the peer.
+        let (is_here, senders) = if self.local.get(ip.destination).is_some() {
+            (true, None)
+        } else if self.outside.get(ip.destination).is_some() {
+            (true, Some(&self.pods.outward))
+        } else if self.is_onward(origin, ip.destination) {
+            (false, Some(&self.pods.transit))
+        } else {
             return Err(Drop::ForeignDestination);
-        }
+        };
         let peer = self.peers.get(origin).and_then(Option::as_ref).ok_or(Drop::UnknownSession)?;
         let own =
             |routes: &PrefixMap<Route>, view| routes.get(view).is_some_and(|route| route.peer == origin);
@@ -174,8 +180,9 @@ impl Gateway {
         {
             rewrite_quoted(packet, &ip, &quoted, End::Destination, inner, Transport::Finished);
         }
-        let may_send =
-            |source: &IpAddr| own(&self.routes, *source) && (is_here || self.transit_pods.contains(source));
+        let may_send = |source: &IpAddr| {
+            own(&self.routes, *source) && senders.is_none_or(|senders| senders.contains(source))
+        };
         // An error that a router on the other side sends comes from an address we do not know, or one that is nobody's further
         // on: nodes and gateways have some of their pods' prefixes. It is let in as a message of the host it is about: without
         // it no path MTU is found beyond the tunnel.
@@ -195,7 +202,7 @@ impl Gateway {
     /// Whether a packet of the peer at `origin` for this address is passed on to another peer.
     fn is_onward(&self, origin: usize, destination: IpAddr) -> bool {
         let pod = || self.routes.get(destination).filter(|route| route.gateway.is_none());
-        self.transit_pods.contains(&destination)
+        self.pods.transit.contains(&destination)
             && pod().is_some_and(|route| self.transit.contains(&(origin, route.peer)))
     }
 

@@ -11,7 +11,7 @@ use crate::nat::Remap;
 use crate::packet::coalesce::Coalescer;
 use crate::peer::{Peer, PeerConfig, PeerStatus};
 use crate::prefix_map::PrefixMap;
-use crate::transit::Transit;
+use crate::transit::{Pods, Transit};
 use crate::transmit::{Transmit, Transmits};
 use crate::tunnel::{Context, Tunnel, Why};
 use crate::wireguard::cookie::{Jar, Recipient};
@@ -42,7 +42,7 @@ pub struct Config {
     pub local: Vec<IpNet>,
     /// The peers; names, prefixes as seen from here, and keys of all tunnels are unique.
     pub peers: Vec<PeerConfig>,
-    /// What is passed on from one peer to another.
+    /// What else is let through.
     pub transit: Transit,
 }
 
@@ -108,7 +108,8 @@ pub struct Gateway {
     local: PrefixMap<()>,
     /// Places of peers between which packets are passed on, both ways, and the addresses between which they are.
     transit: HashSet<(usize, usize)>,
-    transit_pods: Arc<HashSet<IpAddr>>,
+    outside: PrefixMap<()>,
+    pods: Arc<Pods>,
     lane: Lane,
     /// What messages to each lane are authenticated with, and the message that tells the other ends of them.
     lanes: Vec<Recipient>,
@@ -150,7 +151,8 @@ impl Gateway {
             routes: PrefixMap::new([]),
             local: PrefixMap::new([]),
             transit: HashSet::new(),
-            transit_pods: Arc::default(),
+            outside: PrefixMap::new([]),
+            pods: Arc::default(),
             lane,
             lanes: Vec::new(),
             lanes_message: Vec::new(),

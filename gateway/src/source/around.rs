@@ -8,8 +8,10 @@ use kube::runtime::watcher::Config;
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::Guests;
 use liquid_crds::vocabulary::{
-    COMPONENT, COMPONENTS_WITH_LINKS, GATEWAY_GUESTS, GATEWAY_TRANSIT, LINK_SERVICE, TRANSIT_PODS,
+    COMPONENT, COMPONENTS_WITH_LINKS, GATEWAY_GUESTS, GATEWAY_TRANSIT, LINK_SERVICE, OUTWARD_PODS,
+    TRANSIT_PODS,
 };
+use liquid_gateway::transit::Pods;
 use liquid_runtime::watch::{Change, changes};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -26,8 +28,8 @@ pub(crate) struct Around {
     pub(crate) clients: BTreeSet<IpAddr>,
     /// Where this cluster's link endpoint is.
     pub(crate) link: Option<SocketAddr>,
-    /// Addresses of this cluster's pods in peers, if packets between these are passed on.
-    pub(crate) transit_pods: Arc<HashSet<IpAddr>>,
+    /// This cluster's pods in peers whose packets are let through.
+    pub(crate) pods: Arc<Pods>,
 }
 
 enum News {
@@ -58,7 +60,7 @@ pub(crate) async fn follow(client: Client, namespace: String, around: watch::Sen
             match news {
                 News::Guests(change) => take(&mut around.guests, *change, guests_of),
                 News::Transit(change) => {
-                    take(&mut around.transit_pods, *change, |published| Arc::new(pods_of(published)));
+                    take(&mut around.pods, *change, |published| Arc::new(pods_of(published)));
                 }
                 News::Link(change) => take(&mut around.link, *change, address_of),
                 News::Pod(change) => {
@@ -99,9 +101,12 @@ fn guests_of(published: &ConfigMap) -> BTreeMap<String, Guests> {
 }
 
 /// What is no address is nobody's.
-fn pods_of(published: &ConfigMap) -> HashSet<IpAddr> {
-    let text = published.data.as_ref().and_then(|data| data.get(TRANSIT_PODS)).map_or("", String::as_str);
-    text.split_whitespace().filter_map(|address| address.parse().ok()).collect()
+fn pods_of(published: &ConfigMap) -> Pods {
+    let addresses = |key| -> HashSet<IpAddr> {
+        let text = published.data.as_ref().and_then(|data| data.get(key)).map_or("", String::as_str);
+        text.split_whitespace().filter_map(|address| address.parse().ok()).collect()
+    };
+    Pods { transit: addresses(TRANSIT_PODS), outward: addresses(OUTWARD_PODS) }
 }
 
 fn address_of(service: &Service) -> Option<SocketAddr> {
@@ -148,9 +153,10 @@ mod tests {
         let published = |data: serde_json::Value| -> ConfigMap {
             serde_json::from_value(json!({ "data": data })).unwrap()
         };
-        let pods = pods_of(&published(json!({"pods": "10.201.0.5 fd00::5 x"})));
-        assert_eq!(pods, HashSet::from(["10.201.0.5".parse().unwrap(), "fd00::5".parse().unwrap()]));
-        assert!(pods_of(&published(json!({}))).is_empty());
+        let pods = pods_of(&published(json!({"pods": "10.201.0.5 fd00::5 x", "outward": "10.201.0.6"})));
+        assert_eq!(pods.transit, HashSet::from(["10.201.0.5".parse().unwrap(), "fd00::5".parse().unwrap()]));
+        assert_eq!(pods.outward, HashSet::from(["10.201.0.6".parse().unwrap()]));
+        assert_eq!(pods_of(&published(json!({}))), Pods::default());
     }
 
     #[test]

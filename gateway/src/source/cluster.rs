@@ -220,6 +220,7 @@ impl ClusterSource {
         {
             network.pod_cidrs.clear();
             network.our_pod_cidrs.clear();
+            network.our_external_cidrs.clear();
             network.transit.clear();
             self.gone.insert(peer.name_any(), (peer, Instant::now()));
         }
@@ -270,8 +271,8 @@ impl ClusterSource {
 
     fn wanted(&self) -> Config {
         let resolved = |endpoint: &str| self.resolved.get(endpoint).cloned().unwrap_or_default();
-        let transit_pods = self.around.borrow().transit_pods.clone();
-        self.plan.config(&self.private_key, self.arguments.mtu, resolved, &self.views, transit_pods)
+        let pods = self.around.borrow().pods.clone();
+        self.plan.config(&self.private_key, self.arguments.mtu, resolved, &self.views, pods)
     }
 
     /// Tells the relay who reaches whom.

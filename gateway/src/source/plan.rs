@@ -6,11 +6,11 @@ use liquid_gateway::control::Views;
 use liquid_gateway::gateway::Config;
 use liquid_gateway::nat::Remap;
 use liquid_gateway::peer::PeerConfig;
-use liquid_gateway::transit::Transit;
+use liquid_gateway::transit::{Pods, Transit};
 use liquid_gateway::tunnel::TunnelConfig;
 use liquid_gateway::wireguard::key::{PrivateKey, PublicKey};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ pub(super) struct Plan {
     pub(super) local: Vec<IpNet>,
     /// The peers, by name.
     pub(super) peers: BTreeMap<String, Planned>,
+    /// Prefixes of hosts outside of this cluster that its pods in peers may reach.
+    pub(super) outside: Vec<IpNet>,
     /// Pairs of peers between which pods of this cluster talk.
     pub(super) between: BTreeSet<(String, String)>,
     /// Peers that cannot be served, and why.
@@ -76,13 +78,14 @@ impl Plan {
     pub(super) fn new<'a>(peers: impl Iterator<Item = (&'a String, &'a Peer)>, here: Here<'_>) -> Self {
         let mut plan = Self::default();
         let (mut keys, mut views) = (BTreeMap::new(), Vec::<(IpNet, String)>::new());
-        let mut local = BTreeSet::new();
+        let (mut local, mut outside) = (BTreeSet::new(), BTreeSet::new());
         let mut told = BTreeSet::new();
         for (name, peer) in peers {
             let Some(network) = peer.status.as_ref().and_then(|status| status.network.as_ref()) else {
                 continue;
             };
             local.extend(network.our_pod_cidrs.iter().filter_map(|cidr| cidr.parse::<IpNet>().ok()));
+            outside.extend(network.our_external_cidrs.iter().filter_map(|cidr| cidr.parse::<IpNet>().ok()));
             told.extend(network.transit.iter().map(|cidr| (name.as_str(), cidr.peer.as_str())));
             // Also before its pods are known: what there is to be told of them comes through a tunnel, perhaps.
             if network.gateways.is_empty() {
@@ -113,6 +116,7 @@ impl Plan {
             }
         }
         plan.local = local.into_iter().collect();
+        plan.outside = outside.into_iter().collect();
         // Each is told of the other, or there is no way back.
         let mutual = told.iter().filter(|(one, other)| one < other && told.contains(&(*other, *one)));
         plan.between = mutual.map(|(one, other)| ((*one).to_owned(), (*other).to_owned())).collect();
@@ -146,7 +150,7 @@ impl Plan {
         mtu: u16,
         resolved: impl Fn(&str) -> Vec<SocketAddr>,
         views: &Views<[u8; 32]>,
-        transit_pods: Arc<HashSet<IpAddr>>,
+        pods: Arc<Pods>,
     ) -> Config {
         let addresses = |endpoints: &[String]| {
             let mut addresses = Vec::new();
@@ -183,7 +187,7 @@ impl Plan {
             private_key: private_key.clone(),
             local: self.local.clone(),
             peers: peers.collect(),
-            transit: Transit { between: self.between.clone(), pods: transit_pods },
+            transit: Transit { between: self.between.clone(), outside: self.outside.clone(), pods },
         }
     }
 
@@ -333,6 +337,16 @@ mod tests {
         };
         assert_eq!(between(&["b"]), BTreeSet::from([("b".to_owned(), "c".to_owned())]));
         assert_eq!(between(&[]), BTreeSet::new(), "there is no way back");
+    }
+
+    #[test]
+    fn hosts_outside_are_no_pods_of_this_cluster() {
+        let (name, mut object) = peer("b", KEY, "10.200.0.0/16", &[]);
+        let network = object.status.as_mut().unwrap().network.as_mut().unwrap();
+        network.our_external_cidrs = vec!["198.51.100.0/24".to_owned()];
+        let config = config(&plan(&[(name, object), peer("c", OTHER, "10.201.0.0/16", &[])]));
+        assert_eq!(config.local, ["10.244.0.0/23".parse::<IpNet>().unwrap()]);
+        assert_eq!(config.transit.outside, ["198.51.100.0/24".parse::<IpNet>().unwrap()]);
     }
 
     #[test]

@@ -259,7 +259,7 @@ fn network_state(peer: &Peer, conditions: &[Condition]) -> Option<NetworkState> 
 
 /// Networks of a peer for the table: the first, and how many more.
 fn shown_prefixes(prefixes: &[PodCidr]) -> String {
-    let own: Vec<&PodCidr> = prefixes.iter().filter(|cidr| !cidr.transit).collect();
+    let own: Vec<&PodCidr> = prefixes.iter().filter(|cidr| !cidr.transit && !cidr.external).collect();
     let Some((first, rest)) = own.split_first() else { return "-".to_owned() };
     let first = shown_prefix(first);
     if rest.is_empty() { first } else { format!("{first} and {} more", rest.len()) }
@@ -282,7 +282,11 @@ fn shown_transit(peer: &str, network: &NetworkState) -> Vec<Vec<String>> {
             ["this cluster", &prefix, "-", "direct"].map(str::to_owned).to_vec()
         }
     });
-    here.chain(there).collect()
+    let outside = network.pod_cidrs.iter().filter(|cidr| cidr.external).map(|cidr| {
+        let prefix = format!("{} outside of {peer}", shown_prefix(cidr));
+        ["this cluster", &prefix, peer, "known"].map(str::to_owned).to_vec()
+    });
+    here.chain(there).chain(outside).collect()
 }
 
 fn node_status(node: &VirtualNode, problems: &mut Vec<String>) -> NodeStatus {
@@ -543,7 +547,7 @@ mod tests {
             reason: String::new(),
             ways_up: 1,
             ways: 1,
-            pod_cidrs: vec![further, direct],
+            pod_cidrs: vec![further, direct, PodCidr::external("192.0.2.8/32", "10.255.0.0/32")],
             transit: vec![told],
         };
         assert_eq!(
@@ -552,6 +556,7 @@ mod tests {
                 ["milan", "10.9.0.0/16 of rome", "this cluster", "ready"],
                 ["this cluster", "10.7.0.0/16 as 10.8.0.0/16", "milan", "known"],
                 ["this cluster", "10.6.0.0/16 as 10.3.0.0/16 of rome", "-", "direct"],
+                ["this cluster", "192.0.2.8/32 as 10.255.0.0/32 outside of milan", "milan", "known"],
             ]
         );
     }

@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Config;
 use kube::{Api, Client, ResourceExt as _};
+use liquid_crds::vocabulary::TYPE;
 use liquid_runtime::watch::{Change, changes, object_name};
 use objects::{NodeObject, PeerObject, PodObject};
 use std::collections::BTreeSet;
@@ -102,7 +103,8 @@ fn streams(client: &Client, watched: &Watched) -> SelectAll<BoxStream<'static, E
     streams.push(peers.map(Event::Peer).boxed());
     let nodes = match &watched.place {
         Place::Node(name) => Config::default().fields(&format!("metadata.name={name}")),
-        Place::Gateway(_) => Config::default(),
+        // Nodes that stand for a peer are not of this cluster.
+        Place::Gateway(_) => Config::default().labels(&format!("!{TYPE}")),
     };
     streams.push(changes(Api::<NodeObject>::all(client.clone()), nodes).map(Event::Node).boxed());
     if matches!(watched.place, Place::Node(_)) {

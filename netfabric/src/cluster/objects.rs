@@ -3,6 +3,7 @@
 
 use crate::access::{Access, Pod};
 use crate::topology::{Gateway, GatewayState, Node, Peer};
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use kube::Resource;
 use kube::api::ObjectMeta;
@@ -31,6 +32,8 @@ struct NodeSpec {
 struct NodeStatus {
     #[serde(default)]
     addresses: Vec<NodeAddress>,
+    #[serde(default)]
+    conditions: Vec<Condition>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -46,6 +49,7 @@ impl From<NodeObject> for Node {
         Self {
             addresses: internal.filter_map(|address| address.address.parse().ok()).collect(),
             pod_cidrs: object.spec.pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
+            ready: is_ready(&object.status.conditions),
         }
     }
 }
@@ -95,6 +99,10 @@ struct Address {
     ip: IpAddr,
 }
 
+fn is_ready(conditions: &[Condition]) -> bool {
+    conditions.iter().any(|condition| condition.kind == "Ready" && condition.status == "True")
+}
+
 impl PodObject {
     /// The gateway it is; none before it has an address, and after it has ended.
     pub(super) fn gateway(self) -> Option<Gateway> {
@@ -102,8 +110,7 @@ impl PodObject {
         if status.phase != "Running" || status.pod_ips.is_empty() {
             return None;
         }
-        let is_ready = status.conditions.iter().any(|it| it.kind == "Ready" && it.status == "True");
-        let state = match (self.metadata.deletion_timestamp, is_ready) {
+        let state = match (self.metadata.deletion_timestamp, is_ready(&status.conditions)) {
             (Some(_), _) => GatewayState::Leaving,
             (None, true) => GatewayState::Ready,
             (None, false) => GatewayState::Doubtful,
@@ -156,6 +163,8 @@ struct PeerStatus {
 struct Network {
     #[serde(default, rename = "podCIDRs")]
     pod_cidrs: Vec<PodCidr>,
+    #[serde(default, rename = "ourExternalCIDRs")]
+    our_external_cidrs: Vec<String>,
     #[serde(default)]
     tunnels: Vec<Tunnel>,
 }
@@ -170,11 +179,15 @@ struct Tunnel {
 impl From<PeerObject> for Peer {
     fn from(object: PeerObject) -> Self {
         let network = object.status.and_then(|status| status.network).unwrap_or_default();
-        let Network { pod_cidrs, tunnels } = network;
+        let Network { pod_cidrs, our_external_cidrs, tunnels } = network;
+        let is_of_pods = |cidr: &&PodCidr| !cidr.transit && !cidr.external;
+        let seen = |(_, seen): (IpNet, IpNet)| seen;
         let access = object.spec.and_then(|spec| spec.network).and_then(|network| network.access);
         let down = tunnels.into_iter().filter(|tunnel| !tunnel.up);
         Self {
-            prefixes: pod_cidrs.iter().filter_map(PodCidr::prefixes).map(|(_, seen)| seen).collect(),
+            prefixes: pod_cidrs.iter().filter_map(PodCidr::prefixes).map(seen).collect(),
+            pods: pod_cidrs.iter().filter(is_of_pods).filter_map(PodCidr::prefixes).map(seen).collect(),
+            external: our_external_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
             unreached_by: down.map(|tunnel| tunnel.gateway).collect(),
             uid: object.metadata.uid,
             access: access.as_ref().and_then(Access::read),
@@ -216,10 +229,14 @@ mod tests {
         let node: NodeObject = serde_json::from_value(json!({
             "metadata": {"name": "n"},
             "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:1::/64"]},
-            "status": {"addresses": [{"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": "192.0.2.1"}]}
+            "status": {
+                "addresses": [{"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": "192.0.2.1"}],
+                "conditions": [{"type": "DiskPressure", "status": "False"}, {"type": "Ready", "status": "True"}]
+            }
         }))
         .unwrap();
         let node = Node::from(node);
+        assert!(node.ready);
         assert_eq!(node.addresses, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
         assert_eq!(node.pod_cidrs.len(), 2);
     }
@@ -229,12 +246,19 @@ mod tests {
         let peer = json!({
             "metadata": {"name": "p"}, "spec": {},
             "status": {"network": {
-                "podCIDRs": [{"real": "10.244.0.0/16", "seen": "10.201.0.0/16"}],
+                "podCIDRs": [
+                    {"real": "10.244.0.0/16", "seen": "10.201.0.0/16"},
+                    {"real": "10.9.0.0/16", "seen": "10.9.0.0/16", "transit": true},
+                    {"real": "203.0.113.9/32", "seen": "10.255.0.0/32", "external": true},
+                ],
+                "ourExternalCIDRs": ["198.51.100.0/24"],
                 "tunnels": [{"gateway": "g-0", "up": true}, {"gateway": "g-1", "up": false}]
             }}
         });
         let peer = Peer::from(serde_json::from_value::<PeerObject>(peer).unwrap());
-        assert_eq!(peer.prefixes, ["10.201.0.0/16".parse().unwrap()].into());
+        assert_eq!(peer.prefixes.len(), 3);
+        assert_eq!(peer.pods, ["10.201.0.0/16".parse().unwrap()].into());
+        assert_eq!(peer.external, ["198.51.100.0/24".parse().unwrap()].into());
         assert_eq!(peer.unreached_by, ["g-1".to_owned()].into());
         let new: PeerObject = serde_json::from_value(json!({"metadata": {"name": "p"}})).unwrap();
         assert_eq!(Peer::from(new), Peer::default());

@@ -70,6 +70,8 @@ const NOT_MORE: u32 = 3;
 const NOT_LESS: u32 = 5;
 /// `NF_CT_STATE_BIT` of `IP_CT_ESTABLISHED` and `IP_CT_RELATED`.
 const STATES_CONNECTED: u32 = 1 << 1 | 1 << 2;
+/// `NF_CT_STATE_INVALID_BIT`.
+const STATE_INVALID: u32 = 1;
 /// `NFT_LOOKUP_F_INV`.
 const NOT_IN_SET: u32 = 1;
 const UDP: u8 = 17;
@@ -261,6 +263,16 @@ impl Expressions<'_> {
         });
     }
 
+    /// What a connection has of these states, against none.
+    fn state(&mut self, states: u32, operator: u32) {
+        // Key 0: the state, in the byte order of this machine.
+        self.add("ct", |ct| {
+            ct.put_be32(1, REGISTER).put_be32(2, 0);
+        });
+        self.mask(&states.to_ne_bytes());
+        self.compare(operator, &[0; 4]);
+    }
+
     fn condition(&mut self, condition: &Condition) {
         match condition {
             Condition::InDevice(name) => self.device(META_IN_NAME, name),
@@ -293,14 +305,8 @@ impl Expressions<'_> {
                 self.family(*v6);
                 self.protocol(ICMP[usize::from(*v6)]);
             }
-            Condition::Unconnected => {
-                // Key 0: the state, in the byte order of this machine.
-                self.add("ct", |ct| {
-                    ct.put_be32(1, REGISTER).put_be32(2, 0);
-                });
-                self.mask(&STATES_CONNECTED.to_ne_bytes());
-                self.compare(EQUAL, &[0; 4]);
-            }
+            Condition::Unconnected => self.state(STATES_CONNECTED, EQUAL),
+            Condition::Invalid => self.state(STATE_INVALID, NOT_EQUAL),
         }
     }
 
@@ -316,6 +322,7 @@ impl Expressions<'_> {
                 });
                 self.source_nat(address.is_ipv6());
             }
+            Action::Masquerade => self.add("masq", |_| {}),
             Action::Accept => self.verdict(libc::NF_ACCEPT, None),
             Action::Drop => {
                 self.add("counter", |_| {});

@@ -24,7 +24,7 @@ use std::time::Duration;
 pub(crate) const PEER: &str = "10.201.0.9";
 pub(crate) const PEER6: &str = "fd00:201::9";
 pub(crate) const NODE_PORT: u16 = 30_080;
-const ECHO: u16 = 7000;
+pub(crate) const ECHO: u16 = 7000;
 
 /// How the pod network and kube-proxy write NAT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,16 +137,24 @@ impl World {
                  iptables -t nat -A POSTROUTING -s 10.244.{number}.0/24 ! -d 10.244.0.0/16 -j MASQUERADE"
             ),
         });
+        self.set_node(number, "True");
+    }
+
+    /// What the cluster says of a node.
+    pub(crate) fn set_node(&self, number: usize, ready: &str) {
         self.cluster.set(
             NODES,
             &format!("node-{number}"),
             json!({
                 "metadata": {},
                 "spec": {"podCIDRs": [format!("10.244.{number}.0/24"), format!("fd00:244:0:{number}::/64")]},
-                "status": {"addresses": [
-                    {"type": "InternalIP", "address": format!("192.0.2.1{number}")},
-                    {"type": "InternalIP", "address": format!("2001:db8::1{number}")},
-                ]},
+                "status": {
+                    "addresses": [
+                        {"type": "InternalIP", "address": format!("192.0.2.1{number}")},
+                        {"type": "InternalIP", "address": format!("2001:db8::1{number}")},
+                    ],
+                    "conditions": [{"type": "Ready", "status": ready}],
+                },
             }),
         );
     }
@@ -176,13 +184,19 @@ impl World {
 
     /// What the peer may reach.
     pub(crate) fn set_access(&self, access: &Value) {
+        self.set_access_and_outside(access, &[]);
+    }
+
+    /// The same, and which hosts outside of the cluster it is offered.
+    pub(crate) fn set_access_and_outside(&self, access: &Value, outside: &[&str]) {
         let cidrs = json!([
             {"real": "10.244.0.0/16", "seen": "10.201.0.0/16"},
             {"real": "fd00:244::/32", "seen": "fd00:201::/32"},
         ]);
         // The API server keeps a null.
         let network = if access.is_null() { json!(null) } else { json!({"access": access}) };
-        let (spec, status) = (json!({"network": network}), json!({"network": {"podCIDRs": cidrs}}));
+        let status = json!({"network": {"podCIDRs": cidrs, "ourExternalCIDRs": outside}});
+        let spec = json!({ "network": network });
         self.cluster.set(PEERS, "milan", json!({"metadata": {"uid": "u"}, "spec": spec, "status": status}));
     }
 

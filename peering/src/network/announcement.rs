@@ -16,9 +16,14 @@ use thiserror::Error;
 pub(crate) const MAX_PREFIXES: usize = 256;
 /// Prefixes of pods in further clusters, as many as can be told of, or taken, beside these.
 pub(crate) const MAX_TRANSIT: usize = 32;
+/// Prefixes of hosts outside of a cluster.
+pub(crate) const MAX_EXTERNAL: usize = 16;
 /// Shortest prefixes taken: the largest private network, and what registries give to providers.
 const SHORTEST_V4: u8 = 8;
 const SHORTEST_V6: u8 = 32;
+/// Of hosts outside: the other side needs room for as many addresses.
+const SHORTEST_EXTERNAL_V4: u8 = 16;
+const SHORTEST_EXTERNAL_V6: u8 = 48;
 
 /// The network of a cluster, as it tells of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,6 +41,8 @@ pub(crate) struct Announcement {
     pub(crate) origins: BTreeMap<IpNet, Origin>,
     /// Pods of the other side may reach all pods here, from prefixes of which this is the digest.
     pub(crate) admits: Option<Hash>,
+    /// Prefixes of hosts outside that its pods reach through it; sorted, apart from all others.
+    pub(crate) external: Vec<IpNet>,
 }
 
 /// Whose pods those of a prefix in a further cluster are.
@@ -57,7 +64,7 @@ pub(super) fn mark(of: &str, to: &str) -> Hash {
 pub(crate) enum Invalid {
     /// It has too many prefixes.
     #[error(
-        "it names more than {MAX_PREFIXES} prefixes of pods, or {MAX_TRANSIT} of pods in further clusters"
+        "it names more than {MAX_PREFIXES} prefixes of pods, {MAX_TRANSIT} of pods in further clusters, or {MAX_EXTERNAL} of hosts outside"
     )]
     TooMany,
     /// A prefix is none.
@@ -102,6 +109,7 @@ impl Announcement {
             transit_cidrs: texts(&self.transit),
             taken_cidrs: texts(&self.taken),
             transit_origins: (0..).zip(&self.transit).filter_map(origin).collect(),
+            external_cidrs: texts(&self.external),
             admits: self.admits.map(|admits| admits.as_bytes().to_vec().into()).unwrap_or_default(),
         }
     }
@@ -112,7 +120,10 @@ impl TryFrom<proto::NetworkInfo> for Announcement {
 
     fn try_from(wire: proto::NetworkInfo) -> Result<Self, Invalid> {
         let further = [wire.transit_cidrs.len(), wire.taken_cidrs.len(), wire.transit_origins.len()];
-        if wire.pod_cidrs.len() > MAX_PREFIXES || further.iter().any(|number| *number > MAX_TRANSIT) {
+        if wire.pod_cidrs.len() > MAX_PREFIXES
+            || further.iter().any(|number| *number > MAX_TRANSIT)
+            || wire.external_cidrs.len() > MAX_EXTERNAL
+        {
             return Err(Invalid::TooMany);
         }
         // Before anything is made of them.
@@ -125,7 +136,8 @@ impl TryFrom<proto::NetworkInfo> for Announcement {
             Ok::<_, Invalid>(prefixes)
         };
         let (pod_cidrs, transit) = (prefixes(&wire.pod_cidrs)?, prefixes(&wire.transit_cidrs)?);
-        let mut all = [pod_cidrs.as_slice(), &transit].concat();
+        let external = wire.external_cidrs.iter().map(|text| outside(text)).collect::<Result<Vec<_>, _>>()?;
+        let mut all = [pod_cidrs.as_slice(), &transit, &external].concat();
         all.sort();
         // Sorted by address, a prefix can only share addresses with its neighbour.
         if let Some(pair) = all.windows(2).find(|pair| overlap(&pair[0], &pair[1])) {
@@ -148,6 +160,7 @@ impl TryFrom<proto::NetworkInfo> for Announcement {
             taken: prefixes(&wire.taken_cidrs)?,
             transit,
             admits: Hash::from_bytes(&wire.admits),
+            external,
         })
     }
 }
@@ -188,6 +201,22 @@ fn prefix(text: &str) -> Result<IpNet, Invalid> {
     Ok(prefix)
 }
 
+/// A prefix of hosts outside.
+///
+/// # Errors
+/// If it is none that peers take.
+pub(crate) fn outside(text: &str) -> Result<IpNet, Invalid> {
+    let prefix = prefix(text)?;
+    let shortest = if matches!(prefix, IpNet::V4(_)) { SHORTEST_EXTERNAL_V4 } else { SHORTEST_EXTERNAL_V6 };
+    if prefix.prefix_len() < shortest {
+        return Err(Invalid::Unfit {
+            prefix,
+            why: "it has too many addresses for the other side to find room",
+        });
+    }
+    Ok(prefix)
+}
+
 /// The address in an endpoint (host:port), if it is not a name.
 pub(super) fn address(endpoint: &str) -> Option<IpAddr> {
     let (host, _) = endpoint.rsplit_once(':')?;
@@ -224,6 +253,7 @@ mod tests {
                 Origin { cluster: mark("of", "to"), real: "10.244.0.0/16".parse().unwrap() },
             )]),
             admits: Some(mark("these", "those")),
+            external: vec!["192.0.2.8/32".parse().unwrap()],
         };
         assert_eq!(Announcement::try_from(announced.to_wire()), Ok(announced));
     }
@@ -267,6 +297,26 @@ mod tests {
         assert!(matches!(Announcement::try_from(further), Err(Invalid::Overlap(..))), "whose would they be?");
         let many: Vec<String> =
             (0..=MAX_PREFIXES).map(|at| format!("10.{}.{}.0/24", at / 200, at % 200)).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert!(told(&many[1..]).is_ok());
+        assert!(matches!(told(&many), Err(Invalid::TooMany)));
+    }
+
+    #[test]
+    fn hosts_outside_are_few_and_apart_from_all_else() {
+        let told = |external: &[&str]| {
+            Announcement::try_from(proto::NetworkInfo {
+                pod_cidrs: vec!["10.1.0.0/16".to_owned()],
+                external_cidrs: external.iter().map(|text| (*text).to_owned()).collect(),
+                ..proto::NetworkInfo::default()
+            })
+        };
+        assert!(told(&["192.0.0.0/16", "10.2.0.1/32", "2001:db8:1::/48"]).is_ok());
+        for bad in ["192.0.0.0/15", "2001:db8::/47", "169.254.169.254/32", "10.1.0.7/32", "0.0.0.0/0"] {
+            assert!(told(&[bad]).is_err(), "{bad}");
+        }
+        assert!(told(&["192.0.2.0/24", "192.0.2.7/32"]).is_err());
+        let many: Vec<String> = (0..=MAX_EXTERNAL).map(|at| format!("192.0.2.{at}/32")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert!(told(&many[1..]).is_ok());
         assert!(matches!(told(&many), Err(Invalid::TooMany)));
@@ -325,6 +375,7 @@ mod tests {
                 .map(|real| (real, Origin { cluster: mark("of", "to"), real }))
                 .collect(),
             admits: Some(mark("these", "those")),
+            external: prefixes(0x1237, MAX_EXTERNAL),
             ..Announcement::default()
         };
         // With room for gateways.

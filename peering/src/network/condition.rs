@@ -65,7 +65,7 @@ pub(super) fn of(
                 .to_owned(),
         );
     }
-    if network.pod_cidrs.is_empty() {
+    if network.own_pods().next().is_none() {
         return no(
             "PeerHasNoPodCIDR",
             "the peer does not know the prefixes of its pods; see its NetworkReady".to_owned(),
@@ -117,6 +117,11 @@ pub(super) fn of(
     if !direct.is_empty() {
         let direct: Vec<&str> = direct.into_iter().collect();
         message = format!("{message}; its pods in {} are reached there", direct.join(", "));
+    }
+    let outside = network.pod_cidrs.iter().filter(|cidr| cidr.external);
+    let outside: Vec<String> = outside.map(|cidr| format!("{} as {}", cidr.real, cidr.seen)).collect();
+    if !outside.is_empty() {
+        message = format!("{message}; hosts outside are reached through it, {}", outside.join(", "));
     }
     let through = further().filter(|cidr| cidr.used_direct().is_none());
     let further: Vec<&str> = through.map(|cidr| cidr.seen.as_str()).collect();

@@ -8,7 +8,7 @@ use super::ipam::{Mapping, moved};
 use super::own::{Own, common_families};
 use super::{Heard, is_peered};
 use ipnet::IpNet;
-use liquid_crds::{AccessSpec, ClusterId, DirectCidr, NetworkStatus, Peer};
+use liquid_crds::{ClusterId, DirectCidr, NetworkSpec, NetworkStatus, Peer};
 use liquid_link::digest::Hash;
 
 /// Whether the pods of a peer can be sent to.
@@ -104,11 +104,11 @@ pub(super) fn digest(prefixes: &[IpNet]) -> Hash {
     Hash::of(texts.join(",").as_bytes())
 }
 
-fn is_open(peer: &Peer) -> bool {
-    let access = peer.spec.network.as_ref().and_then(|network| network.access.as_ref());
+/// Whether pods of the peer may reach all pods here.
+pub(super) fn is_open(peer: &Peer) -> bool {
     is_peered(peer)
         && peer.metadata.deletion_timestamp.is_none()
-        && !access.is_some_and(AccessSpec::restricts)
+        && peer.spec.network.as_ref().is_none_or(NetworkSpec::is_open)
 }
 
 /// Whether a gateway of this cluster reaches one of the peer's.

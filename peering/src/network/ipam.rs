@@ -140,6 +140,42 @@ pub(crate) fn assign_some(
     (assigned, no_room)
 }
 
+/// How prefixes of hosts outside of a peer are seen: each under an image of its own size, for what has these addresses here is not
+/// known. They keep to the last block of a pool as long as that has room; `known` as in [`assign`], nothing is in `taken`.
+pub(crate) fn assign_outside(
+    real: &[IpNet],
+    known: &[Mapping],
+    taken: &[IpNet],
+    space: &Space,
+) -> (Vec<Mapping>, Option<IpNet>) {
+    let mut taken: Vec<IpNet> = taken.iter().chain(&space.reserved).copied().collect();
+    let is_free = |prefix: &IpNet, taken: &[IpNet]| !taken.iter().any(|taken| overlap(taken, prefix));
+    let kept: Vec<&Mapping> = known.iter().filter(|it| real.contains(&it.real)).collect();
+    let kept: Vec<&Mapping> = kept.into_iter().filter(|it| is_free(&it.seen, &taken)).collect();
+    taken.extend(kept.iter().map(|it| it.seen));
+    let (mut assigned, mut no_image) = (Vec::with_capacity(real.len()), None);
+    for real in real {
+        let known = kept.iter().find(|it| it.real == *real).map(|it| it.seen);
+        let anew = || {
+            let in_pool = |pool: &IpNet| {
+                let last = block(&IpNet::from(pool.broadcast()));
+                let last = Some(last).filter(|last| pool.contains(last));
+                let within = |pool: &IpNet| gap(pool, real.prefix_len(), &taken, 0);
+                last.as_ref().and_then(within).or_else(|| within(pool))
+            };
+            space.pool.iter().filter(|pool| pool.max_prefix_len() == real.max_prefix_len()).find_map(in_pool)
+        };
+        match known.or_else(anew) {
+            Some(seen) => {
+                taken.push(seen);
+                assigned.push(Mapping { real: *real, seen });
+            }
+            None => no_image = no_image.or(Some(*real)),
+        }
+    }
+    (assigned, no_image)
+}
+
 /// `prefix`, which lies within `from` or holds it, moved as `from` is moved to `to`.
 pub(super) fn moved(prefix: &IpNet, from: &IpNet, to: &IpNet) -> IpNet {
     if prefix.prefix_len() <= from.prefix_len() {
@@ -237,6 +273,23 @@ mod tests {
         .unwrap();
         assert_eq!(seen[0], Mapping { real: net("10.244.0.0/16"), seen: net("10.195.0.0/16") });
         assert_eq!(seen[1], Mapping { real: net("fd00:10:244::/56"), seen: net("fd6c:6971:3::/56") });
+    }
+
+    #[test]
+    fn hosts_outside_have_images_of_their_own_size_side_by_side() {
+        let hosts = nets(&["192.0.2.8/32", "198.51.100.0/24", "2001:db8::7/128"]);
+        let (found, none) = assign_outside(&hosts, &[], &nets(&["10.255.0.0/24"]), &space(&[]));
+        assert_eq!(none, None);
+        let seen: Vec<IpNet> = found.iter().map(|it| it.seen).collect();
+        assert_eq!(seen[..2], nets(&["10.255.1.0/32", "10.255.2.0/24"]));
+        assert!(net("fd6c:6971::/32").contains(&seen[2]));
+        let more = [hosts.as_slice(), &nets(&["192.0.2.9/32"])].concat();
+        let (then, _) = assign_outside(&more, &found, &[], &space(&[]));
+        assert_eq!(then[..3], found);
+        let (moved, _) = assign_outside(&hosts, &found, &nets(&["10.255.1.0/32"]), &space(&[]));
+        assert_ne!(moved[0], found[0]);
+        let nowhere = Space { reserved: Vec::new(), pool: nets(&["10.0.0.0/30"]) };
+        assert_eq!(assign_outside(&hosts[..2], &[], &[], &nowhere).0.len(), 1, "for which there is room");
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod transit_pods;
 
 use crate::args::NetworkArgs;
 use announcement::Announcement;
+pub(crate) use announcement::{MAX_EXTERNAL, outside};
 use futures::Stream;
 use invitation::Invited;
 use kube::{Client, ResourceExt as _};

@@ -1,7 +1,7 @@
 //! What there is to know of this cluster's own network: the prefixes of its pods, its gateways, and which addresses
 //! have a meaning here.
 
-use super::announcement::{Announcement, MAX_PREFIXES, address};
+use super::announcement::{Announcement, MAX_PREFIXES, address, overlap};
 use super::ipam::block;
 use super::keys;
 use crate::args::NetworkArgs;
@@ -34,6 +34,8 @@ pub(crate) struct Own {
     pub(crate) announcement: Announcement,
     /// Addresses that mean something here.
     pub(crate) reserved: Vec<IpNet>,
+    /// What is configured as outside of this cluster although addresses of this cluster are among it.
+    pub(crate) withheld: Vec<IpNet>,
     /// Gateways whose pods are Ready, by their names.
     pub(crate) ready: BTreeSet<String>,
     /// All gateways there are, by their names: those with a Service, and those with a pod.
@@ -203,16 +205,34 @@ impl Picture {
             .chain(self.service_cidrs.values().flatten().copied())
             .chain(self.services_around)
             .chain(nodes().flat_map(|node| node.addresses.iter().copied()))
-            .chain(settings.reserved_cidrs.iter().copied())
             .collect();
+        let is_ours = |cidr: &IpNet| reserved.iter().any(|ours| overlap(ours, cidr));
+        let mut external = without_nested(&settings.external_cidrs);
+        external.retain(|cidr| pod_cidrs.iter().any(|pods| is_v4(pods) == is_v4(cidr)));
+        let (withheld, external): (Vec<_>, Vec<_>) = external.into_iter().partition(is_ours);
+        reserved.extend(settings.reserved_cidrs.iter().chain(&external));
         reserved.sort();
         reserved.dedup();
         let ready = self.ready.iter().filter(|(_, ready)| **ready).map(|(name, _)| name.clone()).collect();
         let announcement =
-            Announcement { pod_cidrs, gateways: gateways.collect(), ..Announcement::default() };
+            Announcement { pod_cidrs, gateways: gateways.collect(), external, ..Announcement::default() };
         let gateways = self.services.keys().chain(self.ready.keys()).cloned().collect();
-        Own { announcement, reserved, ready, gateways }
+        Own { announcement, reserved, withheld, ready, gateways }
     }
+}
+
+/// These prefixes, sorted, without those that are in others.
+fn without_nested(prefixes: &[IpNet]) -> Vec<IpNet> {
+    let mut apart: Vec<IpNet> = Vec::new();
+    let mut sorted = prefixes.to_vec();
+    sorted.sort();
+    for prefix in sorted {
+        // Wider ones come first.
+        if !apart.last().is_some_and(|last| last.contains(&prefix)) {
+            apart.push(prefix);
+        }
+    }
+    apart
 }
 
 /// Keeps what `of` makes of the objects, by their names.
@@ -369,6 +389,31 @@ mod tests {
                 && own.reserved.contains(&nets(&["172.16.0.0/12"])[0])
         );
         assert_eq!(own.announcement.gateways[0].endpoints, ["gw.example:51820"]);
+    }
+
+    #[test]
+    fn hosts_outside_are_told_of_if_they_are_outside_and_pods_have_addresses_like_them() {
+        let settings = NetworkArgs {
+            external_cidrs: nets(&[
+                "198.51.100.0/24",
+                "198.51.100.9/32",
+                "203.0.113.7/32",
+                "2001:db8::7/128",
+            ]),
+            ..NetworkArgs::default()
+        };
+        let own = picture().own(&settings, &keys());
+        assert_eq!(own.announcement.external, nets(&["198.51.100.0/24", "203.0.113.7/32"]));
+        assert!(own.withheld.is_empty());
+        assert!(own.announcement.external.iter().all(|cidr| own.reserved.contains(cidr)));
+        for ours in ["10.244.200.0/24", "10.96.0.1/32", "192.0.2.0/24"] {
+            let settings = NetworkArgs { external_cidrs: nets(&[ours]), ..NetworkArgs::default() };
+            let own = picture().own(&settings, &keys());
+            assert_eq!((own.announcement.external, own.withheld), (vec![], nets(&[ours])));
+            assert_eq!(own.reserved.len(), 4, "and it is in nobody's way");
+        }
+        let nothing = Picture::default().own(&settings, &keys());
+        assert!(nothing.announcement.external.is_empty(), "where there are no pods, nobody reaches them");
     }
 
     #[test]

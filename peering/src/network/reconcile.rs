@@ -5,9 +5,9 @@ use super::condition::{self, Trouble};
 use super::direct::{Neighbours, is_behind, is_reached, reach};
 use super::guest::guest;
 use super::invitation::Invited;
-use super::ipam::{Mapping, NoRoom, Others, Space, assign, assign_some};
+use super::ipam::{Mapping, NoRoom, Others, Space, assign, assign_outside, assign_some};
 use super::own::{Own, addresses, common_families};
-use super::transit::{Shared, Told, takes, told};
+use super::transit::{Shared, Told, about_external, external, takes, told};
 use super::{CONDITION, Heard, Network, is_peered, name, seed};
 use crate::status::{Report, report};
 use ipnet::IpNet;
@@ -256,12 +256,15 @@ fn wanted<'a, 'h>(
     };
     let mut own_claims = recorded_claims(|mapped| &mapped.own);
     let mut transit_claims = recorded_claims(|mapped| &mapped.transit);
+    let mut external_claims =
+        Claims(peered.iter().map(|(name, _, known)| (*name, seen(&known.external))).collect());
 
     // First the pods of all peers themselves: those in further clusters are never in their way.
     let mut views = Vec::with_capacity(peered.len());
     for (name, peer, known) in &peered {
         let said = heard_of(peer, known, own, word(peer));
-        let others = Others { firm: &own_claims.others(name), soft: &transit_claims.others(name) };
+        let soft: Vec<IpNet> = transit_claims.others(name).into_iter().chain(external_claims.all()).collect();
+        let others = Others { firm: &own_claims.others(name), soft: &soft };
         let found = assign(&said.theirs.pod_cidrs, &known.own, others, &space, seed(peer));
         own_claims.0.insert(name, claimed(found.as_deref().unwrap_or_default()));
         views.push((said, found));
@@ -280,9 +283,19 @@ fn wanted<'a, 'h>(
             &[]
         };
         let others: Vec<IpNet> = own_claims.all().chain(transit_claims.others(name)).collect();
-        let others = Others { firm: &others, soft: &[] };
+        let others = Others { firm: &others, soft: &external_claims.all().collect::<Vec<_>>() };
         let (transit, without_room) = assign_some(further, &known.transit, others, &space, seed(peer));
         transit_claims.0.insert(name, claimed(&transit));
+        // Hosts outside may have the addresses of others here, of which nothing is known: they always get an image.
+        let outside = if takes(peer) && found.as_ref().is_ok_and(|own| !own.is_empty()) {
+            said.theirs.external.as_slice()
+        } else {
+            &[]
+        };
+        let others: Vec<IpNet> =
+            own_claims.all().chain(transit_claims.all()).chain(external_claims.others(name)).collect();
+        let (external, no_image) = assign_outside(outside, &known.external, &others, &space);
+        external_claims.0.insert(name, seen(&external));
         let (own_pods, no_room) = match found {
             Ok(found) => (found.clone(), None),
             Err(error) => (Vec::new(), Some(error.clone())),
@@ -300,7 +313,12 @@ fn wanted<'a, 'h>(
             Some((*real, direct))
         };
         let direct = transit.iter().filter_map(besides).collect();
-        let view = View { mapped: Mapped { own: own_pods, transit, direct }, no_room, without_room };
+        let view = View {
+            mapped: Mapped { own: own_pods, transit, direct, external },
+            no_room,
+            without_room,
+            no_image,
+        };
         let told = told(name, peers, given.shared, taken, !given.impatient.contains(*name));
         all.push((*peer, status_of(peer, own, word(peer), said, &view, told)));
     }
@@ -337,6 +355,7 @@ fn heard_of<'a>(peer: &Peer, known: &Mapped, own: &Own, word: Word<'a>) -> Said<
         pod_cidrs: known.own.iter().map(|mapping| mapping.real).collect(),
         gateways: gateways(),
         transit: known.transit.iter().map(|mapping| mapping.real).collect(),
+        external: known.external.iter().map(|mapping| mapping.real).collect(),
         ..Announcement::default()
     };
     // What a peer told before this process began holds until it says something else.
@@ -363,6 +382,7 @@ fn heard_of<'a>(peer: &Peer, known: &Mapped, own: &Own, word: Word<'a>) -> Said<
     }
     theirs.pod_cidrs = common;
     theirs.transit = common_families(&own.announcement.pod_cidrs, &theirs.transit);
+    theirs.external = common_families(&own.announcement.pod_cidrs, &theirs.external);
     Said { theirs, trouble }
 }
 
@@ -373,6 +393,8 @@ struct View {
     no_room: Option<NoRoom>,
     /// There is none for some of those in further clusters.
     without_room: Option<NoRoom>,
+    /// There is none for hosts outside of this prefix.
+    no_image: Option<IpNet>,
 }
 
 /// What the `Peer` should show.
@@ -382,6 +404,7 @@ fn status_of(peer: &Peer, own: &Own, word: Word<'_>, said: &Said<'_>, view: &Vie
         pod_cidrs: view.mapped.shown().collect(),
         transit: told.cidrs,
         our_pod_cidrs: own.announcement.pod_cidrs.iter().map(ToString::to_string).collect(),
+        our_external_cidrs: external(own, peer).iter().map(ToString::to_string).collect(),
         gateways: said.theirs.gateways.clone(),
         guest: guest(word.invited, status.as_ref(), &own.ready),
         // The gateways write these.
@@ -393,6 +416,15 @@ fn status_of(peer: &Peer, own: &Own, word: Word<'_>, said: &Said<'_>, view: &Vie
     if let Some(why) = &view.without_room {
         update.message =
             format!("{}; not all its pods in further clusters are reached: {why}", update.message);
+    }
+    if let Some(prefix) = &view.no_image {
+        update.message = format!(
+            "{}; not all hosts outside are reached through it: no pool has room for {prefix}; see network.remapPool",
+            update.message
+        );
+    }
+    if let Some(external) = about_external(own, peer) {
+        update.message = format!("{}; {external}", update.message);
     }
     if !told.left_out.is_empty() {
         update.message = format!(
@@ -419,6 +451,8 @@ struct Mapped {
     transit: Vec<Mapping>,
     /// Of these, those that are in other peers.
     direct: BTreeMap<IpNet, DirectCidr>,
+    /// Hosts outside that are reached through it.
+    external: Vec<Mapping>,
 }
 
 impl Mapped {
@@ -428,7 +462,8 @@ impl Mapped {
             direct: self.direct.get(real).cloned(),
             ..PodCidr::transit(real, seen)
         });
-        own.chain(transit)
+        let external = self.external.iter().map(|Mapping { real, seen }| PodCidr::external(real, seen));
+        own.chain(transit).chain(external)
     }
 }
 
@@ -438,11 +473,19 @@ fn recorded(peer: &Peer) -> Mapped {
     let mut mapped = Mapped::default();
     for cidr in network.into_iter().flat_map(|network| &network.pod_cidrs) {
         let Some((real, seen)) = cidr.prefixes() else { continue };
-        let of = if cidr.transit { &mut mapped.transit } else { &mut mapped.own };
+        let of = match cidr {
+            PodCidr { external: true, .. } => &mut mapped.external,
+            PodCidr { transit: true, .. } => &mut mapped.transit,
+            _ => &mut mapped.own,
+        };
         of.push(Mapping { real, seen });
         mapped.direct.extend(cidr.direct.clone().map(|direct| (real, direct)));
     }
     mapped
+}
+
+fn seen(mapped: &[Mapping]) -> Vec<IpNet> {
+    mapped.iter().map(|mapping| mapping.seen).collect()
 }
 
 fn claimed(mapped: &[Mapping]) -> Vec<IpNet> {
@@ -693,6 +736,32 @@ mod tests {
             found[..1],
             "not wanted here"
         );
+    }
+
+    #[test]
+    fn hosts_outside_have_an_image_where_the_peers_pods_run_and_keep_it() {
+        let (name, mut hub) = peer("hub", &[]);
+        let pool = nets(&["10.192.0.0/15"]);
+        let told = Heard::Told(Announcement {
+            pod_cidrs: nets(&["10.244.0.0/24"]),
+            external: nets(&["192.0.2.8/32", "198.51.100.0/24"]),
+            ..Announcement::default()
+        });
+        let outside = |hub: &Peer| {
+            let peers = BTreeMap::from([(name.clone(), hub.clone())]);
+            only(found(&peers, &own(), |_| said(&told), &pool))
+        };
+        assert_eq!(outside(&hub).pod_cidrs.len(), 1, "none of its pods run here");
+        hub.spec.lend = Some(liquid_crds::LendSpec::default());
+        let network = outside(&hub);
+        let external = [
+            PodCidr::external("192.0.2.8/32", "10.193.0.0/32"),
+            PodCidr::external("198.51.100.0/24", "10.193.1.0/24"),
+        ];
+        assert_eq!(network.pod_cidrs[1..], external);
+        hub.status.as_mut().unwrap().network = Some(network.clone());
+        assert_eq!(outside(&hub), network);
+        assert_eq!(network.own_pods().count(), 1);
     }
 
     #[test]

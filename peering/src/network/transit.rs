@@ -5,7 +5,7 @@
 //! that, packets would be dropped on one side.
 
 use super::announcement::{Announcement, MAX_TRANSIT, Origin, mark, overlap};
-use super::direct::admits;
+use super::direct::{admits, is_open};
 use super::ipam::moved;
 use super::own::{Own, is_v4};
 use ipnet::IpNet;
@@ -150,6 +150,38 @@ fn is_of(entry: &TransitCidr, peer: &str, prefix: &IpNet) -> bool {
     entry.peer == peer && entry.seen.parse().is_ok_and(|seen| overlap(&seen, prefix))
 }
 
+/// The hosts outside of this cluster that are offered to its pods in the peer. A peer that is not let in everywhere here gets no
+/// further either: there are no rules for that.
+pub(super) fn external(own: &Own, peer: &Peer) -> Vec<IpNet> {
+    let offered = peer.spec.consume.is_some() && is_open(peer);
+    if offered { own.announcement.external.clone() } else { Vec::new() }
+}
+
+/// What there is to say at home of hosts outside that are offered, or not, to pods in the peer.
+pub(super) fn about_external(own: &Own, peer: &Peer) -> Option<String> {
+    let list = |of: &[IpNet]| of.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let all = &own.announcement.external;
+    let restricted = peer.spec.network.as_ref().is_some_and(|network| !network.is_open());
+    let mut said = Vec::new();
+    if peer.spec.consume.is_none() {
+        return None;
+    } else if !all.is_empty() && restricted {
+        said.push(format!(
+            "hosts outside ({}) are not offered to it, because its access is restricted",
+            list(all)
+        ));
+    } else if !all.is_empty() {
+        said.push(format!("pods of this cluster there reach hosts outside of this cluster: {}", list(all)));
+    }
+    if !own.withheld.is_empty() {
+        said.push(format!(
+            "{} cannot be offered: addresses of pods, Services or nodes of this cluster are among these",
+            list(&own.withheld)
+        ));
+    }
+    (!said.is_empty()).then(|| said.join("; "))
+}
+
 /// What this cluster tells the peer with this identity.
 pub(super) fn announcement(own: &Own, peers: &BTreeMap<String, Peer>, to: &ClusterId) -> Announcement {
     let peer = peers.values().find(|peer| peer.spec.cluster_id == to.as_str());
@@ -170,7 +202,11 @@ pub(super) fn announcement(own: &Own, peers: &BTreeMap<String, Peer>, to: &Clust
     let taken = taken.filter_map(PodCidr::prefixes).map(|(real, _)| real).collect();
     let known: Vec<IpNet> = peer.into_iter().flat_map(own_prefixes).map(|(real, _)| real).collect();
     let admits = peer.and_then(|peer| admits(peer, &known));
-    Announcement { transit, taken, origins, admits, ..own.announcement.clone() }
+    // While images make room for what is new, some may still be there.
+    let apart = |cidr: &IpNet| !transit.iter().any(|transit| overlap(transit, cidr));
+    let external = peer.map(|peer| external(own, peer)).unwrap_or_default();
+    let external = external.into_iter().filter(apart).collect();
+    Announcement { transit, taken, origins, admits, external, ..own.announcement.clone() }
 }
 
 #[cfg(test)]
@@ -218,6 +254,35 @@ mod tests {
 
     fn shown(told: &[TransitCidr]) -> Vec<(&str, &str, bool)> {
         told.iter().map(|cidr| (cidr.peer.as_str(), cidr.seen.as_str(), cidr.ready)).collect()
+    }
+
+    #[test]
+    fn hosts_outside_are_offered_where_pods_of_this_cluster_run_and_access_is_not_restricted() {
+        let external = vec![net("192.0.2.8/32"), net("10.202.7.0/24")];
+        let announcement = Announcement { external, ..Announcement::default() };
+        let own = Own { announcement, withheld: vec![net("192.0.2.0/24")], ..Own::default() };
+        let mut peers = peers();
+        let told = |peers: &BTreeMap<String, Peer>| {
+            let peer = &peers["b"];
+            let told = super::announcement(&own, peers, &id(1).parse().unwrap()).external;
+            (super::external(&own, peer).len(), told, about_external(&own, peer))
+        };
+        let (offered, all, said) = told(&peers);
+        assert_eq!((offered, all), (2, own.announcement.external.clone()));
+        let said = said.unwrap();
+        assert!(said.contains("reach hosts outside of this cluster: 192.0.2.8/32"), "{said}");
+        assert!(said.contains("192.0.2.0/24 cannot be offered"), "{said}");
+        let network = peers.get_mut("b").unwrap().status.as_mut().unwrap().network.as_mut().unwrap();
+        network.transit =
+            vec![TransitCidr { peer: "c".to_owned(), seen: "10.202.0.0/16".to_owned(), ready: true }];
+        assert_eq!(told(&peers).1, [net("192.0.2.8/32")], "what lies in the way is told of later");
+        let access = AccessSpec { default: Verdict::Deny, ..AccessSpec::default() };
+        let network = NetworkSpec { access: Some(access), ..NetworkSpec::default() };
+        peers.get_mut("b").unwrap().spec.network = Some(network);
+        let (offered, all, said) = told(&peers);
+        assert!(offered == 0 && all.is_empty() && said.unwrap().contains("are not offered to it"));
+        peers.get_mut("b").unwrap().spec.consume = None;
+        assert_eq!(told(&peers), (0, vec![], None));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Which peers have namespaces of this cluster in common, and the addresses of its pods in these: packets between them are
-//! passed on. Gateways may not read pods, so they are told by a ConfigMap. Where no two peers have a namespace in common,
-//! no pod is followed.
+//! passed on. And the addresses of its pods in peers that are offered hosts outside: their packets to these are let through.
+//! Gateways may not read pods, so they are told by a ConfigMap. Other pods are not followed.
 
 use super::transit::{Shared, own_pods};
 use futures::StreamExt as _;
@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::runtime::watcher::Config;
 use kube::{Api, Client, ResourceExt as _};
-use liquid_crds::vocabulary::{GATEWAY_TRANSIT, MANAGED_BY, MANAGED_BY_LIQUID, TRANSIT_PODS};
+use liquid_crds::vocabulary::{GATEWAY_TRANSIT, MANAGED_BY, MANAGED_BY_LIQUID, OUTWARD_PODS, TRANSIT_PODS};
 use liquid_crds::{NamespaceOffloading, Peer};
 use liquid_runtime::pods::{self, MAX_WATCHES};
 use liquid_runtime::watch::{Change, ObjectName, Scoped, changes};
@@ -59,6 +59,7 @@ pub(super) async fn observe(
     let mut written: Option<Written> = None;
     let mut publish: Option<Instant> = None;
     let mut paused_until = Instant::now();
+    peers.mark_changed();
     let gathered = || Instant::now() + GATHER;
     loop {
         tokio::select! {
@@ -70,9 +71,7 @@ pub(super) async fn observe(
                         *known = Some(index.shared.clone());
                         changed
                     });
-                    let scopes = index.scopes();
-                    index.keep(&scopes);
-                    watches.follow(scopes, |scope| pods::pods(&client, scope.as_deref()));
+                    watches.follow(index.narrowed(), |scope| pods::pods(&client, scope.as_deref()));
                     publish.get_or_insert_with(gathered);
                 }
             }
@@ -95,28 +94,30 @@ pub(super) async fn observe(
                 if changed.is_err() {
                     return;
                 }
+                if let Some(peers) = &*peers.borrow_and_update() && index.offer(peers) {
+                    watches.follow(index.narrowed(), |scope| pods::pods(&client, scope.as_deref()));
+                }
                 publish.get_or_insert_with(gathered);
             }
             () = sleep_until(publish.unwrap_or(paused_until).max(paused_until)), if publish.is_some() => {
                 publish = None;
                 let Some(before) = &written else { continue };
-                let known = peers.borrow_and_update().clone();
-                let wanted = known.and_then(|peers| index.wanted(&peers));
-                let Some(wanted) = wanted.filter(|wanted| wanted.text != before.text) else { continue };
+                let wanted = peers.borrow().as_ref().and_then(|peers| index.wanted(peers));
+                let Some(wanted) = wanted.filter(|wanted| wanted.texts() != before.texts()) else { continue };
                 match write(&config_maps, &wanted).await {
                     Ok(()) => {
                         info!(
                             addresses = wanted.count,
-                            "pods whose packets are passed on from peer to peer published"
+                            "pods in peers whose packets are let through to other peers or hosts outside published"
                         );
                         if wanted.is_cut {
-                            warn!("there are more of them than fit: the others reach no pod in another peer");
+                            warn!("there are more of them than fit: the others reach no pod in another peer, or no host outside");
                         }
                         paused_until = Instant::now() + PAUSE_PER_ADDRESS * wanted.count;
                         written = Some(wanted);
                     }
                     Err(error) => {
-                        warn!(%error, "pods whose packets are passed on not published; trying again");
+                        warn!(%error, "pods whose packets are let through not published; trying again");
                         publish = Some(Instant::now() + RETRY_PAUSE);
                     }
                 }
@@ -128,26 +129,26 @@ pub(super) async fn observe(
 /// What the ConfigMap holds: addresses in their order, with spaces between them. There is none if there are none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Written {
-    text: String,
+    transit: String,
+    outward: String,
     /// Addresses, and whether there are more for which there is no room.
     count: u32,
     is_cut: bool,
 }
 
 impl Written {
-    fn of(addresses: &BTreeSet<IpAddr>) -> Self {
-        let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-        Self::from_text(texts.join(" "))
-    }
-
     fn read(config_map: &ConfigMap) -> Self {
-        let text = config_map.data.as_ref().and_then(|data| data.get(TRANSIT_PODS));
-        Self::from_text(text.cloned().unwrap_or_default())
+        let text = |key| config_map.data.as_ref().and_then(|data| data.get(key)).cloned().unwrap_or_default();
+        Self::new(text(TRANSIT_PODS), text(OUTWARD_PODS))
     }
 
-    fn from_text(text: String) -> Self {
-        let count = u32::try_from(text.split_whitespace().count()).unwrap_or(u32::MAX);
-        Self { text, count, is_cut: false }
+    fn new(transit: String, outward: String) -> Self {
+        let count = [&transit, &outward].into_iter().flat_map(|text| text.split_whitespace()).count();
+        Self { transit, outward, count: u32::try_from(count).unwrap_or(u32::MAX), is_cut: false }
+    }
+
+    fn texts(&self) -> [(&str, &str); 2] {
+        [(TRANSIT_PODS, &self.transit), (OUTWARD_PODS, &self.outward)]
     }
 }
 
@@ -158,13 +159,15 @@ async fn write(config_maps: &Api<ConfigMap>, wanted: &Written) -> Result<(), kub
             _ => Ok(()),
         };
     }
+    let texts = wanted.texts().into_iter().filter(|(_, text)| !text.is_empty());
+    let texts = texts.map(|(key, text)| (key.to_owned(), text.to_owned()));
     let published = ConfigMap {
         metadata: ObjectMeta {
             name: Some(GATEWAY_TRANSIT.to_owned()),
             labels: Some(BTreeMap::from([(MANAGED_BY.to_owned(), MANAGED_BY_LIQUID.to_owned())])),
             ..ObjectMeta::default()
         },
-        data: Some(BTreeMap::from([(TRANSIT_PODS.to_owned(), wanted.text.clone())])),
+        data: Some(texts.collect()),
         ..ConfigMap::default()
     };
     let apply = PatchParams::apply("liquid-controller").force();
@@ -181,6 +184,8 @@ struct Index {
     /// What these namespaces mean: which peers have some in common, and which of them have pods that may take part, because
     /// they are in one of these peers.
     shared: Shared,
+    /// The peers that are offered hosts outside.
+    offered: BTreeSet<String>,
     followed: BTreeSet<String>,
     pods: BTreeMap<ObjectName, Vec<IpAddr>>,
     /// What was listed to the end.
@@ -213,11 +218,31 @@ impl Index {
             return false;
         }
         self.shared = Shared::new(self.namespaces.values());
-        let peers = self.shared.peers();
-        let followed =
-            self.namespaces.iter().filter(|(_, of)| of.iter().any(|it| peers.contains(it.as_str())));
-        self.followed = followed.map(|(name, _)| name.clone()).collect();
         true
+    }
+
+    /// Takes note of who is offered hosts outside; returns whether these are others.
+    fn offer(&mut self, peers: &BTreeMap<String, Peer>) -> bool {
+        let is_offered = |peer: &Peer| {
+            let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
+            network.is_some_and(|network| !network.our_external_cidrs.is_empty())
+        };
+        let offered =
+            peers.iter().filter(|(_, peer)| is_offered(peer)).map(|(name, _)| name.clone()).collect();
+        let changed = self.offered != offered;
+        self.offered = offered;
+        changed
+    }
+
+    /// Confines itself to pods that matter; returns where these are.
+    fn narrowed(&mut self) -> BTreeSet<Scope> {
+        let shared = self.shared.peers();
+        let matters = |peer: &String| shared.contains(peer.as_str()) || self.offered.contains(peer);
+        let followed = self.namespaces.iter().filter(|(_, peers)| peers.iter().any(matters));
+        self.followed = followed.map(|(name, _)| name.clone()).collect();
+        let scopes = self.scopes();
+        self.keep(&scopes);
+        scopes
     }
 
     fn scopes(&self) -> BTreeSet<Scope> {
@@ -258,25 +283,46 @@ impl Index {
         }
     }
 
-    /// What is to be written of the pods in peers that have something in common; nothing while not all of them are known.
+    /// What is to be written of the pods in peers that have something in common, and in those that are offered hosts outside;
+    /// nothing while not all of them are known.
     fn wanted(&self, peers: &BTreeMap<String, Peer>) -> Option<Written> {
         if !self.listed || !self.scopes().iter().all(|scope| self.complete.contains(scope)) {
             return None;
         }
-        let of_shared = self.shared.peers().into_iter().filter_map(|name| peers.get(name));
-        let prefixes: Vec<IpNet> = of_shared.flat_map(own_pods).collect();
+        let shared = self.shared.peers();
+        let (transit, cut) = self.within(&shared, peers, MAX_ADDRESSES);
+        let offered = self.offered.iter().map(String::as_str).collect();
+        let (outward, cut_too) = self.within(&offered, peers, MAX_ADDRESSES - transit.len());
+        let text = |addresses: &BTreeSet<IpAddr>| {
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        Some(Written { is_cut: cut || cut_too, ..Written::new(text(&transit), text(&outward)) })
+    }
+
+    /// Addresses in these peers of pods in their namespaces, as many as there is room for, and whether there are more.
+    fn within(
+        &self,
+        of: &BTreeSet<&str>,
+        peers: &BTreeMap<String, Peer>,
+        room: usize,
+    ) -> (BTreeSet<IpAddr>, bool) {
+        let prefixes: Vec<IpNet> = of.iter().filter_map(|name| peers.get(*name)).flat_map(own_pods).collect();
         let there = |address: &&IpAddr| prefixes.iter().any(|prefix| prefix.contains(*address));
+        let takes_part = |namespace: &String| {
+            self.namespaces
+                .get(namespace)
+                .is_some_and(|peers| peers.iter().any(|peer| of.contains(peer.as_str())))
+        };
         let mut all = BTreeSet::new();
-        let pods = self.pods.iter().filter(|((namespace, _), _)| self.followed.contains(namespace));
-        for (_, addresses) in pods {
+        for (_, addresses) in self.pods.iter().filter(|((namespace, _), _)| takes_part(namespace)) {
             let addresses = addresses.iter().filter(there);
             // A pod with all its addresses, or not at all.
-            if all.len() + addresses.clone().count() > MAX_ADDRESSES {
-                return Some(Written { is_cut: true, ..Written::of(&all) });
+            if all.len() + addresses.clone().count() > room {
+                return (all, true);
             }
             all.extend(addresses.copied());
         }
-        Some(Written::of(&all))
+        (all, false)
     }
 }
 
@@ -339,7 +385,7 @@ mod tests {
         index.offloaded(offloading("alone", &["d"]));
         assert_eq!(index.wanted(&peers()), None, "there may be more");
         index.offloaded(Change::Listed(names(&[("shop", "offloading"), ("alone", "offloading")])));
-        assert_eq!(index.scopes(), [scope("shop")].into());
+        assert_eq!(index.narrowed(), [scope("shop")].into());
         assert_eq!(index.wanted(&peers()), None, "no pod is known");
         for (name, address, phase) in [
             ("in-b", "10.201.0.5", "Running"),
@@ -354,12 +400,12 @@ mod tests {
             scope("shop"),
             Change::Listed(names(&[("shop", "in-b"), ("shop", "in-c"), ("shop", "home")]))
         ));
-        let addresses = |index: &Index| index.wanted(&peers()).unwrap().text;
+        let addresses = |index: &Index| index.wanted(&peers()).unwrap().transit;
         assert_eq!(addresses(&index), "10.201.0.5 10.202.0.5");
         assert!(index.learn(scope("shop"), pod("shop", "in-b", "10.201.0.5", "Failed")));
         assert_eq!(addresses(&index), "10.202.0.5");
         index.offloaded(offloading("shop", &["b"]));
-        index.keep(&index.scopes());
+        assert_eq!(index.narrowed(), [].into());
         assert!(
             addresses(&index).is_empty() && index.pods.is_empty(),
             "they have nothing in common any more"
@@ -367,10 +413,36 @@ mod tests {
     }
 
     #[test]
+    fn pods_in_peers_that_are_offered_hosts_outside_reach_them_and_no_others() {
+        let mut index = Index::default();
+        index.offloaded(offloading("shop", &["b"]));
+        index.offloaded(offloading("other", &["c"]));
+        index.offloaded(Change::Listed(names(&[("shop", "offloading"), ("other", "offloading")])));
+        assert_eq!(index.narrowed(), [].into());
+        let mut peers = peers();
+        assert!(!index.offer(&peers));
+        let network = peers.get_mut("b").unwrap().status.as_mut().unwrap().network.as_mut().unwrap();
+        network.our_external_cidrs = vec!["198.51.100.0/24".to_owned()];
+        assert!(index.offer(&peers) && !index.offer(&peers));
+        assert_eq!(index.narrowed(), [scope("shop")].into());
+        index.learn(scope("shop"), pod("shop", "in-b", "10.201.0.5", "Running"));
+        index.learn(scope("shop"), pod("shop", "in-c", "10.202.0.5", "Running"));
+        index.learn(scope("shop"), pod("shop", "home", "10.244.0.5", "Running"));
+        assert_eq!(index.wanted(&peers), None, "there may be more");
+        let pods = [("shop", "in-b"), ("shop", "in-c"), ("shop", "home")];
+        index.learn(scope("shop"), Change::Listed(names(&pods)));
+        let written = index.wanted(&peers).unwrap();
+        assert_eq!((written.transit.as_str(), written.outward.as_str()), ("", "10.201.0.5"));
+        let data = written.texts().map(|(key, text)| (key.to_owned(), text.to_owned())).into();
+        assert_eq!(Written::read(&ConfigMap { data: Some(data), ..ConfigMap::default() }), written);
+    }
+
+    #[test]
     fn there_are_as_many_addresses_as_fit_and_pods_have_all_of_theirs_or_none() {
         let mut index = Index::default();
         index.offloaded(offloading("shop", &["b", "c"]));
         index.offloaded(Change::Listed(names(&[("shop", "offloading")])));
+        index.narrowed();
         index.learn(scope("shop"), Change::Listed(BTreeSet::new()));
         let address = |number: usize, second: u8| -> IpAddr {
             let [high, low] = u16::try_from(number).unwrap().to_be_bytes();
@@ -385,13 +457,13 @@ mod tests {
         let mut written = index.wanted(&peers()).unwrap();
         assert_eq!((written.count as usize, written.is_cut), (MAX_ADDRESSES - 1, true));
         let last = [201, 202].map(|second| address(MAX_ADDRESSES / 2, second).to_string());
-        assert!(!written.text.split(' ').any(|address| last.iter().any(|last| last == address)));
+        assert!(!written.transit.split(' ').any(|address| last.iter().any(|last| last == address)));
         written.is_cut = false;
         let config_map = |text: &str| {
             let data = BTreeMap::from([(TRANSIT_PODS.to_owned(), text.to_owned())]);
             ConfigMap { data: Some(data), ..ConfigMap::default() }
         };
-        assert_eq!(Written::read(&config_map(&written.text)), written);
+        assert_eq!(Written::read(&config_map(&written.transit)), written);
         assert_eq!(Written::read(&ConfigMap::default()), Written::default(), "as if there were none");
     }
 
@@ -404,7 +476,7 @@ mod tests {
         let seen = (0..=MAX_WATCHES).map(|number| (format!("n{number}"), "offloading".to_owned())).collect();
         assert!(index.offloaded(Change::Listed(seen)));
         assert!(!index.offloaded(offloading("n1", &["b", "c"])), "it was so before");
-        assert_eq!(index.scopes(), [None].into());
+        assert_eq!(index.narrowed(), [None].into());
         index.learn(None, pod("n1", "p", "10.201.0.5", "Running"));
         index.learn(None, pod("elsewhere", "p", "10.201.0.6", "Running"));
         index.learn(None, Change::Listed(names(&[("n1", "p"), ("elsewhere", "p")])));

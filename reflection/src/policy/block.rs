@@ -63,7 +63,7 @@ impl Block {
 /// What a block of home's addresses means in the provider.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Split {
-    /// Pods at home, by their addresses there.
+    /// Pods at home, and hosts outside that are reached through it, by their addresses there.
     pub(super) home: Vec<Block>,
     /// What the provider finds under these addresses.
     pub(super) there: Vec<Block>,
@@ -71,9 +71,9 @@ pub(super) struct Split {
 
 /// Takes a block apart. `own` are the prefixes of pods at home, `seen` those of the provider's pods, with the ones under
 /// which home sees them. All other addresses are taken to be those of one and the same machine from both sides, unless
-/// the provider has pods there.
-pub(super) fn split(block: &Block, own: &[IpNet], seen: &Prefixes) -> Split {
-    let home = own.iter().filter_map(|prefix| block.within(*prefix)).collect();
+/// the provider has pods there; also those of hosts `outside` that are reached through home as well.
+pub(super) fn split(block: &Block, own: &[IpNet], outside: &[IpNet], seen: &Prefixes) -> Split {
+    let home = own.iter().chain(outside).filter_map(|prefix| block.within(*prefix)).collect();
     let pods = seen.pairs().iter().filter_map(|(real, seen)| Some(block.within(*seen)?.moved(seen, real)));
     let private = || PRIVATE.iter().filter_map(|prefix| prefix.parse().ok());
     let rest = if own.is_empty() && block.cidr.prefix_len() != 0 {
@@ -113,23 +113,31 @@ mod tests {
         let own = [net("10.244.0.0/16")];
         // The provider has pods under the same addresses; home sees them elsewhere.
         let seen = pairs(&[("10.244.0.0/16", "10.200.0.0/16")]);
-        let all = split(&block("0.0.0.0/0", &["10.244.1.0/24"]), &own, &seen);
+        let all = split(&block("0.0.0.0/0", &["10.244.1.0/24"]), &own, &[], &seen);
         assert_eq!(all.home, [block("10.244.0.0/16", &["10.244.1.0/24"])]);
         assert_eq!(
             all.there,
             [block("0.0.0.0/0", &["10.200.0.0/16", "10.244.0.0/16"]), block("10.244.0.0/16", &[])]
         );
-        let some = split(&block("10.244.3.0/24", &[]), &own, &seen);
+        let some = split(&block("10.244.3.0/24", &[]), &own, &[], &seen);
         assert_eq!((some.home, some.there), (vec![block("10.244.3.0/24", &[])], vec![]));
-        let remote = split(&block("10.200.7.0/24", &["10.200.7.128/25"]), &own, &seen);
+        let remote = split(&block("10.200.7.0/24", &["10.200.7.128/25"]), &own, &[], &seen);
         assert_eq!(remote.there, [block("10.244.7.0/24", &["10.244.7.128/25"])]);
-        let outside = split(&block("192.0.2.0/24", &[]), &own, &seen);
+        let outside = split(&block("192.0.2.0/24", &[]), &own, &[], &seen);
         assert_eq!((outside.home, outside.there), (vec![], vec![block("192.0.2.0/24", &[])]));
     }
 
     #[test]
+    fn hosts_outside_that_are_reached_through_home_are_so_besides() {
+        let own = [net("10.244.0.0/16")];
+        let split = split(&block("192.0.2.0/24", &[]), &own, &[net("192.0.2.7/32")], &Prefixes::default());
+        assert_eq!(split.home, [block("192.0.2.7/32", &[])]);
+        assert_eq!(split.there, [block("192.0.2.0/24", &[])]);
+    }
+
+    #[test]
     fn without_a_network_private_addresses_may_be_anybodys() {
-        let split = |cidr: &str| split(&block(cidr, &[]), &[], &Prefixes::default()).there;
+        let split = |cidr: &str| split(&block(cidr, &[]), &[], &[], &Prefixes::default()).there;
         assert_eq!(split("10.1.0.0/16"), []);
         assert_eq!(split("198.51.100.0/24"), [block("198.51.100.0/24", &[])]);
         assert_eq!(split("0.0.0.0/0"), [block("0.0.0.0/0", &[])], "everybody is everybody");
@@ -139,7 +147,10 @@ mod tests {
     #[test]
     fn what_is_excepted_whole_is_gone() {
         let own = [net("10.244.0.0/16")];
-        assert_eq!(split(&block("10.244.0.0/16", &["10.244.0.0/16"]), &own, &Prefixes::default()).home, []);
+        assert_eq!(
+            split(&block("10.244.0.0/16", &["10.244.0.0/16"]), &own, &[], &Prefixes::default()).home,
+            []
+        );
         assert_eq!(block("10.0.0.0/24", &["10.0.0.0/25", "10.0.0.128/25"]).tidy(), None);
         assert_eq!(
             seen_from_there(&block("10.244.9.0/24", &[]), &pairs(&[("10.244.0.0/16", "100.64.0.0/16")])),

@@ -30,6 +30,8 @@ pub struct View<'a> {
     /// Prefixes of pods at home, if there is a network between the clusters, and in other providers that are reached through
     /// home.
     pub own: &'a [IpNet],
+    /// Prefixes of hosts outside of home that pods in the provider reach through it, under other addresses than their own.
+    pub outside: &'a [IpNet],
     /// Prefixes of the provider's pods, and those under which home sees them.
     pub seen: &'a Prefixes,
 }
@@ -211,7 +213,7 @@ impl<'a> Reader<'a> {
             let place = format!("{place}, peer {index}");
             match serde_json::from_value::<HomePeer>(peer) {
                 Ok(HomePeer { ip_block: Some(block), pod_selector: None, namespace_selector: None }) => {
-                    let split = split(&block, self.view.own, self.view.seen);
+                    let split = split(&block, self.view.own, self.view.outside, self.view.seen);
                     if split.home.is_empty() && split.there.is_empty() {
                         self.left_out(&place, "these addresses mean something else in the provider");
                     }
@@ -400,6 +402,7 @@ mod tests {
             census: &census,
             offloaded: &BTreeSet::from(["shop".to_owned()]),
             own: &["10.244.0.0/16".parse().unwrap()],
+            outside: &[],
             seen: &Prefixes::default(),
         };
         resolve(&spec, "shop", &view)

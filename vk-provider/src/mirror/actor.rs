@@ -515,6 +515,7 @@ impl Actor {
             let provider = self.provider.borrow();
             Network {
                 own: provider.own_prefixes.clone(),
+                outside: provider.outside_prefixes.clone(),
                 transit: provider.transit_prefixes.clone(),
                 seen: provider.prefixes.clone(),
             }

@@ -50,6 +50,8 @@ pub(crate) struct Provider {
     pub(crate) prefixes: Prefixes,
     /// Prefixes of this cluster's pods, which its pods may reach.
     pub(crate) own_prefixes: Vec<IpNet>,
+    /// Prefixes of hosts outside of this cluster that pods in the provider reach through it.
+    pub(crate) outside_prefixes: Vec<IpNet>,
     /// Prefixes of pods in other providers, as they are seen here: those of this cluster's are reached through it.
     pub(crate) transit_prefixes: Vec<IpNet>,
     /// It has ended the peering, or is to be forgotten: nothing runs there any more as far as we are concerned.
@@ -84,6 +86,7 @@ impl Provider {
             joined: false,
             prefixes: Prefixes::default(),
             own_prefixes: Vec::new(),
+            outside_prefixes: Vec::new(),
             transit_prefixes: Vec::new(),
             gone: true,
         }
@@ -125,6 +128,7 @@ impl Provider {
         let conditions = peer.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
         let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
         let own = network.iter().flat_map(|network| &network.our_pod_cidrs);
+        let outside = network.iter().flat_map(|network| &network.our_external_cidrs);
         let transit = network.iter().flat_map(|network| &network.transit).filter(|cidr| cidr.ready);
         Some(Self {
             name: peer.metadata.name.clone().unwrap_or_default(),
@@ -136,6 +140,7 @@ impl Provider {
                 network.iter().flat_map(|network| network.own_pods()).filter_map(PodCidr::prefixes),
             ),
             own_prefixes: own.filter_map(|prefix| prefix.parse().ok()).collect(),
+            outside_prefixes: outside.filter_map(|prefix| prefix.parse().ok()).collect(),
             transit_prefixes: transit.filter_map(|cidr| cidr.seen.parse().ok()).collect(),
             gone: is_over(peer),
         })

@@ -1,14 +1,17 @@
 //! The network between the pods of peered clusters.
 
+use http::Uri;
 use ipnet::Ipv4Net;
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use liquid_crds::PodCidr;
 use liquid_scenarios::{Cluster, Environment, Look};
 use serde_json::json;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(90);
 const NAMESPACE: &str = "network";
+const THEIRS: &str = "network-theirs";
 
 /// Kubernetes' test server, which says by which address it is called (TCP 8080) and answers to UDP 8081.
 const SERVER: &str = r"
@@ -129,4 +132,88 @@ async fn pods_reach_each_other_although_both_clusters_use_the_same_addresses() -
         cluster.delete_namespace(NAMESPACE).await?;
     }
     Ok(())
+}
+
+/// A host that is in neither cluster, to be reached by name wherever a pod of home runs.
+fn outside(host: IpAddr, port: u16) -> String {
+    format!(
+        r"
+apiVersion: v1
+kind: Service
+metadata: {{name: outside}}
+spec: {{ports: [{{port: 443, targetPort: {port}}}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: outside-1, labels: {{kubernetes.io/service-name: outside}}}}
+addressType: IPv4
+ports: [{{port: {port}}}]
+endpoints: [{{addresses: ['{host}']}}]
+"
+    )
+}
+
+/// Would catch: hosts outside of home that its pods in a provider do not reach through it each time, or whose answers do not come
+/// back, a provider in which their addresses are taken for those of others, hosts that nobody offered, others in the provider that
+/// reach them, and peers that are offered them although home does not let them in everywhere.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs two clusters"]
+async fn pods_reach_hosts_outside_of_home_wherever_they_run() -> anyhow::Result<()> {
+    let environment = Environment::open().await?.peered().await?;
+    let (home, provider) = (&environment.home, &environment.provider);
+    home.delete_namespace(NAMESPACE).await?;
+    provider.delete_namespace(NAMESPACE).await?;
+    environment.install(home).await?;
+    home.create_namespace(NAMESPACE).await?;
+    home.liquidctl.run(["offload", "namespace", NAMESPACE]).await?.ok()?;
+    // Home's API server is no pod, and on none of its nodes.
+    let server: Uri = kube::Config::from_custom_kubeconfig(
+        Kubeconfig::read_from(&home.kubeconfig)?,
+        &KubeConfigOptions::default(),
+    )
+    .await?
+    .cluster_url;
+    let (host, port) =
+        (server.host().unwrap_or_default().parse::<IpAddr>()?, server.port_u16().unwrap_or(443));
+    let pod = SERVER.replace("spec:\n", "spec:\n  nodeSelector: {liquid.mesh/peer: provider}\n");
+    home.apply(NAMESPACE, &format!("{pod}---{}", outside(host, port))).await?;
+    home.wait_for_pods(NAMESPACE, "app=server", 1, SOON).await?;
+    let there = format!("{NAMESPACE}-home");
+    // Each call is a connection of its own.
+    let ask = "for call in 1 2 3 4 5 6 7 8 9 10; do /agnhost connect --timeout 2s outside:443 || exit 1; done; echo reached";
+    let listed = || async {
+        let endpoints = provider.endpoints(&there, "outside").await?;
+        anyhow::Ok(endpoints.into_iter().flat_map(|endpoint| endpoint.addresses).collect::<Vec<_>>())
+    };
+    let expect = async |what: &str, addresses: usize| {
+        provider
+            .wait(what, SOON, || async {
+                let listed = listed().await?;
+                let said = call(home, ask).await?;
+                let right = listed.len() == addresses && said.contains("reached") == (addresses > 0);
+                Ok(if right { Look::Done(listed) } else { Look::NotYet(format!("{listed:?}: {said}")) })
+            })
+            .await
+    };
+    expect("what is not offered is not reached", 0).await?;
+    environment.install_with(home, &[&format!("network.externalCIDRs={{{host}/32}}")]).await?;
+    let seen = expect("it is offered", 1).await?;
+    println!("{host} is seen as {seen:?}");
+    assert_ne!(seen, [host.to_string()], "somebody else may have that address in the provider");
+    // A pod of the provider itself, which home lets in to its pods.
+    provider.delete_namespace(THEIRS).await?;
+    provider.create_namespace(THEIRS).await?;
+    provider.apply(THEIRS, SERVER).await?;
+    provider.wait_for_pods(THEIRS, "app=server", 1, SOON).await?;
+    let image = format!("/agnhost connect --timeout 2s {}:{port} 2>&1", seen[0]);
+    let said = provider.shell(THEIRS, "server", &image).await?;
+    assert!(said.out.contains("TIMEOUT"), "somebody else gets there: {said:?}");
+    provider.delete_namespace(THEIRS).await?;
+    home.change_peer("provider", json!({"network": {"access": {"default": "Deny"}}})).await?;
+    expect("the peer is not let in everywhere", 0).await?;
+    home.change_peer("provider", json!({"network": null})).await?;
+    expect("it is offered again", 1).await?;
+    environment.install(home).await?;
+    expect("it is not offered any more", 0).await?;
+    home.delete_namespace(NAMESPACE).await
 }

@@ -139,6 +139,8 @@ pub(super) enum Effect {
 pub(super) struct Network {
     /// Prefixes of this cluster's pods, which the provider's may reach.
     pub(super) own: Vec<IpNet>,
+    /// Prefixes of hosts outside of this cluster. Pods of this cluster in the provider reach them through it.
+    pub(super) outside: Vec<IpNet>,
     /// Prefixes of pods in other providers. Those of this cluster's are reached through it.
     pub(super) transit: Vec<IpNet>,
     /// Prefixes of the provider's pods, and how they are seen here.
@@ -204,8 +206,10 @@ impl Companions {
         network: Network,
         consumer: &mut Consumer,
     ) -> Vec<String> {
-        let renumbered = (&network.own, &network.transit) != (&self.network.own, &self.network.transit);
-        let Network { own, transit, seen } = network.clone();
+        let addresses =
+            |Network { own, outside, transit, .. }: &Network| (own.clone(), outside.clone(), transit.clone());
+        let renumbered = addresses(&network) != addresses(&self.network);
+        let Network { own, outside, transit, seen } = network.clone();
         let way = own.iter().any(|prefix| prefix.contains(&self.server.ip()));
         let kept = || namespaces.iter().filter(|(_, namespace)| !namespace.leaving);
         let offloaded: BTreeSet<String> = kept().map(|(name, _)| name.clone()).collect();
@@ -223,6 +227,7 @@ impl Companions {
             }
         }
         self.picture.own = own.into_iter().chain(transit).collect();
+        self.picture.outside = outside;
         (self.picture.seen, self.picture.offloaded) = (seen, offloaded);
         self.network = network;
         let let_in = kept().filter(|(_, it)| it.reflection.ingresses == IngressReflection::All);
@@ -647,10 +652,8 @@ impl Companions {
             let secrets = certificates(object).map(|name| (Kind::Secret, name.to_owned())).collect();
             self.refer(User::Ingress(target.key.clone()), secrets, consumer);
         }
-        // What is behind an Ingress is reached by pods of the provider, whose packets nobody passes on.
-        let transit =
-            if self.let_in.contains(&*target.set.scope) { &[] } else { self.network.transit.as_slice() };
-        match body(target.set.kind, object, &self.network.own, transit) {
+        let let_in = self.let_in.contains(&*target.set.scope);
+        match body(target.set.kind, object, &self.network, let_in) {
             Ok(Some(body)) if target.set.kind == Kind::NetworkPolicy => {
                 self.policies.insert(target.key, target.uid, body);
                 self.want_census();
@@ -726,15 +729,19 @@ fn name_there(set: &SetRef, name: &str) -> Option<Arc<str>> {
 }
 
 /// The body of an object as the provider shall have it; `None` if there is nothing in it for it.
-fn body(kind: Kind, object: &Value, own: &[IpNet], transit: &[IpNet]) -> Result<Option<Value>, String> {
+/// What is behind an Ingress (`let_in`) is reached by pods of the provider, whose packets nobody passes on.
+fn body(kind: Kind, object: &Value, network: &Network, let_in: bool) -> Result<Option<Value>, String> {
     let mut body = portable(kind, object)?;
     if kind == Kind::EndpointSlice {
         let pods = addresses_of_pods(object);
         let within = |prefixes: &[IpNet], address| prefixes.iter().any(|prefix| prefix.contains(&address));
         // Of endpoints on virtual nodes, the provider finds its own by the selector; those in others are told of where they
         // are reached, which pods are and nothing else.
-        let reached =
-            |address: IpAddr| within(own, address) || (within(transit, address) && pods.contains(&address));
+        let passed_on = |address| {
+            within(&network.outside, address)
+                || (within(&network.transit, address) && pods.contains(&address))
+        };
+        let reached = |address| within(&network.own, address) || (!let_in && passed_on(address));
         if !translate_endpoints(&mut body, |address| reached(address).then_some(address)) {
             return Ok(None);
         }
@@ -780,8 +787,10 @@ mod tests {
             let endpoints: Vec<Value> = addresses.iter().map(|ip| json!({"addresses": [ip]})).collect();
             json!({"addressType": "IPv4", "endpoints": endpoints})
         };
-        let own: Vec<IpNet> = vec!["10.244.0.0/16".parse().unwrap()];
-        let body = |slice: &Value, transit: &[IpNet]| body(Kind::EndpointSlice, slice, &own, transit);
+        let own = Network { own: vec!["10.244.0.0/16".parse().unwrap()], ..Network::default() };
+        let body = |slice: &Value, transit: &[IpNet]| {
+            body(Kind::EndpointSlice, slice, &Network { transit: transit.to_vec(), ..own.clone() }, false)
+        };
         let kept = body(&slice(&["10.244.0.7", "100.64.0.7"]), &[]).unwrap().unwrap();
         assert_eq!(kept["endpoints"], json!([{"addresses": ["10.244.0.7"]}]));
         assert_eq!(body(&slice(&["100.64.0.7"]), &[]), Ok(None), "pods of a provider");
@@ -797,6 +806,12 @@ mod tests {
         let unready = |ip: &str| json!({"addresses": [ip], "conditions": {"ready": false}});
         assert_eq!(kept["endpoints"], json!([unready("10.244.0.7"), unready("100.64.0.7")]));
         assert_eq!(body(&slice(&["100.64.0.7"]), &transit), Ok(None), "whatever that is, it is no pod");
+
+        let network = Network { outside: vec!["192.0.2.7/32".parse().unwrap()], ..own.clone() };
+        let kept =
+            |let_in| super::body(Kind::EndpointSlice, &slice(&["192.0.2.7", "192.0.2.8"]), &network, let_in);
+        assert_eq!(kept(false).unwrap().unwrap()["endpoints"], json!([{"addresses": ["192.0.2.7"]}]));
+        assert_eq!(kept(true), Ok(None), "what comes from an ingress controller is let through to nobody");
     }
 
     #[test]

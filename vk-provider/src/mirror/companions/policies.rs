@@ -21,6 +21,8 @@ pub(super) struct Picture {
     pub(super) offloaded: BTreeSet<String>,
     /// Prefixes of pods that the provider sees as those of home: at home, and in other providers that are reached through it.
     pub(super) own: Vec<IpNet>,
+    /// Prefixes of hosts outside of home, which the provider's pods reach under other addresses, too.
+    pub(super) outside: Vec<IpNet>,
     /// Prefixes of the provider's pods, and how they are seen at home.
     pub(super) seen: Prefixes,
 }
@@ -125,10 +127,10 @@ impl Policies {
 
 /// What a policy means; `None` while something is not known that decides.
 fn resolved(key: &Key, object: &Value, picture: &Picture) -> Option<Resolved> {
-    let Picture { census, offloaded, own, seen } = picture;
+    let Picture { census, offloaded, own, outside, seen } = picture;
     let needed = needs(&object["spec"], &key.namespace, census).pods?;
     let known = |namespace: &Arc<str>| census.pods.contains_key(namespace);
-    let view = View { census, offloaded, own, seen };
+    let view = View { census, offloaded, own, outside, seen };
     needed.iter().all(known).then(|| resolve(&object["spec"], &key.namespace, &view))
 }
 
