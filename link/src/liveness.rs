@@ -47,10 +47,15 @@ impl Liveness {
         self.within * 2 / 3
     }
 
-    /// How long a consumer waits for a sign of life before it asks for one: until a beat is an eighth late, if that leaves time
+    /// When it has to be noticed, so that who is to know is told in time.
+    fn notice(self) -> Duration {
+        self.within * 99 / 100
+    }
+
+    /// How long a consumer waits for a sign of life before it asks for one: until a beat is about a tenth late, if that leaves time
     /// for an answer.
     pub(crate) fn ask(self) -> Duration {
-        self.within.saturating_sub(self.answer())
+        self.notice().saturating_sub(self.answer())
     }
 
     /// How long the answer may take. A beat that is late and comes after all does not put this off.
@@ -63,7 +68,7 @@ impl Liveness {
     #[must_use]
     pub fn lost_at(self, heard: Instant, now: Instant) -> Instant {
         let hung_up = now.duration_since(heard) < (self.beat() + self.within) / 2;
-        if hung_up { now + self.within } else { heard + self.within }
+        if hung_up { now + self.notice() } else { heard + self.notice() }
     }
 
     /// How long what a provider has sent may not be acknowledged.
@@ -144,8 +149,8 @@ mod tests {
     fn a_beat_may_be_late_and_an_answer_comes_in_time() {
         let liveness = Liveness::default();
         assert_eq!(liveness.beat(), Duration::from_secs(8));
-        assert_eq!(liveness.ask(), Duration::from_secs(9));
-        assert_eq!(liveness.ask() + liveness.answer(), Duration::from_secs(12));
+        assert_eq!(liveness.ask(), Duration::from_millis(8880));
+        assert_eq!(liveness.ask() + liveness.answer(), Duration::from_millis(11_880));
         assert_eq!(Liveness::within(Duration::from_secs(2)).answer(), Duration::from_secs(1));
     }
 
@@ -153,8 +158,8 @@ mod tests {
     fn who_hangs_up_has_all_the_time_to_come_back_and_who_was_silent_has_had_it() {
         let (liveness, heard) = (Liveness::default(), Instant::now());
         let after = |seconds| heard + Duration::from_secs(seconds);
-        assert_eq!(liveness.lost_at(heard, after(5)), after(17));
-        assert_eq!(liveness.lost_at(heard, after(12)), after(12));
+        assert_eq!(liveness.lost_at(heard, after(5)), after(5) + liveness.notice());
+        assert_eq!(liveness.lost_at(heard, after(12)), heard + liveness.notice());
     }
 
     #[test]

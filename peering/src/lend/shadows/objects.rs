@@ -185,7 +185,7 @@ pub(crate) fn read_pod(pod: &PodView) -> Option<Owned<Instance>> {
     if !owned {
         return None;
     }
-    let status = pod.status.as_ref();
+    let status = pod.status.as_ref().filter(|status| tells_something(status));
     let what = Instance {
         object: object_uid(meta),
         version: version(meta),
@@ -213,6 +213,12 @@ fn finished(pod: &PodView) -> bool {
         Some("Succeeded") => matches!(pod.spec.restart_policy.as_deref(), Some("Never" | "OnFailure")),
         _ => false,
     }
+}
+
+/// Whether there is anything in a status that a consumer does not know already: not yet in that of a pod which was made just now.
+fn tells_something(status: &Value) -> bool {
+    let nobody_has_written = phase(Some(status)) == Some("Pending") && status.get("conditions").is_none();
+    !nobody_has_written
 }
 
 fn phase(status: Option<&Value>) -> Option<&str> {
@@ -661,6 +667,20 @@ mod tests {
             json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n2"]}]}]);
         assert_eq!(terms(&on_node, asking(elsewhere)), json!([{"matchFields": [name]}]));
         assert_eq!(terms(&Placement::default(), asking(two.clone())), two);
+    }
+
+    #[test]
+    fn nothing_is_told_of_a_pod_before_somebody_has_written_of_it() {
+        let told = |status: Value| {
+            let (_, mut pod) = made(json!({"spec": {"containers": []}}));
+            pod["status"] = status;
+            read_pod(&serde_json::from_value(pod).unwrap()).unwrap().what.status.is_some()
+        };
+        assert!(!told(json!({"phase": "Pending", "qosClass": "BestEffort"})));
+        assert!(told(
+            json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False"}]})
+        ));
+        assert!(told(json!({"phase": "Running"})));
     }
 
     #[test]
