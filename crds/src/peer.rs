@@ -51,6 +51,14 @@ pub struct PeerSpec {
     pub network: Option<NetworkSpec>,
 }
 
+impl PeerSpec {
+    /// Whether it says what pods of the peer may reach.
+    #[must_use]
+    pub fn has_access(&self) -> bool {
+        self.network.as_ref().is_some_and(|network| network.access.is_some())
+    }
+}
+
 /// No gateway of this cluster has a tunnel to the peer now.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{0}")]

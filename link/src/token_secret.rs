@@ -5,8 +5,8 @@ use crate::introduction::Introduction;
 use crate::token::{JoinToken, Tunnel, secret_digest};
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use liquid_crds::PeerGateway;
 use liquid_crds::vocabulary::{JOIN_TOKEN, MANAGED_BY, MANAGED_BY_LIQUID};
+use liquid_crds::{PeerGateway, Verdict};
 use std::collections::BTreeMap;
 use thiserror::Error;
 
@@ -15,6 +15,8 @@ const EXPIRES: &str = "expires";
 const USED_BY: &str = "used-by";
 const USED_KEY: &str = "used-key";
 const ONLY_FOR: &str = "only-for";
+const ACCESS: &str = "access";
+const DENY: &str = "Deny";
 /// Entry of a token's Secret that says whom the gateways let in, or call.
 pub const GUESTS: &str = "guests";
 
@@ -52,13 +54,20 @@ pub fn secret_name(id: &str) -> String {
     format!("liquid-token-{id}")
 }
 
-/// The Secret that keeps `token`; with an introduction it is for that cluster only, whose gateways are let in, or called.
-pub fn secret_for(
-    token: &JoinToken,
-    namespace: &str,
-    description: Option<&str>,
-    introduction: Option<&Introduction>,
-) -> Secret {
+/// What is kept with a token.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Terms<'a> {
+    /// For people.
+    pub description: Option<&'a str>,
+    /// The token is for this cluster only, whose gateways are let in, or called.
+    pub introduction: Option<&'a Introduction>,
+    /// What becomes of connections of its pods, until its Peer says otherwise.
+    pub access: Verdict,
+}
+
+/// The Secret that keeps `token`.
+pub fn secret_for(token: &JoinToken, namespace: &str, terms: Terms<'_>) -> Secret {
+    let Terms { description, introduction, access } = terms;
     let mut data = BTreeMap::from([
         (DIGEST.to_owned(), secret_digest(&token.secret())),
         (EXPIRES.to_owned(), token.expires.to_string()),
@@ -74,6 +83,9 @@ pub fn secret_for(
     };
     if token.tunnel.is_some() {
         data.insert(GUESTS.to_owned(), serde_json::to_string(&guests).unwrap_or_default());
+    }
+    if access == Verdict::Deny {
+        data.insert(ACCESS.to_owned(), DENY.to_owned());
     }
     if let Some(description) = description {
         data.insert("description".to_owned(), description.to_owned());
@@ -137,6 +149,11 @@ pub fn redeem(
     Ok(kept)
 }
 
+/// What becomes of connections of pods of the cluster that uses the token.
+pub fn access(kept: &Secret) -> Verdict {
+    if field(kept, ACCESS).is_some_and(|access| access == DENY) { Verdict::Deny } else { Verdict::Allow }
+}
+
 /// When the token expires, in seconds since 1970.
 pub fn expires(kept: &Secret) -> Option<u64> {
     field(kept, EXPIRES)?.parse().ok()
@@ -187,9 +204,19 @@ mod tests {
     const ME: Presenter<'static> = Presenter { cluster_id: "me", key_digest: "k1" };
 
     #[test]
+    fn what_the_holder_may_reach_is_kept_with_the_token() {
+        for verdict in [Verdict::Allow, Verdict::Deny] {
+            let terms = Terms { access: verdict, ..Terms::default() };
+            let token = token();
+            let kept = stored(secret_for(&token, "liquid-system", terms));
+            assert_eq!(access(&redeem(kept, &token.secret(), ME, 999).unwrap()), verdict);
+        }
+    }
+
+    #[test]
     fn a_token_is_redeemed_once_and_again_only_by_the_same_key() {
         let token = token();
-        let kept = stored(secret_for(&token, "liquid-system", None, None));
+        let kept = stored(secret_for(&token, "liquid-system", Terms::default()));
         let used = stored(redeem(kept, &token.secret(), ME, 999).unwrap());
 
         assert!(redeem(used.clone(), &token.secret(), ME, 999).is_ok());
@@ -205,7 +232,11 @@ mod tests {
     #[test]
     fn wrong_secrets_and_late_comers_are_refused() {
         let token = token();
-        let kept = stored(secret_for(&token, "liquid-system", Some("for milan"), None));
+        let kept = stored(secret_for(
+            &token,
+            "liquid-system",
+            Terms { description: Some("for milan"), ..Terms::default() },
+        ));
         assert_eq!(redeem(kept.clone(), &[0; 32], ME, 999), Err(TokenRefused::Unknown));
         assert_eq!(redeem(kept.clone(), &[], ME, 999), Err(TokenRefused::Unknown));
         assert_eq!(redeem(kept.clone(), &token.secret(), ME, 1000), Err(TokenRefused::Expired));
@@ -215,19 +246,19 @@ mod tests {
     #[test]
     fn the_secret_itself_is_not_kept() {
         let token = token();
-        let kept = format!("{:?}", secret_for(&token, "liquid-system", None, None).string_data);
+        let kept = format!("{:?}", secret_for(&token, "liquid-system", Terms::default()).string_data);
         assert!(!kept.contains(&crate::digest::hex(&token.secret())));
     }
 
     #[test]
     fn gateways_let_the_guest_of_a_token_in_or_those_who_were_introduced() {
-        assert_eq!(guests(&stored(secret_for(&token(), "liquid-system", None, None))), None);
+        assert_eq!(guests(&stored(secret_for(&token(), "liquid-system", Terms::default()))), None);
         let token = token_with(Reach::InBand { gateways: Vec::new(), guest: true });
-        let kept = stored(secret_for(&token, "liquid-system", None, None));
+        let kept = stored(secret_for(&token, "liquid-system", Terms::default()));
         let guest = token.tunnel.as_ref().and_then(Tunnel::guest).unwrap();
         assert_eq!(guests(&kept), Some(vec![PeerGateway { public_key: guest, ..nameless() }]));
         let private = token.tunnel.as_ref().and_then(Tunnel::guest_key).unwrap();
-        assert!(!format!("{:?}", secret_for(&token, "liquid-system", None, None)).contains(private));
+        assert!(!format!("{:?}", secret_for(&token, "liquid-system", Terms::default())).contains(private));
 
         let token = token_with(Reach::InBand { gateways: Vec::new(), guest: false });
         let gateway = PeerGateway {
@@ -240,7 +271,11 @@ mod tests {
             cluster_id: CLUSTER.parse().unwrap(),
             gateways: vec![gateway.clone()],
         };
-        let kept = stored(secret_for(&token, "liquid-system", None, Some(&introduction)));
+        let kept = stored(secret_for(
+            &token,
+            "liquid-system",
+            Terms { introduction: Some(&introduction), ..Terms::default() },
+        ));
         assert_eq!(guests(&kept), Some(vec![gateway]));
         let refused = redeem(kept.clone(), &token.secret(), ME, 999).unwrap_err();
         assert_eq!(refused, TokenRefused::ForAnother);

@@ -326,7 +326,7 @@ impl Provider {
                 self.wait(set, key, now, entropy, true);
                 return;
             }
-            Outcome::Stored(record) => member.learn_record(record),
+            Outcome::Stored(record) => member.learn_stored(record),
             Outcome::Running(instance) => member.learn_instance(instance),
             Outcome::Found { record, instance } => {
                 let (record_seen, instance_seen) = match ran {
@@ -334,7 +334,7 @@ impl Provider {
                     Running::Make | Running::Stop(..) | Running::Erase(_) => (u64::MAX, u64::MAX),
                 };
                 match record {
-                    Some(record) => member.learn_record(record),
+                    Some(record) => member.learn_stored(record),
                     None if member.record_seen <= record_seen => {
                         member.record = None;
                         member.orphaned = true;

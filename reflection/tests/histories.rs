@@ -310,3 +310,18 @@ fn a_body_of_a_set_that_was_not_named_is_refused_and_not_stored() {
     assert_eq!((refused, refusal.reason.as_str()), (&target("a"), "UnknownSet"));
     assert!(provider.is_empty());
 }
+
+#[test]
+fn what_turns_out_to_be_made_on_other_terms_while_it_is_made_is_made_anew() {
+    let mut provider = connected();
+    provider.received(upsert("u1"));
+    actions(&mut provider);
+    // The watch is ahead of the answer, and whoever reads it knows that by now other addresses would be put into it.
+    let outdated = Record { hash: Hash::of(b"made on other terms"), ..record("r1", 5, "u1") };
+    provider.record_changed(&set(), &target("u1").key, Ok(outdated));
+    actions(&mut provider);
+
+    provider.done(&target("u1"), Outcome::Stored(record("r1", 5, "u1")), Instant::now(), 0);
+
+    assert_eq!(actions(&mut provider), [Action::Send(ProviderFrame::Want(target("u1")))]);
+}

@@ -4,13 +4,14 @@ use super::duration;
 use crate::cluster::{ClusterArgs, ClusterInfo, require_info};
 use crate::failure::Failure;
 use crate::output::{Format, print, print_data, tell};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::PostParams;
 use kube::{Api, Client};
+use liquid_crds::Verdict;
 use liquid_link::introduction::Introduction;
 use liquid_link::token::{JoinToken, Reach};
-use liquid_link::token_secret::secret_for;
+use liquid_link::token_secret::{Terms, secret_for};
 use liquid_runtime::clock::unix_seconds;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -37,21 +38,43 @@ pub(crate) struct Arguments {
     /// input): the gateways of this cluster call its gateways, and the token is of use to no other cluster
     #[arg(long, value_name = "FILE", requires = "in_band")]
     introduction: Option<PathBuf>,
+    /// What becomes of connections from pods of the cluster that joins to pods here, until its Peer says otherwise
+    /// (spec.network.access)
+    #[arg(long, value_enum, default_value_t = Access::Allow)]
+    access: Access,
     /// Print more than the token
     #[arg(long, short, value_enum)]
     output: Option<Format>,
+}
+
+/// What becomes of connections for which there is no rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Access {
+    /// They are let in
+    Allow,
+    /// They are not
+    Deny,
+}
+
+impl From<Access> for Verdict {
+    fn from(access: Access) -> Self {
+        match access {
+            Access::Allow => Self::Allow,
+            Access::Deny => Self::Deny,
+        }
+    }
 }
 
 /// Runs the command.
 pub(crate) async fn run(cluster: &ClusterArgs, arguments: Arguments) -> Result<(), Failure> {
     let introduction = arguments.introduction.as_deref().map(introduced).transpose()?;
     let client = cluster.connect().await?;
-    let (ttl, description) = (arguments.ttl, arguments.description.as_deref());
     let way = match arguments.in_band {
         true => Way::InBand(introduction.as_ref()),
         false => Way::Direct(arguments.advertise),
     };
-    let token = make(&client, &cluster.namespace, ttl, way, description).await?;
+    let (description, access) = (arguments.description.as_deref(), arguments.access.into());
+    let token = make(&client, &cluster.namespace, arguments.ttl, way, description, access).await?;
     if let Some(format) = arguments.output {
         return print_data(
             &json!({
@@ -101,6 +124,7 @@ pub(crate) async fn make(
     ttl: Duration,
     way: Way<'_>,
     description: Option<&str>,
+    access: Verdict,
 ) -> Result<JoinToken, Failure> {
     let info = require_info(client, namespace).await?;
     let (reach, introduction) = match way {
@@ -112,7 +136,7 @@ pub(crate) async fn make(
     let token =
         JoinToken::generate(info.name, info.id, reach, info.ca_sha256, expires).map_err(Failure::failed)?;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let secret = secret_for(&token, namespace, description, introduction);
+    let secret = secret_for(&token, namespace, Terms { description, introduction, access });
     secrets.create(&PostParams::default(), &secret).await?;
     Ok(token)
 }

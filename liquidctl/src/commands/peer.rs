@@ -1,6 +1,7 @@
 //! `liquidctl peer`: borrow from another cluster.
 
-use super::{duration, invite};
+use super::duration;
+use super::invite::{self, Access};
 use crate::cluster::{ClusterArgs, ClusterInfo, connect, require_info};
 use crate::failure::Failure;
 use crate::output::tell;
@@ -11,7 +12,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use liquid_crds::vocabulary::{MANAGED_BY, MANAGED_BY_LIQUID, OFFER_ACCEPTED};
-use liquid_crds::{ConsumeSpec, Peer, PeerSpec, Transport, VirtualNode, VirtualNodes, condition, is_true};
+use liquid_crds::{
+    AccessSpec, ConsumeSpec, NetworkSpec, Peer, PeerSpec, Transport, Verdict, VirtualNode, VirtualNodes,
+    condition, is_true,
+};
 use liquid_link::introduction::Introduction;
 use liquid_link::token::JoinToken;
 use liquid_runtime::clock::unix_seconds;
@@ -55,6 +59,13 @@ pub(crate) struct Arguments {
     /// Namespace Liquid runs in at the provider
     #[arg(long, default_value = "liquid-system", requires = "remote_kubeconfig")]
     remote_namespace: String,
+    /// What becomes of connections from the provider's pods to pods here, if its Peer does not say (spec.network.access); pods
+    /// of this cluster that run there are among these
+    #[arg(long, value_enum, default_value_t = Access::Allow)]
+    access: Access,
+    /// With --remote-kubeconfig: the same at the provider, about this cluster's pods
+    #[arg(long, value_enum, default_value_t = Access::Allow, requires = "remote_kubeconfig")]
+    remote_access: Access,
     /// Which virtual nodes are made
     #[arg(long, value_enum, default_value_t = Made::PerPeer)]
     virtual_nodes: Made,
@@ -135,7 +146,7 @@ pub(crate) async fn run(cluster: &ClusterArgs, command: Command) -> Result<(), F
     if !consume.node_selector.is_empty() && arguments.virtual_nodes != Made::PerNode {
         return Err(Failure::input("--node-selector chooses among nodes: it needs --virtual-nodes per-node"));
     }
-    let made = make(&client, &cluster.namespace, &token, consume).await?;
+    let made = make(&client, &cluster.namespace, &token, consume, arguments.access.into()).await?;
     let name = token.cluster_name.to_string();
     if let Err(failure) = wait_joined(&client, &name, arguments.timeout).await {
         // A refusal leaves nothing behind; what was there before stays.
@@ -213,13 +224,16 @@ async fn remote_token(
         Transport::Direct => invite::Way::Direct(Vec::new()),
         Transport::InBand => invite::Way::InBand(Some(&introduction)),
     };
-    invite::make(&remote, &arguments.remote_namespace, SHORT_LIFE, way, Some(&description)).await
+    let (namespace, access) = (&arguments.remote_namespace, arguments.remote_access.into());
+    invite::make(&remote, namespace, SHORT_LIFE, way, Some(&description), access).await
 }
 
 /// What the command has made, to be taken back if the provider refuses.
 struct Begun {
     name: String,
     before: Before,
+    /// It has restricted the access of a Peer that there was.
+    restricted: bool,
 }
 
 /// What there was of the peer.
@@ -253,7 +267,10 @@ impl Begun {
             drop(peers.delete(&self.name, &DeleteParams::default()).await);
         }
         if let Some(consume) = consume {
-            let patch = json!({ "spec": { "consume": consume } });
+            let mut patch = json!({ "spec": { "consume": consume } });
+            if self.restricted {
+                patch["spec"]["network"] = json!({"access": null});
+            }
             drop(peers.patch(&self.name, &PatchParams::default(), &Patch::Merge(&patch)).await);
         }
         let gone = |peer: &Option<Peer>| match (&self.before, peer) {
@@ -280,6 +297,7 @@ async fn make(
     namespace: &str,
     token: &JoinToken,
     consume: ConsumeSpec,
+    access: Verdict,
 ) -> Result<Begun, Failure> {
     let name = token.cluster_name.to_string();
     let peers: Api<Peer> = Api::all(client.clone());
@@ -320,18 +338,23 @@ async fn make(
                 cluster_id: token.cluster_id.to_string(),
                 consume: Some(consume),
                 lend: None,
-                network: None,
+                network: NetworkSpec::of_new(access),
             };
             peers.create(&PostParams::default(), &Peer::new(&name, spec)).await?;
-            Ok(Begun { name, before: Before::Nothing })
+            Ok(Begun { name, before: Before::Nothing, restricted: false })
         }
         Some(peer) => {
-            let patch = json!({
+            let restricted = access == Verdict::Deny && !peer.spec.has_access();
+            let mut patch = json!({
                 "metadata": { "resourceVersion": peer.metadata.resource_version },
                 "spec": { "consume": consume },
             });
+            if restricted {
+                patch["spec"]["network"] = json!({"access": AccessSpec::from(access)});
+            }
             peers.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
-            Ok(Begun { name, before: peer.spec.consume.map_or(Before::Lending, Before::Borrowing) })
+            let before = peer.spec.consume.map_or(Before::Lending, Before::Borrowing);
+            Ok(Begun { name, before, restricted })
         }
     }
 }

@@ -8,13 +8,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::vocabulary::{CONSUMER_AUTHORITY, CONSUMER_KEYS, FINALIZER_LEND};
-use liquid_crds::{ClusterId, ClusterName, LendSpec, Peer, PeerSpec};
+use liquid_crds::{AccessSpec, ClusterId, ClusterName, LendSpec, NetworkSpec, Peer, PeerSpec, Verdict};
 use liquid_link::ca::{check_proof, check_request};
 use liquid_link::digest::{hex, sha256};
 use liquid_link::identity::PeerIdentity;
 use liquid_link::proto::enrollment_server::Enrollment;
 use liquid_link::proto::{JoinRequest, JoinResponse};
-use liquid_link::token_secret::{Presenter, TokenRefused, redeem, secret_name};
+use liquid_link::token_secret::{Presenter, TokenRefused, access, redeem, secret_name};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ impl Enrollment for EnrollmentService {
         let used = self.verify(&token_id, &secret, &applicant).await?;
         let existing = self.check_peers(&applicant).await?;
         self.mark_used(&token_id, &used).await?;
-        let consumer = self.admit(&applicant, existing).await?;
+        let consumer = self.admit(&applicant, existing, access(&used)).await?;
         let identity = PeerIdentity { cluster_id: consumer.id.clone(), peering: consumer.peering.clone() };
         let signed = self
             .cluster
@@ -193,8 +193,13 @@ impl EnrollmentService {
         }
     }
 
-    /// Makes the `Peer` of an applicant, or adds the lending half to the one it has.
-    async fn admit(&self, applicant: &Applicant, existing: Option<Peer>) -> Result<Consumer, Status> {
+    /// Makes the `Peer` of an applicant, or adds the lending half to the one it has. Rules of access that there are stay.
+    async fn admit(
+        &self,
+        applicant: &Applicant,
+        existing: Option<Peer>,
+        access: Verdict,
+    ) -> Result<Consumer, Status> {
         let peers: Api<Peer> = Api::all(self.client.clone());
         let peer = match existing {
             Some(peer) if peer.spec.lend.is_some() => peer,
@@ -206,13 +211,17 @@ impl EnrollmentService {
                 for (name, value) in applicant.annotations() {
                     annotations[name] = json!(value);
                 }
+                let mut spec = json!({"lend": LendSpec::default()});
+                if access == Verdict::Deny && !peer.spec.has_access() {
+                    spec["network"] = json!({"access": AccessSpec::from(access)});
+                }
                 let patch = json!({
                     "metadata": {
                         "resourceVersion": peer.metadata.resource_version,
                         "finalizers": finalizers,
                         "annotations": annotations,
                     },
-                    "spec": {"lend": LendSpec::default()},
+                    "spec": spec,
                 });
                 let params = PatchParams::default();
                 peers.patch(&peer.name_any(), &params, &Patch::Merge(&patch)).await.map_err(unavailable)?
@@ -222,7 +231,7 @@ impl EnrollmentService {
                     cluster_id: applicant.id.to_string(),
                     consume: None,
                     lend: Some(LendSpec::default()),
-                    network: None,
+                    network: NetworkSpec::of_new(access),
                 };
                 let mut peer = Peer::new(applicant.name.as_str(), spec);
                 peer.metadata = ObjectMeta {

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
 use liquid_crds::vocabulary::CLUSTER_INFO;
-use liquid_crds::{Peer, PeerGateway};
+use liquid_crds::{Peer, PeerGateway, Verdict};
 use liquid_lab::{Cut, Direction, Link, Opening};
 use liquid_scenarios::{Cluster, Environment, Look, Snapshot};
 use serde_json::json;
@@ -126,8 +126,9 @@ fn nothing_else(link: &Link, told: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Pods of both clusters, what people do with them, and what they do with each other.
-async fn pods_work(environment: &Environment) -> anyhow::Result<()> {
+/// Pods of both clusters, what people do with them, and what they do with each other; those in the provider as far as home lets
+/// them in.
+async fn pods_work(environment: &Environment, access: Verdict) -> anyhow::Result<()> {
     let (home, provider) = (&environment.home, &environment.provider);
     offloaded(home, NAMESPACE).await?;
     home.apply(NAMESPACE, SERVERS).await?;
@@ -140,6 +141,11 @@ async fn pods_work(environment: &Environment) -> anyhow::Result<()> {
     home.wait_for_network("provider", SOON).await?;
     for (from, to) in [("here", there), ("there", here_from_there)] {
         let script = format!("timeout 5 wget -q -O - http://{to}:8080/hostname");
+        if from == "there" && access == Verdict::Deny {
+            let output = home.shell(NAMESPACE, from, &script).await?;
+            ensure!(output.code != 0 && output.out.is_empty(), "it is let in: {output:?}");
+            continue;
+        }
         home.wait(&format!("{to} answers {from}"), SOON, || async {
             // From the pod in the provider, this is exec over the link.
             let output = home.shell(NAMESPACE, from, &script).await?;
@@ -188,7 +194,7 @@ async fn a_token_and_one_udp_port_of_the_provider_are_enough() -> anyhow::Result
         let told = home.liquidctl.run(["peer", "in-band", "--token", token.trim()]).await?;
         println!("{}", told.err.trim());
         told.ok()?;
-        pods_work(&environment).await?;
+        pods_work(&environment, Verdict::Allow).await?;
         nothing_else(link, "peered")?;
 
         link.cut(Cut::All, Direction::Both)?;
@@ -235,7 +241,8 @@ async fn a_token_and_one_udp_port_of_the_provider_are_enough() -> anyhow::Result
     Ok(())
 }
 
-/// Would catch: a provider that cannot be called, and does not call; an administrator who is not told what to do about it.
+/// Would catch: a provider that cannot be called, and does not call, whether somebody has both kubeconfigs or not; an administrator
+/// who is not told what to do about it; pods that are let in although peering was to let none in.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the lab"]
 async fn a_provider_that_cannot_be_called_calls() -> anyhow::Result<()> {
@@ -249,10 +256,24 @@ async fn a_provider_that_cannot_be_called_calls() -> anyhow::Result<()> {
         let told = home.liquidctl.run(["peer", "in-band", "--remote-kubeconfig", &kubeconfig]).await?;
         println!("{}", told.err.trim());
         told.ok()?;
-        pods_work(&environment).await?;
-        provider.liquidctl.run(["unpeer", "home"]).await?.ok()?;
-        home.liquidctl.run(["unpeer", "provider"]).await?.ok()?;
-        home.delete_namespace(NAMESPACE).await?;
+        pods_work(&environment, Verdict::Allow).await?;
+        let part = async || {
+            provider.liquidctl.run(["unpeer", "home"]).await?.ok()?;
+            home.liquidctl.run(["unpeer", "provider"]).await?.ok()?;
+            home.delete_namespace(NAMESPACE).await
+        };
+        part().await?;
+        // By hand, as two administrators do it, of whom one lets nothing in.
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(&file, home.liquidctl.run(["introduce"]).await?.ok()?)?;
+        let file = file.path().to_string_lossy();
+        let token = provider.liquidctl.run(["invite", "--in-band", "--introduction", &file]).await?.ok()?;
+        let peer = ["peer", "in-band", "--access", "deny", "--token", token.trim()];
+        let told = home.liquidctl.run(peer).await?;
+        println!("{}", told.err.trim());
+        told.ok()?;
+        pods_work(&environment, Verdict::Deny).await?;
+        part().await?;
         nothing_else(link, "the provider calls")
     })
     .await?;

@@ -11,7 +11,7 @@ use liquid_link::proto::enrollment_client::EnrollmentClient;
 use liquid_link::proto::{ClusterInfo, JoinRequest};
 use liquid_link::tls::client_config;
 use liquid_link::token::JoinToken;
-use liquid_scenarios::{Environment, Snapshot};
+use liquid_scenarios::{Cluster, Environment, Snapshot};
 use tonic::Code;
 
 /// Would catch: a provider that lets in who has no right to it, a refusal without a reason, and refusals that leave
@@ -22,8 +22,13 @@ async fn bad_tokens_are_refused_with_a_reason_and_nothing_is_made() -> anyhow::R
     let environment = Environment::open().await?.unpeered().await?;
     let (home, provider) = (&environment.home, &environment.provider);
     let good = provider.liquidctl.run(["invite"]).await?.ok()?;
-    let used = provider.liquidctl.run(["invite"]).await?.ok()?;
+    let used = provider.liquidctl.run(["invite", "--access", "deny"]).await?.ok()?;
     home.liquidctl.run(["peer", "out-of-band", "--token", used.trim()]).await?.ok()?;
+    let has_access = async |cluster: &Cluster, peer: &str| {
+        Ok::<_, kube::Error>(Api::<Peer>::all(cluster.client.clone()).get(peer).await?.spec.has_access())
+    };
+    assert!(has_access(provider, "home").await?, "the one who invites lets nothing in");
+    assert!(!has_access(home, "provider").await?);
     home.liquidctl.run(["unpeer", "provider"]).await?.ok()?;
     let expired = provider.liquidctl.run(["invite", "--ttl", "1s"]).await?.ok()?;
     let revoked = provider.liquidctl.run(["invite", "-o", "json"]).await?.ok()?;
