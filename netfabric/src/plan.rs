@@ -317,7 +317,8 @@ fn outward(topology: &Topology, routed: &BTreeSet<IpNet>, settings: &Settings) -
             .into_iter()
             .map(|prefix| FilterRule { when: vec![Condition::Source(prefix)], action: Action::Accept }),
     );
-    rules.push(FilterRule { when: Vec::new(), action: Action::Drop });
+    // Answers of pods of others to such a host, which has called a node port, have been let in.
+    rules.push(FilterRule { when: vec![Condition::Unconnected], action: Action::Drop });
     outward.chain = Some(Chain { name: OUTWARD.to_owned(), base: None, rules });
     outward
 }
@@ -328,7 +329,7 @@ fn way_out(topology: &Topology, prefix: &IpNet, local: IpAddr) -> Option<IpAddr>
     let ways = topology.nodes.iter().filter_map(|(name, node)| {
         own_address(node, is_v6(prefix))?;
         let mut hasher = DefaultHasher::new();
-        (prefix, name).hash(&mut hasher);
+        (prefix.to_string(), name).hash(&mut hasher);
         Some((node.ready, hasher.finish(), like(&node.addresses, local)?))
     });
     ways.max().map(|(_, _, underlay)| underlay)

@@ -454,6 +454,26 @@ fn hosts_outside_that_are_offered_are_reached_under_the_address_of_one_node() {
         eventually("the other node is used", moved);
         world.set_access_and_outside(&json!({"default": "Deny"}), &[&format!("{outside}/32")]);
         eventually("whom access restricts reaches nothing", || seen(outside)(&world).is_none().then_some(()));
+        // Also while others are offered it. What it answers to that host, as a client of a node port, comes in nevertheless.
+        world.cluster.set(
+            PEERS,
+            "rome",
+            json!({
+                "metadata": {"uid": "v"}, "spec": {},
+                "status": {"network": {
+                    "podCIDRs": [{"real": "10.244.0.0/16", "seen": "10.202.0.0/16"}],
+                    "ourExternalCIDRs": [format!("{outside}/32")],
+                }},
+            }),
+        );
+        let rules = || world.nodes[0].sh("nft list chain inet liquid outward 2>&1 || true");
+        eventually("the rules are there", || rules().contains("10.202.0.0/16").then_some(()));
+        assert_eq!(seen(outside)(&world), None);
+        world.with_echo(|| {
+            eventually("an answer of the node port", || {
+                source_seen(&world.lan, "192.0.2.11", support::world::NODE_PORT)
+            })
+        });
     }
 }
 

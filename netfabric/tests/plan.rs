@@ -221,7 +221,7 @@ fn hosts_outside_are_reached_by_pods_of_those_to_whom_they_are_offered_and_under
     let at = |text: &str| forward.iter().position(|rule| rule.contains(text)).unwrap();
     assert!(at(&format!("{to} jump outward")) < at("ip daddr != 10.244.1.0/24 drop"));
     let pods = ["ip saddr 10.201.0.0/16 accept", "ip6 saddr fd00:201::/32 accept"];
-    assert_eq!(text(&topology, "outward"), ["invalid drop", pods[0], pods[1], "drop"]);
+    assert_eq!(text(&topology, "outward"), ["invalid drop", pods[0], pods[1], "unconnected drop"]);
     let access = serde_json::from_value(serde_json::json!({"default": "Deny"})).unwrap();
     topology.peers.get_mut("p").unwrap().access = Access::read(&access);
     assert!(text(&topology, "outward").is_empty());

@@ -326,7 +326,7 @@ impl Provider {
                 self.wait(set, key, now, entropy, true);
                 return;
             }
-            Outcome::Stored(record) => member.learn_stored(record),
+            Outcome::Stored(record) => member.learn_record(record),
             Outcome::Running(instance) => member.learn_instance(instance),
             Outcome::Found { record, instance } => {
                 let (record_seen, instance_seen) = match ran {
@@ -334,7 +334,7 @@ impl Provider {
                     Running::Make | Running::Stop(..) | Running::Erase(_) => (u64::MAX, u64::MAX),
                 };
                 match record {
-                    Some(record) => member.learn_stored(record),
+                    Some(record) => member.learn_record(record),
                     None if member.record_seen <= record_seen => {
                         member.record = None;
                         member.orphaned = true;
@@ -702,6 +702,10 @@ impl Provider {
         let Some(member) = self.members.get_mut(&(set.clone(), key.clone())) else {
             return;
         };
+        if member.status.is_none() && member.instance.as_ref().is_some_and(|instance| instance.fresh) {
+            // Of one that has taken the place of another the consumer has to know.
+            return;
+        }
         let (home, status, interim) = match (&member.instance, &member.record) {
             (Some(instance), _) => {
                 let (status, interim) = member.shown(instance);

@@ -47,6 +47,7 @@ fn instance(object: &str, version: u64, home: &str) -> Instance {
         finished: false,
         status: None,
         interim: None,
+        fresh: false,
     }
 }
 
@@ -312,16 +313,43 @@ fn a_body_of_a_set_that_was_not_named_is_refused_and_not_stored() {
 }
 
 #[test]
-fn what_turns_out_to_be_made_on_other_terms_while_it_is_made_is_made_anew() {
+fn what_is_made_on_other_terms_is_made_anew_until_it_is_not_though_nothing_changes_by_that() {
     let mut provider = connected();
     provider.received(upsert("u1"));
     actions(&mut provider);
-    // The watch is ahead of the answer, and whoever reads it knows that by now other addresses would be put into it.
-    let outdated = Record { hash: Hash::of(b"made on other terms"), ..record("r1", 5, "u1") };
-    provider.record_changed(&set(), &target("u1").key, Ok(outdated));
+    let outdated = || Record { hash: Hash::of(b"made on other terms"), ..record("r1", 5, "u1") };
+    provider.record_changed(&set(), &target("u1").key, Ok(outdated()));
     actions(&mut provider);
-
-    provider.done(&target("u1"), Outcome::Stored(record("r1", 5, "u1")), Instant::now(), 0);
-
+    // The answer to the request by which it was made comes after that.
+    provider.done(&target("u1"), Outcome::Stored(outdated()), Instant::now(), 0);
     assert_eq!(actions(&mut provider), [Action::Send(ProviderFrame::Want(target("u1")))]);
+    provider.received(upsert("u1"));
+    assert_eq!(steps(&mut provider).len(), 1);
+    // The terms are those of before again: what the API server has is what it is asked to store.
+    provider.done(&target("u1"), Outcome::Stored(record("r1", 5, "u1")), Instant::now(), 0);
+    assert_eq!(steps(&mut provider), [Step::Start], "it is what is wanted");
+}
+
+#[test]
+fn of_a_pod_that_was_just_made_is_told_only_whom_its_predecessor_was_shown() {
+    let status = |name: &[u8]| Some(Hash::of(name).into());
+    let sent = |provider: &mut Provider| {
+        let found = actions(provider).into_iter().filter(|it| matches!(it, Action::SendStatus { .. }));
+        found.count()
+    };
+    let mut provider = connected();
+    provider.received(inventory(&[("u1", Wanted::Present(hash()))]));
+    provider.record_changed(&set(), &target("u1").key, Ok(record("r1", 1, "u1")));
+    let made = |object: &str, version| Instance {
+        status: status(b"new"),
+        fresh: true,
+        ..instance(object, version, "u1")
+    };
+    provider.instance_changed(&set(), &target("u1").key, Ok(made("p1", 2)));
+    assert_eq!(sent(&mut provider), 0);
+    let running = Instance { status: status(b"running"), ..instance("p1", 3, "u1") };
+    provider.instance_changed(&set(), &target("u1").key, Ok(running));
+    assert_eq!(sent(&mut provider), 1);
+    provider.instance_changed(&set(), &target("u1").key, Ok(made("p2", 4)));
+    assert_eq!(sent(&mut provider), 1, "it is not running any more");
 }

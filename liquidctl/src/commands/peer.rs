@@ -351,6 +351,8 @@ async fn make(
             });
             if restricted {
                 patch["spec"]["network"] = json!({"access": AccessSpec::from(access)});
+            } else if access == Verdict::Deny {
+                tell(&format!("--access changes nothing: Peer {name} has rules of access, which stay"));
             }
             peers.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
             let before = peer.spec.consume.map_or(Before::Lending, Before::Borrowing);

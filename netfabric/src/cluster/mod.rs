@@ -103,8 +103,8 @@ fn streams(client: &Client, watched: &Watched) -> SelectAll<BoxStream<'static, E
     streams.push(peers.map(Event::Peer).boxed());
     let nodes = match &watched.place {
         Place::Node(name) => Config::default().fields(&format!("metadata.name={name}")),
-        // Nodes that stand for a peer are not of this cluster.
-        Place::Gateway(_) => Config::default().labels(&format!("!{TYPE}")),
+        // Nodes that stand for a peer are not of this cluster, and on some no liquid-fabric can run.
+        Place::Gateway(_) => Config::default().labels(&format!("!{TYPE},kubernetes.io/os!=windows")),
     };
     streams.push(changes(Api::<NodeObject>::all(client.clone()), nodes).map(Event::Node).boxed());
     if matches!(watched.place, Place::Node(_)) {

@@ -202,7 +202,18 @@ impl EnrollmentService {
     ) -> Result<Consumer, Status> {
         let peers: Api<Peer> = Api::all(self.client.clone());
         let peer = match existing {
-            Some(peer) if peer.spec.lend.is_some() => peer,
+            Some(peer)
+                if peer.spec.lend.is_some() && (access == Verdict::Allow || peer.spec.has_access()) =>
+            {
+                peer
+            }
+            Some(peer) if peer.spec.lend.is_some() => {
+                let spec = json!({"network": {"access": AccessSpec::from(access)}});
+                let patch =
+                    json!({"metadata": {"resourceVersion": peer.metadata.resource_version}, "spec": spec});
+                let params = PatchParams::default();
+                peers.patch(&peer.name_any(), &params, &Patch::Merge(&patch)).await.map_err(unavailable)?
+            }
             Some(peer) => {
                 let mut finalizers = peer.metadata.finalizers.clone().unwrap_or_default();
                 finalizers.push(FINALIZER_LEND.to_owned());

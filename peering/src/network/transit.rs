@@ -171,11 +171,14 @@ pub(super) fn about_external(own: &Own, peer: &Peer) -> Option<String> {
             list(all)
         ));
     } else if !all.is_empty() {
-        said.push(format!("pods of this cluster there reach hosts outside of this cluster: {}", list(all)));
+        said.push(format!(
+            "hosts outside of this cluster are offered to pods of this cluster there: {}",
+            list(all)
+        ));
     }
     if !own.withheld.is_empty() {
         said.push(format!(
-            "{} cannot be offered: addresses of pods, Services or nodes of this cluster are among these",
+            "{} cannot be offered: addresses of pods, Services (ClusterIP) or nodes of this cluster are among these",
             list(&own.withheld)
         ));
     }
@@ -270,7 +273,7 @@ mod tests {
         let (offered, all, said) = told(&peers);
         assert_eq!((offered, all), (2, own.announcement.external.clone()));
         let said = said.unwrap();
-        assert!(said.contains("reach hosts outside of this cluster: 192.0.2.8/32"), "{said}");
+        assert!(said.contains("are offered to pods of this cluster there: 192.0.2.8/32"), "{said}");
         assert!(said.contains("192.0.2.0/24 cannot be offered"), "{said}");
         let network = peers.get_mut("b").unwrap().status.as_mut().unwrap().network.as_mut().unwrap();
         network.transit =

@@ -134,13 +134,6 @@ impl Member {
         }
     }
 
-    /// A step has come back with this. What was said of that very version since counts: it may be about what is in it.
-    pub(super) fn learn_stored(&mut self, record: Record) {
-        if record.version > self.record_seen {
-            self.learn_record(record);
-        }
-    }
-
     pub(super) fn learn_instance(&mut self, instance: Instance) {
         let newer = instance.version > self.instance_seen;
         if newer || self.instance.as_ref().is_some_and(|known| known.version == instance.version) {

@@ -58,6 +58,8 @@ pub struct Instance {
     pub status: Option<StatusDigest>,
     /// What is shown instead while it ends although it is wanted: another one is going to take its place.
     pub interim: Option<StatusDigest>,
+    /// Nobody has written of it yet: there is nothing in its status.
+    pub fresh: bool,
 }
 
 /// An object that is gone.

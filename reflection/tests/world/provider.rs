@@ -282,6 +282,7 @@ impl World {
                     Some(_) => failed("another pod has that name"),
                     None => {
                         let instance = Instance {
+                            fresh: false,
                             object: self.fresh_uid("pod-"),
                             version: self.serial(),
                             home: record.home,

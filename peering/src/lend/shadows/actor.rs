@@ -95,8 +95,20 @@ enum Due {
 
 /// What a spawned request came back with.
 enum Answer {
-    Done { cluster: ClusterId, target: Ref, held: usize, outcome: Outcome },
-    Status { cluster: ClusterId, stream: StreamId, target: Ref, status: Option<(StatusFound, Value)> },
+    /// `made_on` is the digest of what this cluster would have put into the object.
+    Done {
+        cluster: ClusterId,
+        target: Ref,
+        held: usize,
+        made_on: Option<Hash>,
+        outcome: Outcome,
+    },
+    Status {
+        cluster: ClusterId,
+        stream: StreamId,
+        target: Ref,
+        status: Option<(StatusFound, Value)>,
+    },
 }
 
 /// The handle to the actor.
@@ -306,9 +318,13 @@ impl Lent {
 
     /// Whether something else was put into an object than would be by now.
     fn is_outdated(&self, set: &SetRef, key: &Key) -> bool {
-        let Some(terms) = self.terms.get(&set.kind) else { return false };
-        let terms = self.walled(set).mixed(*terms);
+        let Some(terms) = self.terms_of(set) else { return false };
         self.made_on.get(&(set.clone(), key.clone())) != Some(&terms)
+    }
+
+    /// Digest of what is put into objects of a set by now, if anything.
+    fn terms_of(&self, set: &SetRef) -> Option<Hash> {
+        self.terms.get(&set.kind).map(|terms| self.walled(set).mixed(*terms))
     }
 
     /// Where policies of this cluster's own go before those of this set.
@@ -771,7 +787,7 @@ impl Actor {
 
     fn answer(&mut self, answer: Answer) {
         match answer {
-            Answer::Done { cluster, target, held, outcome } => {
+            Answer::Done { cluster, target, held, made_on, mut outcome } => {
                 if let Outcome::Failed(refusal) = &outcome {
                     self.metrics.steps_failed(&refusal.reason);
                     debug!(%cluster, key = %target.key, reason = %refusal.reason, message = %refusal.message, "step failed");
@@ -780,6 +796,12 @@ impl Actor {
                 self.with(&cluster, |lent| {
                     lent.held = lent.held.saturating_sub(held);
                     lent.tell_of_walls(&target, &outcome);
+                    // Terms may have changed while it was made; the watch may have said so before this answer.
+                    if let (Outcome::Stored(record), true) = (&mut outcome, made_on.is_some())
+                        && made_on != lent.terms_of(&target.set)
+                    {
+                        outdate(record);
+                    }
                     if counts(target.set.kind) {
                         lent.account(&target, &outcome);
                     }
@@ -846,6 +868,7 @@ impl Actor {
                             cluster,
                             target,
                             held: 0,
+                            made_on: None,
                             outcome: no_peer(),
                         }));
                         continue;
@@ -872,7 +895,8 @@ impl Actor {
                     };
                     if let Some(refusal) = refused {
                         let (cluster, outcome) = (cluster.clone(), Outcome::Failed(refusal));
-                        drop(self.answers.send(Answer::Done { cluster, target, held: 0, outcome }));
+                        let answer = Answer::Done { cluster, target, held: 0, made_on: None, outcome };
+                        drop(self.answers.send(answer));
                         continue;
                     }
                     lent.held += held;
@@ -914,9 +938,12 @@ impl Actor {
                 }
                 Due::Step { target, step, held } => {
                     let Some(consumer) = answerable(&self.consumers, &cluster, &target, &step) else {
-                        drop(answers.send(Answer::Done { cluster, target, held, outcome: no_peer() }));
+                        let outcome = no_peer();
+                        drop(answers.send(Answer::Done { cluster, target, held, made_on: None, outcome }));
                         continue;
                     };
+                    let walled = lent.walled(&target.set);
+                    let made_on = terms_of(target.set.kind, &consumer).map(|terms| walled.mixed(terms));
                     let job = Job {
                         client,
                         policy: self.policy.clone(),
@@ -924,14 +951,14 @@ impl Actor {
                         placement: lent.placement(&target.set),
                         consumer,
                         namespace: lent.namespace_for(&target.set, &target.key.namespace, &step),
-                        walled: lent.walled(&target.set),
+                        walled,
                         target: target.clone(),
                         step,
                     };
                     tokio::spawn(async move {
                         let outcome = job.run().await;
                         drop(permit);
-                        drop(answers.send(Answer::Done { cluster, target, held, outcome }));
+                        drop(answers.send(Answer::Done { cluster, target, held, made_on, outcome }));
                     });
                 }
             }

@@ -185,7 +185,7 @@ pub(crate) fn read_pod(pod: &PodView) -> Option<Owned<Instance>> {
     if !owned {
         return None;
     }
-    let status = pod.status.as_ref().filter(|status| tells_something(status));
+    let status = pod.status.as_ref();
     let what = Instance {
         object: object_uid(meta),
         version: version(meta),
@@ -197,6 +197,7 @@ pub(crate) fn read_pod(pod: &PodView) -> Option<Owned<Instance>> {
         interim: status
             .filter(|_| meta.deletion_timestamp.is_some())
             .and_then(|status| StatusDigest::of(&interim_status(status))),
+        fresh: status.is_some_and(is_fresh),
     };
     Some(Owned {
         cluster: origin(meta)?,
@@ -215,10 +216,9 @@ fn finished(pod: &PodView) -> bool {
     }
 }
 
-/// Whether there is anything in a status that a consumer does not know already: not yet in that of a pod which was made just now.
-fn tells_something(status: &Value) -> bool {
-    let nobody_has_written = phase(Some(status)) == Some("Pending") && status.get("conditions").is_none();
-    !nobody_has_written
+/// Whether a status is as the API server makes it.
+fn is_fresh(status: &Value) -> bool {
+    phase(Some(status)) == Some("Pending") && status.get("conditions").is_none()
 }
 
 fn phase(status: Option<&Value>) -> Option<&str> {
@@ -670,17 +670,17 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_told_of_a_pod_before_somebody_has_written_of_it() {
-        let told = |status: Value| {
+    fn a_pod_is_fresh_until_somebody_has_written_of_it() {
+        let fresh = |status: Value| {
             let (_, mut pod) = made(json!({"spec": {"containers": []}}));
             pod["status"] = status;
-            read_pod(&serde_json::from_value(pod).unwrap()).unwrap().what.status.is_some()
+            read_pod(&serde_json::from_value(pod).unwrap()).unwrap().what.fresh
         };
-        assert!(!told(json!({"phase": "Pending", "qosClass": "BestEffort"})));
-        assert!(told(
+        assert!(fresh(json!({"phase": "Pending", "qosClass": "BestEffort"})));
+        assert!(!fresh(
             json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False"}]})
         ));
-        assert!(told(json!({"phase": "Running"})));
+        assert!(!fresh(json!({"phase": "Running"})));
     }
 
     #[test]
