@@ -105,7 +105,8 @@ impl Results {
         let theirs = self.series.get(&(circumstances, other, what))?;
         let mut ratios: Vec<f64> = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect();
         ratios.sort_unstable_by(f64::total_cmp);
-        Some(median(&ratios))
+        // Whom something is compared with may have carried nothing, which is no ratio.
+        Some(median(&ratios)).filter(|ratio| ratio.is_finite())
     }
 }
 
