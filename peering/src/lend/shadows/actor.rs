@@ -797,8 +797,8 @@ impl Actor {
                     lent.held = lent.held.saturating_sub(held);
                     lent.tell_of_walls(&target, &outcome);
                     // Terms may have changed while it was made; the watch may have said so before this answer.
-                    if let (Outcome::Stored(record), true) = (&mut outcome, made_on.is_some())
-                        && made_on != lent.terms_of(&target.set)
+                    if let (Outcome::Stored(record), Some(terms)) = (&mut outcome, lent.terms_of(&target.set))
+                        && made_on != Some(terms)
                     {
                         outdate(record);
                     }
