@@ -20,10 +20,11 @@ pub struct NetworkSpec {
 }
 
 impl NetworkSpec {
-    /// That of a new peer; nothing is said if everything is let in.
+    /// What a peering begins with; nothing is said if everything is let in.
     #[must_use]
-    pub fn of_new(access: Verdict) -> Option<Self> {
-        (access == Verdict::Deny).then(|| Self { access: Some(access.into()), ..Self::default() })
+    pub fn at_first(access: Verdict) -> Option<Self> {
+        let access = AccessSpec { default: access, ..AccessSpec::default() };
+        access.restricts().then(|| Self { access: Some(access), ..Self::default() })
     }
 
     /// Whether pods of this cluster that run in the peer, and those in other peers, reach each other through it.
@@ -66,12 +67,6 @@ pub struct AccessSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub rules: Vec<AccessRule>,
-}
-
-impl From<Verdict> for AccessSpec {
-    fn from(default: Verdict) -> Self {
-        Self { default, rules: Vec::new() }
-    }
 }
 
 impl AccessSpec {

@@ -45,7 +45,7 @@ impl NetworkStatus {
 
     /// The prefixes of the peer's own pods.
     pub fn own_pods(&self) -> impl Iterator<Item = &PodCidr> {
-        self.pod_cidrs.iter().filter(|cidr| !cidr.transit && !cidr.external)
+        self.pod_cidrs.iter().filter(|cidr| cidr.is_own())
     }
 
     /// Why no gateway of this cluster has a tunnel to the peer, as far as the status tells.
@@ -102,6 +102,12 @@ impl PodCidr {
     #[must_use]
     pub fn own(real: impl ToString, seen: impl ToString) -> Self {
         Self { real: real.to_string(), seen: seen.to_string(), transit: false, external: false, direct: None }
+    }
+
+    /// Whether it is a prefix of the peer's own pods.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        !self.transit && !self.external
     }
 
     /// A prefix of pods in a further cluster, reached through the peer.

@@ -2,7 +2,7 @@
 
 use crate::schema::label_value;
 use crate::vocabulary::{ENDED_BY_PROVIDER, FORGET};
-use crate::{NetworkSpec, NetworkStatus, Offer, Price, condition};
+use crate::{NetworkSpec, NetworkStatus, Offer, Price, Verdict, condition};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -56,6 +56,12 @@ impl PeerSpec {
     #[must_use]
     pub fn has_access(&self) -> bool {
         self.network.as_ref().is_some_and(|network| network.access.is_some())
+    }
+
+    /// What has to be added so that a further peering begins with this access. Rules that there are stay.
+    #[must_use]
+    pub fn restriction(&self, access: Verdict) -> Option<NetworkSpec> {
+        NetworkSpec::at_first(access).filter(|_| !self.has_access())
     }
 }
 

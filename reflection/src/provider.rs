@@ -702,11 +702,9 @@ impl Provider {
         let Some(member) = self.members.get_mut(&(set.clone(), key.clone())) else {
             return;
         };
-        if member.status.is_none() && member.instance.as_ref().is_some_and(|instance| instance.fresh) {
-            // Of one that has taken the place of another the consumer has to know.
-            return;
-        }
         let (home, status, interim) = match (&member.instance, &member.record) {
+            // Of one that has taken the place of another the consumer has to know.
+            (Some(instance), _) if instance.fresh && member.status.is_none() => return,
             (Some(instance), _) => {
                 let (status, interim) = member.shown(instance);
                 (&instance.home, status, interim)

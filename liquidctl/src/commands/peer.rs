@@ -13,8 +13,8 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use liquid_crds::vocabulary::{MANAGED_BY, MANAGED_BY_LIQUID, OFFER_ACCEPTED};
 use liquid_crds::{
-    AccessSpec, ConsumeSpec, NetworkSpec, Peer, PeerSpec, Transport, Verdict, VirtualNode, VirtualNodes,
-    condition, is_true,
+    ConsumeSpec, NetworkSpec, Peer, PeerSpec, Transport, Verdict, VirtualNode, VirtualNodes, condition,
+    is_true,
 };
 use liquid_link::introduction::Introduction;
 use liquid_link::token::JoinToken;
@@ -338,19 +338,20 @@ async fn make(
                 cluster_id: token.cluster_id.to_string(),
                 consume: Some(consume),
                 lend: None,
-                network: NetworkSpec::of_new(access),
+                network: NetworkSpec::at_first(access),
             };
             peers.create(&PostParams::default(), &Peer::new(&name, spec)).await?;
             Ok(Begun { name, before: Before::Nothing, restricted: false })
         }
         Some(peer) => {
-            let restricted = access == Verdict::Deny && !peer.spec.has_access();
+            let network = peer.spec.restriction(access);
+            let restricted = network.is_some();
             let mut patch = json!({
                 "metadata": { "resourceVersion": peer.metadata.resource_version },
                 "spec": { "consume": consume },
             });
-            if restricted {
-                patch["spec"]["network"] = json!({"access": AccessSpec::from(access)});
+            if let Some(network) = network {
+                patch["spec"]["network"] = json!(network);
             } else if access == Verdict::Deny {
                 tell(&format!("--access changes nothing: Peer {name} has rules of access, which stay"));
             }

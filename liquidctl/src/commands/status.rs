@@ -259,7 +259,7 @@ fn network_state(peer: &Peer, conditions: &[Condition]) -> Option<NetworkState> 
 
 /// Networks of a peer for the table: the first, and how many more.
 fn shown_prefixes(prefixes: &[PodCidr]) -> String {
-    let own: Vec<&PodCidr> = prefixes.iter().filter(|cidr| !cidr.transit && !cidr.external).collect();
+    let own: Vec<&PodCidr> = prefixes.iter().filter(|cidr| cidr.is_own()).collect();
     let Some((first, rest)) = own.split_first() else { return "-".to_owned() };
     let first = shown_prefix(first);
     if rest.is_empty() { first } else { format!("{first} and {} more", rest.len()) }

@@ -180,13 +180,17 @@ impl From<PeerObject> for Peer {
     fn from(object: PeerObject) -> Self {
         let network = object.status.and_then(|status| status.network).unwrap_or_default();
         let Network { pod_cidrs, our_external_cidrs, tunnels } = network;
-        let is_of_pods = |cidr: &&PodCidr| !cidr.transit && !cidr.external;
         let seen = |(_, seen): (IpNet, IpNet)| seen;
         let access = object.spec.and_then(|spec| spec.network).and_then(|network| network.access);
         let down = tunnels.into_iter().filter(|tunnel| !tunnel.up);
         Self {
             prefixes: pod_cidrs.iter().filter_map(PodCidr::prefixes).map(seen).collect(),
-            pods: pod_cidrs.iter().filter(is_of_pods).filter_map(PodCidr::prefixes).map(seen).collect(),
+            pods: pod_cidrs
+                .iter()
+                .filter(|cidr| cidr.is_own())
+                .filter_map(PodCidr::prefixes)
+                .map(seen)
+                .collect(),
             external: our_external_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
             unreached_by: down.map(|tunnel| tunnel.gateway).collect(),
             uid: object.metadata.uid,

@@ -4,7 +4,7 @@ use super::slices::limits;
 use kube::ResourceExt as _;
 use liquid_crds::quantity::Amounts;
 use liquid_crds::vocabulary::CONSUMER_AUTHORITY;
-use liquid_crds::{ClusterId, LendSpec, Peer};
+use liquid_crds::{ClusterId, LendSpec, Peer, PodCidr};
 use liquid_link::identity::PeerIdentity;
 use liquid_link::server::Caller;
 use liquid_reflection::Prefixes;
@@ -142,19 +142,17 @@ pub(crate) fn consumer_of(peer: &Peer) -> Option<Consumer> {
     let lend = peer.spec.lend.clone()?;
     let network = peer.status.as_ref().and_then(|status| status.network.as_ref());
     let cidrs = || network.into_iter().flat_map(|network| &network.pod_cidrs);
+    let listed = |it: &PodCidr| match it.used_direct() {
+        Some(_) => it.direct_prefixes(),
+        None => it.prefixes(),
+    };
     Some(Consumer {
         id: peer.spec.cluster_id.parse().ok()?,
         name: peer.metadata.name.clone()?,
         peering: peer.metadata.uid.clone()?,
         lend,
         authority: peer.annotations().get(CONSUMER_AUTHORITY).cloned(),
-        prefixes: Prefixes::new(
-            cidrs().filter_map(
-                |it| {
-                    if it.used_direct().is_some() { it.direct_prefixes() } else { it.prefixes() }
-                },
-            ),
-        ),
+        prefixes: Prefixes::new(cidrs().filter_map(listed)),
         sources: Prefixes::new(
             cidrs().flat_map(|it| [it.prefixes(), it.direct_prefixes()].into_iter().flatten()),
         ),

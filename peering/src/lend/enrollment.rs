@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use liquid_crds::vocabulary::{CONSUMER_AUTHORITY, CONSUMER_KEYS, FINALIZER_LEND};
-use liquid_crds::{AccessSpec, ClusterId, ClusterName, LendSpec, NetworkSpec, Peer, PeerSpec, Verdict};
+use liquid_crds::{ClusterId, ClusterName, LendSpec, NetworkSpec, Peer, PeerSpec, Verdict};
 use liquid_link::ca::{check_proof, check_request};
 use liquid_link::digest::{hex, sha256};
 use liquid_link::identity::PeerIdentity;
@@ -202,18 +202,20 @@ impl EnrollmentService {
     ) -> Result<Consumer, Status> {
         let peers: Api<Peer> = Api::all(self.client.clone());
         let peer = match existing {
-            Some(peer)
-                if peer.spec.lend.is_some() && (access == Verdict::Allow || peer.spec.has_access()) =>
-            {
-                peer
-            }
-            Some(peer) if peer.spec.lend.is_some() => {
-                let spec = json!({"network": {"access": AccessSpec::from(access)}});
-                let patch =
-                    json!({"metadata": {"resourceVersion": peer.metadata.resource_version}, "spec": spec});
-                let params = PatchParams::default();
-                peers.patch(&peer.name_any(), &params, &Patch::Merge(&patch)).await.map_err(unavailable)?
-            }
+            Some(peer) if peer.spec.lend.is_some() => match peer.spec.restriction(access) {
+                None => peer,
+                Some(network) => {
+                    let patch = json!({
+                        "metadata": {"resourceVersion": peer.metadata.resource_version},
+                        "spec": {"network": network},
+                    });
+                    let params = PatchParams::default();
+                    peers
+                        .patch(&peer.name_any(), &params, &Patch::Merge(&patch))
+                        .await
+                        .map_err(unavailable)?
+                }
+            },
             Some(peer) => {
                 let mut finalizers = peer.metadata.finalizers.clone().unwrap_or_default();
                 finalizers.push(FINALIZER_LEND.to_owned());
@@ -223,8 +225,8 @@ impl EnrollmentService {
                     annotations[name] = json!(value);
                 }
                 let mut spec = json!({"lend": LendSpec::default()});
-                if access == Verdict::Deny && !peer.spec.has_access() {
-                    spec["network"] = json!({"access": AccessSpec::from(access)});
+                if let Some(network) = peer.spec.restriction(access) {
+                    spec["network"] = json!(network);
                 }
                 let patch = json!({
                     "metadata": {
@@ -242,7 +244,7 @@ impl EnrollmentService {
                     cluster_id: applicant.id.to_string(),
                     consume: None,
                     lend: Some(LendSpec::default()),
-                    network: NetworkSpec::of_new(access),
+                    network: NetworkSpec::at_first(access),
                 };
                 let mut peer = Peer::new(applicant.name.as_str(), spec);
                 peer.metadata = ObjectMeta {

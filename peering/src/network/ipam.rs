@@ -122,7 +122,6 @@ pub(crate) fn assign_some(
         let placed = |image: IpNet| -> Vec<Mapping> {
             members.iter().map(|real| Mapping { real: *real, seen: moved(real, &wanted, &image) }).collect()
         };
-        let is_free = |prefix: &IpNet, taken: &[IpNet]| !taken.iter().any(|taken| overlap(taken, prefix));
         let kept = known.iter().find(|mapping| block(&mapping.real) == wanted);
         let kept = kept.map(|mapping| placed(moved(&wanted, &mapping.real, &mapping.seen)));
         let kept = kept.filter(|kept| kept.iter().all(|mapping| is_free(&mapping.claims(), &firm)));
@@ -149,9 +148,8 @@ pub(crate) fn assign_outside(
     space: &Space,
 ) -> (Vec<Mapping>, Option<IpNet>) {
     let mut taken: Vec<IpNet> = taken.iter().chain(&space.reserved).copied().collect();
-    let is_free = |prefix: &IpNet, taken: &[IpNet]| !taken.iter().any(|taken| overlap(taken, prefix));
-    let kept: Vec<&Mapping> = known.iter().filter(|it| real.contains(&it.real)).collect();
-    let kept: Vec<&Mapping> = kept.into_iter().filter(|it| is_free(&it.seen, &taken)).collect();
+    let stays = |it: &&Mapping| real.contains(&it.real) && is_free(&it.seen, &taken);
+    let kept: Vec<&Mapping> = known.iter().filter(stays).collect();
     taken.extend(kept.iter().map(|it| it.seen));
     let (mut assigned, mut no_image) = (Vec::with_capacity(real.len()), None);
     for real in real {
@@ -174,6 +172,10 @@ pub(crate) fn assign_outside(
         }
     }
     (assigned, no_image)
+}
+
+fn is_free(prefix: &IpNet, taken: &[IpNet]) -> bool {
+    !taken.iter().any(|taken| overlap(taken, prefix))
 }
 
 /// `prefix`, which lies within `from` or holds it, moved as `from` is moved to `to`.

@@ -186,7 +186,6 @@ struct Index {
     shared: Shared,
     /// The peers that are offered hosts outside.
     offered: BTreeSet<String>,
-    followed: BTreeSet<String>,
     pods: BTreeMap<ObjectName, Vec<IpAddr>>,
     /// What was listed to the end.
     complete: BTreeSet<Scope>,
@@ -236,20 +235,18 @@ impl Index {
 
     /// Confines itself to pods that matter; returns where these are.
     fn narrowed(&mut self) -> BTreeSet<Scope> {
-        let shared = self.shared.peers();
-        let matters = |peer: &String| shared.contains(peer.as_str()) || self.offered.contains(peer);
-        let followed = self.namespaces.iter().filter(|(_, peers)| peers.iter().any(matters));
-        self.followed = followed.map(|(name, _)| name.clone()).collect();
         let scopes = self.scopes();
         self.keep(&scopes);
         scopes
     }
 
+    /// Where pods that matter are.
     fn scopes(&self) -> BTreeSet<Scope> {
-        if self.followed.len() > MAX_WATCHES {
-            return BTreeSet::from([None]);
-        }
-        self.followed.iter().cloned().map(Some).collect()
+        let shared = self.shared.peers();
+        let matters = |peer: &String| shared.contains(peer.as_str()) || self.offered.contains(peer);
+        let followed = self.namespaces.iter().filter(|(_, peers)| peers.iter().any(matters));
+        let scopes: BTreeSet<Scope> = followed.map(|(name, _)| Some(name.clone())).collect();
+        if scopes.len() > MAX_WATCHES { BTreeSet::from([None]) } else { scopes }
     }
 
     /// What none of these is about is known no more.

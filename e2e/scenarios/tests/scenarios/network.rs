@@ -1,5 +1,6 @@
 //! The network between the pods of peered clusters.
 
+use crate::manifests::offloaded;
 use http::Uri;
 use ipnet::Ipv4Net;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -161,11 +162,9 @@ endpoints: [{{addresses: ['{host}']}}]
 async fn pods_reach_hosts_outside_of_home_wherever_they_run() -> anyhow::Result<()> {
     let environment = Environment::open().await?.peered().await?;
     let (home, provider) = (&environment.home, &environment.provider);
-    home.delete_namespace(NAMESPACE).await?;
     provider.delete_namespace(NAMESPACE).await?;
     environment.install(home).await?;
-    home.create_namespace(NAMESPACE).await?;
-    home.liquidctl.run(["offload", "namespace", NAMESPACE]).await?.ok()?;
+    offloaded(home, NAMESPACE).await?;
     // Home's API server is no pod, and on none of its nodes.
     let server: Uri = kube::Config::from_custom_kubeconfig(
         Kubeconfig::read_from(&home.kubeconfig)?,

@@ -1,7 +1,7 @@
 //! The one task that owns the state machines of all consumers.
 
 use super::claims;
-use super::companions::terms as terms_of;
+use super::companions::{mixed_terms, terms as terms_of};
 use super::events::Warned;
 use super::objects::{NamespaceNames, Owned, body_demand, interim_status};
 use super::outbox::Outbox;
@@ -109,6 +109,13 @@ enum Answer {
         target: Ref,
         status: Option<(StatusFound, Value)>,
     },
+}
+
+impl Answer {
+    /// That of a step that was not even asked of the API server.
+    fn not_begun(cluster: ClusterId, target: Ref, held: usize, outcome: Outcome) -> Self {
+        Self::Done { cluster, target, held, made_on: None, outcome }
+    }
 }
 
 /// The handle to the actor.
@@ -864,13 +871,7 @@ impl Actor {
                 Action::Run { target, step } => {
                     if answerable(&self.consumers, cluster, &target, &step).is_none() {
                         let cluster = cluster.clone();
-                        drop(self.answers.send(Answer::Done {
-                            cluster,
-                            target,
-                            held: 0,
-                            made_on: None,
-                            outcome: no_peer(),
-                        }));
+                        drop(self.answers.send(Answer::not_begun(cluster, target, 0, no_peer())));
                         continue;
                     }
                     let held = if let Step::Store { body, .. } = &step { body.len() } else { 0 };
@@ -895,8 +896,7 @@ impl Actor {
                     };
                     if let Some(refusal) = refused {
                         let (cluster, outcome) = (cluster.clone(), Outcome::Failed(refusal));
-                        let answer = Answer::Done { cluster, target, held: 0, made_on: None, outcome };
-                        drop(self.answers.send(answer));
+                        drop(self.answers.send(Answer::not_begun(cluster, target, 0, outcome)));
                         continue;
                     }
                     lent.held += held;
@@ -938,12 +938,11 @@ impl Actor {
                 }
                 Due::Step { target, step, held } => {
                     let Some(consumer) = answerable(&self.consumers, &cluster, &target, &step) else {
-                        let outcome = no_peer();
-                        drop(answers.send(Answer::Done { cluster, target, held, made_on: None, outcome }));
+                        drop(answers.send(Answer::not_begun(cluster, target, held, no_peer())));
                         continue;
                     };
                     let walled = lent.walled(&target.set);
-                    let made_on = terms_of(target.set.kind, &consumer).map(|terms| walled.mixed(terms));
+                    let made_on = mixed_terms(target.set.kind, &consumer, walled);
                     let job = Job {
                         client,
                         policy: self.policy.clone(),

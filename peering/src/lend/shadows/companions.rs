@@ -57,6 +57,11 @@ pub(super) fn terms(kind: Kind, consumer: &Consumer) -> Option<Hash> {
     }
 }
 
+/// The same in a namespace where policies of this cluster's own decide so.
+pub(super) fn mixed_terms(kind: Kind, consumer: &Consumer, walled: Walled) -> Option<Hash> {
+    terms(kind, consumer).map(|terms| walled.mixed(terms))
+}
+
 /// The object a consumer wants, from what it sent. Only what means something here counts: whatever else there is was
 /// not asked for.
 fn object(
@@ -102,8 +107,8 @@ fn object(
         | Kind::Secret
         | Kind::Service => {}
     }
-    if let Some(terms) = terms(kind, consumer) {
-        annotations.insert(TERMS.to_owned(), walled.mixed(terms).to_string());
+    if let Some(terms) = mixed_terms(kind, consumer, walled) {
+        annotations.insert(TERMS.to_owned(), terms.to_string());
     }
     annotations.insert(HASH.to_owned(), hash.to_string());
     annotations.insert(ORIGIN_UID.to_owned(), target.uid.to_string());

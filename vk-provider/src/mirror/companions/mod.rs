@@ -147,6 +147,13 @@ pub(super) struct Network {
     pub(super) seen: Prefixes,
 }
 
+impl Network {
+    /// Which endpoints are reached from the provider.
+    fn addresses(&self) -> [&[IpNet]; 3] {
+        [&self.own, &self.outside, &self.transit]
+    }
+}
+
 impl Companions {
     /// The companions of the pods in `provider`; `server` leads to this cluster's API server. What comes out of the receiver
     /// is for [`Companions::learn`].
@@ -206,9 +213,7 @@ impl Companions {
         network: Network,
         consumer: &mut Consumer,
     ) -> Vec<String> {
-        let addresses =
-            |Network { own, outside, transit, .. }: &Network| (own.clone(), outside.clone(), transit.clone());
-        let renumbered = addresses(&network) != addresses(&self.network);
+        let renumbered = network.addresses() != self.network.addresses();
         let Network { own, outside, transit, seen } = network.clone();
         let way = own.iter().any(|prefix| prefix.contains(&self.server.ip()));
         let kept = || namespaces.iter().filter(|(_, namespace)| !namespace.leaving);
