@@ -1,9 +1,9 @@
 //! The network between this cluster and its peers: what each tells the other, under which prefixes they see each other,
 //! and how it is. One per peer, whichever borrows.
 //!
-//! `ipam`, `announcement`, `transit`, `direct`, `condition` and `guest` are pure; `own`, `keys` and `transit_pods` read and write this
-//! cluster; `exchange` is the link; `invitation` is what a join token tells before there is one; `reconcile` brings it all together in the status of
-//! the Peers, from which gateways and nodes take what they need.
+//! `ipam`, `announcement`, `transit`, `direct`, `condition`, `guest` and `wanted`, which brings them together, are pure; `own`, `keys` and
+//! `transit_pods` read and write this cluster; `exchange` is the link; `invitation` is what a join token tells before there is one; `reconcile`
+//! writes what is wanted into the status of the Peers, from which gateways and nodes take what they need.
 
 mod announcement;
 mod condition;
@@ -17,6 +17,7 @@ mod own;
 mod reconcile;
 mod transit;
 mod transit_pods;
+mod wanted;
 
 use crate::args::NetworkArgs;
 use announcement::Announcement;
