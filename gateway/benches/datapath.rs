@@ -12,7 +12,10 @@ mod netns;
 
 use clap::{Parser, ValueEnum};
 use liquid_load::{Results, Transfer, Way, answers, echo, echo_beside, flood, steps, transfer};
-use netns::{Other, Prefixes, Process, Site, World, eventually};
+use netns::{End, Other, Prefixes, Process, Site, World, eventually};
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 /// Longest packet within tunnels, and from and to clients: what is left of 1500 bytes by WireGuard over IPv6.
@@ -120,10 +123,59 @@ fn main() {
         eprintln!("through a rekeying: {}", subject.name());
         rekey(*subject, &mut results);
     }
-    match arguments.output {
-        Format::Table => println!("{}", results.table()),
-        Format::Json => println!("{}", serde_json::to_string_pretty(&results.series()).unwrap()),
+    let mut scaling = Results::new(&LANES.map(|(name, _)| name));
+    for round in 0..extent.rounds {
+        for (at, circumstances) in [HELD, FREE].into_iter().enumerate().filter(|_| wanted(&Subject::Liquid)) {
+            for number in 0..LANES.len() {
+                let (name, lanes) = LANES[(number + round + at) % LANES.len()];
+                eprintln!("round {} of {}, {circumstances}: {name}", round + 1, extent.rounds);
+                scale(circumstances, (name, lanes), extent.each, round, &mut scaling);
+            }
+        }
     }
+    match arguments.output {
+        Format::Table => println!("{}\n{}", results.table(), scaling.table()),
+        Format::Json => {
+            let all: Vec<_> = results.series().into_iter().chain(scaling.series()).collect();
+            println!("{}", serde_json::to_string_pretty(&all).unwrap());
+        }
+    }
+}
+
+/// Bandwidth and cost with so many lanes.
+fn scale(
+    circumstances: &'static str,
+    (name, lanes): (&'static str, usize),
+    each: Duration,
+    round: usize,
+    results: &mut Results,
+) {
+    let stage = Stage::with_lanes(lanes);
+    if circumstances == HELD {
+        stage.ends.iter().flat_map(threads).for_each(|thread| hold(&thread));
+    }
+    let cpu = &|| stage.cpu();
+    let mut note = |what, value| results.note([circumstances, name, what], round, value);
+    let all = transfer(&stage.way(0), STREAMS, each, cpu);
+    note("TCP, 16 streams, Gbit/s", all.bits_per_second / 1e9);
+    note("  processor, s/GB", all.cpu_per_byte * 1e9);
+}
+
+/// The threads of a gateway that move packets, as the kernel shows them.
+fn threads(gateway: &Process) -> Vec<PathBuf> {
+    let threads = fs::read_dir(format!("/proc/{}/task", gateway.pid())).unwrap();
+    let threads = threads.map(|thread| thread.unwrap().path());
+    threads.filter(|thread| fs::read_to_string(thread.join("comm")).unwrap().starts_with("lane-")).collect()
+}
+
+/// Gives a thread 2 ms of processor every 10 ms and no more, so that it is the thread that bounds what it carries, and not what
+/// else wants a core of this machine.
+fn hold(thread: &std::path::Path) {
+    let (runtime, period) = ("2000000", "10000000");
+    let mut command = Command::new("chrt");
+    command.args(["--deadline", "--sched-runtime", runtime, "--sched-deadline", period]);
+    command.args(["--sched-period", period, "--pid", "0"]).arg(thread.file_name().unwrap());
+    assert!(command.status().unwrap().success(), "cannot hold {}", thread.display());
 }
 
 /// A connection that lasts longer than keys do.
@@ -178,6 +230,13 @@ fn measure(subject: Subject, wire: Wire, each: Duration, round: usize, results: 
     }
 }
 
+/// What is compared for lanes.
+const LANES: [(&str, usize); 2] = [("2 lanes", 2), ("1 lane", 1)];
+const HELD: &str = "Each lane held to a fifth of a core";
+const FREE: &str = "Lanes not held";
+/// Enough for each lane to have some of them.
+const STREAMS: usize = 16;
+
 /// Two sites that reach each other.
 struct Stage {
     world: World,
@@ -218,6 +277,29 @@ impl Stage {
             let answers = || answers(&stage.way(family)).then_some(());
             eventually(&format!("{} connects", subject.name()), answers);
         }
+        stage
+    }
+
+    /// Gateways with so many lanes, all of which are in use.
+    fn with_lanes(lanes: usize) -> Self {
+        let world = World::new(Prefixes::Overlapping);
+        let (a, b) = (&world.a, &world.b);
+        let ends = [(a, b), (b, a)].map(|(here, there)| {
+            here.client.ip(&format!("link set eth0 mtu {MTU}"));
+            let end = End { probes: true, ..there.end(0) };
+            here.start_with(there, &[end], &["--lanes", &lanes.to_string()])
+        });
+        let stage = Self { world, ends: ends.into() };
+        eventually("gateways connect", || answers(&stage.way(0)).then_some(()));
+        eventually("all lanes carry something", || {
+            let threads: Vec<PathBuf> = stage.ends.iter().flat_map(threads).collect();
+            let used = || threads.iter().map(|thread| liquid_load::processor_time(thread).unwrap());
+            let before: Vec<_> = used().collect();
+            let cpu = &|| stage.cpu();
+            let _ = transfer(&stage.way(0), STREAMS, Duration::from_millis(500), cpu);
+            let idle = Duration::from_millis(20);
+            used().zip(before).all(|(after, before)| after - before > idle).then_some(())
+        });
         stage
     }
 

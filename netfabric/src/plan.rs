@@ -9,7 +9,7 @@ use crate::topology::{Ends, Gateway, GatewayState, Host, Node, Peer, Place, Sett
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// IPv4 20, UDP 8, VXLAN 8 and Ethernet 14 bytes.
 const OVERHEAD_V4: u32 = 50;
@@ -412,9 +412,14 @@ fn node_filter(
     let outside = || Condition::OutDevice(settings.overlay.clone());
     let rule = |when: Vec<Condition>, action| FilterRule { when, action };
     // What is for an end of the overlay itself are probes, which are answered to the address that the overlay knows.
-    let (probe, keep) =
-        (Condition::DestinationIn { v6: local.is_ipv6(), set: set_of(local).to_owned() }, local.is_ipv6());
-    let mut source = vec![rule(vec![outside(), probe], Action::KeepSource { v6: keep })];
+    let v6 = local.is_ipv6();
+    let probe = if v6 {
+        // Nothing else is sent to such addresses: they are not routed.
+        Condition::Destination(IpNet::new_assert(Ipv6Addr::from([0xfe80, 0, 0, 0, 0, 0, 0, 0]).into(), 10))
+    } else {
+        Condition::DestinationIn { v6, set: set_of(local).to_owned() }
+    };
+    let mut source = vec![rule(vec![outside(), probe], Action::KeepSource { v6 })];
     let mut input = vec![guard(local, settings)];
     // Of what passes through, that of the pods here: each node sees to its own, and none knows all others, which send to
     // the gateways here.
@@ -534,6 +539,14 @@ fn gateway(
         v6: *v6,
         priority: settings.rule_priority,
         device: Some(settings.tunnel.clone()),
+        table: TABLE_PODS,
+    }));
+    // When the tunnel is gone, its routes are too, before anybody hears of it: until then, what nodes send must not leave by the
+    // pod's default route, which leads back to the node that sent it.
+    desired.rules.extend(families.iter().map(|v6| Rule {
+        v6: *v6,
+        priority: settings.rule_priority + 1,
+        device: Some(settings.overlay.clone()),
         table: TABLE_PODS,
     }));
     // Some pod networks let nodes send under the first addresses of their pod CIDR (flannel, bridges): no pod has these.

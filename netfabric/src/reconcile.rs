@@ -7,7 +7,7 @@ use crate::kernel::{Kernel, KernelError, Monitor};
 use crate::metrics::Metrics;
 use crate::plan::{Plan, Problem, plan};
 use crate::probe::task::Aim;
-use crate::state::Desired;
+use crate::state::{Desired, over_overlay};
 use crate::topology::{Place, Settings, Topology, like};
 use liquid_runtime::health::Part;
 use std::collections::{BTreeMap, BTreeSet};
@@ -213,7 +213,7 @@ impl Reconciler {
             _ => BTreeSet::new(),
         };
         let heard = self.probes.heard.borrow_and_update();
-        let unaware = remotes.iter().filter(|node| !heard.contains(node)).count();
+        let unaware = remotes.iter().filter(|node| !heard.contains(&over_overlay(**node))).count();
         self.awaited = (unaware > 0 && now < until).then_some(Awaited::Until(until));
         if self.awaited.is_some() { unaware } else { 0 }
     }

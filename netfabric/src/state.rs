@@ -157,6 +157,16 @@ pub struct Rule {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac(pub [u8; 6]);
 
+/// The address at which an end of the overlay is found over it: its own, as with flannel; of IPv6, where a device has an address
+/// of its own anyway, that one.
+#[must_use]
+pub fn over_overlay(underlay: IpAddr) -> IpAddr {
+    match underlay {
+        IpAddr::V4(_) => underlay,
+        IpAddr::V6(_) => Mac::of(underlay).link_local().into(),
+    }
+}
+
 impl Mac {
     /// The MAC of the overlay device of whoever has this address: both ends derive it, nobody has to ask.
     ///

@@ -590,14 +590,15 @@ fn a_gateway_is_ready_once_nodes_let_in_what_it_sends() {
     gateway.is_ready();
 }
 
-/// The longest time without an answer to a stream of one datagram each 10 ms, while `break_it` is done.
-fn gap(world: &World, break_it: impl FnOnce() + Send) -> Duration {
+/// The longest time without an answer of the peer to a stream of one datagram each 10 ms, while `break_it` is done.
+fn gap(world: &World, peer: &str, break_it: impl FnOnce() + Send) -> Duration {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let stream = scope.spawn(|| {
             world.pods[0].inside(|| {
-                let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-                socket.connect((PEER, 7000)).unwrap();
+                let any = if peer.contains(':') { "[::]:0" } else { "0.0.0.0:0" };
+                let socket = std::net::UdpSocket::bind(any).unwrap();
+                socket.connect((peer, 7000)).unwrap();
                 socket.set_nonblocking(true).unwrap();
                 let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
                 while !stop.load(Ordering::Relaxed) {
@@ -623,27 +624,40 @@ fn gap(world: &World, break_it: impl FnOnce() + Send) -> Duration {
 #[test]
 #[ignore = "needs root"]
 fn a_gateway_that_dies_unnoticed_by_the_cluster_is_left_within_a_second() {
-    let world = World::new(Nat::Nftables);
+    let lives = "ip link set eth0 up; ip route add 10.244.N.1 dev eth0; ip route add default via 10.244.N.1";
+    leaves_dead_gateways(&World::new(Nat::Nftables), PEER, "10.244.0.0/16", lives);
+    // A link that goes down takes its IPv6 addresses with it.
+    let lives = "ip link set eth0 up; ip addr add fd00:244:0:N::5/64 dev eth0 noprefixroute
+        ip route add fd00:244:0:N::1 dev eth0; ip route add default via fd00:244:0:N::1";
+    leaves_dead_gateways(&World::v6_only(), PEER6, "fd00:244::/32", lives);
+}
+
+#[allow(clippy::print_stdout, reason = "it says what it measured")]
+fn leaves_dead_gateways(world: &World, peer: &str, pods: &str, revive: &str) {
     let _running = world.start_all();
     let alive = |gateway: usize| {
         let metrics = get(&world.nodes[0].name, "/metrics").unwrap();
         metrics.contains(&format!("liquid_fabric_gateway_alive{{gateway=\"gateway-{gateway}\"}} 1"))
     };
     world.with_echo(|| {
-        let _ready = peer_sees(&world.pods[0]);
+        let _ready = sees(&world.pods[0], peer);
         for (dying, other) in [(1, 2), (2, 1)] {
+            // No power; and no liquid-gateway, whose device goes with it.
             for (dies, lives) in [
-                // No power; and no liquid-gateway, whose device goes with it.
-                ("ip link set eth0 down", "ip link set eth0 up; ip route add 10.244.N.1 dev eth0; ip route add default via 10.244.N.1"),
+                ("ip link set eth0 down", revive),
                 ("ip link set liquid-wg down", "ip link set liquid-wg up"),
             ] {
                 eventually("both gateways answer", || (alive(1) && alive(2)).then_some(()));
                 // Answers take the way of the one that lives, as they would from a peer that has noticed.
-                world.peer.sh(&format!("ip route replace 10.244.0.0/16 dev up{other}"));
+                world.peer.sh(&format!("ip route replace {pods} dev up{other}"));
                 let namespace = &world.gateways[dying - 1];
-                let gap = gap(&world, || drop(namespace.sh(dies)));
-                println!("gateway {dying}, {dies}: longest gap {gap:?}");
-                assert!(gap < Duration::from_secs(1), "{gap:?} without an answer after {dies} in {}", namespace.name);
+                let gap = gap(world, peer, || drop(namespace.sh(dies)));
+                println!("gateway {dying} of {pods}, {dies}: longest gap {gap:?}");
+                assert!(
+                    gap < Duration::from_secs(1),
+                    "{gap:?} without an answer after {dies} in {}",
+                    namespace.name
+                );
                 assert!(!alive(dying) && alive(other));
                 namespace.sh(&lives.replace('N', &dying.to_string()));
             }

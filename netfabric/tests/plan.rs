@@ -170,11 +170,14 @@ fn a_gateway_sends_to_the_nodes_of_pods_and_nothing_astray() {
     assert_eq!(route(&plan, TABLE_PODS, "0.0.0.0/0").target, Target::Unreachable);
     assert_eq!(route(&plan, TABLE_PODS, "::/0").target, Target::Unreachable);
     assert_eq!(route(&plan, TABLE_PEERS, "10.201.0.0/16").target, Target::Device("tunnel".into()));
-    let from_tunnel = plan.desired.rules.iter().filter(|rule| rule.table == TABLE_PODS);
-    assert!(
-        from_tunnel.clone().count() == 2
-            && from_tunnel.clone().all(|it| it.device.as_deref() == Some("tunnel"))
-    );
+    // What comes out of the tunnel; and what nodes send while the tunnel, and the routes of peers with it, is gone.
+    let rules = plan.desired.rules.iter().filter(|rule| rule.table == TABLE_PODS);
+    let rules: BTreeSet<_> = rules
+        .map(|rule| (rule.v6, rule.device.as_deref(), rule.priority - settings().rule_priority))
+        .collect();
+    let (tunnel, overlay) = ((Some("tunnel"), 0), (Some("overlay"), 1));
+    let expected = [false, true].map(|v6| [(v6, tunnel.0, tunnel.1), (v6, overlay.0, overlay.1)]);
+    assert_eq!(rules, expected.into_iter().flatten().collect());
 }
 
 #[test]

@@ -150,7 +150,7 @@ struct Play {
 }
 
 /// One lab after the other, so that two cores do.
-const PLAYS: [Play; 3] = [
+const PLAYS: [Play; 4] = [
     // The provider has a node to lose.
     Play { stages: ["lab up", "image", "scenarios"], lab: &["--nodes", "1,b=2"], tests: "scenarios" },
     Play {
@@ -165,6 +165,11 @@ const PLAYS: [Play; 3] = [
             "--ip-families",
             "dual",
         ],
+        tests: "matrix",
+    },
+    Play {
+        stages: ["IPv6 lab up", "IPv6 image", "IPv6 matrix"],
+        lab: &["--clusters", "a,b,c", "--pod-cidr", "same,c=disjoint", "--ip-families", "ipv6,c=dual"],
         tests: "matrix",
     },
     Play {

@@ -2,7 +2,7 @@
 
 use crate::inside::Inside;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -21,6 +21,14 @@ pub struct Flow {
     pub name: String,
     state: Arc<State>,
     threads: Vec<JoinHandle<()>>,
+}
+
+/// Any address of the family of this one.
+fn any(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 #[derive(Default)]
@@ -50,9 +58,9 @@ impl Flow {
     ///
     /// # Errors
     /// If the sockets cannot be made.
-    pub fn datagrams(from: &Inside, to: &Inside, target: Ipv4Addr, port: u16) -> anyhow::Result<Self> {
-        let receiver = to.network(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))??;
-        let sender = from.network(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+    pub fn datagrams(from: &Inside, to: &Inside, target: IpAddr, port: u16) -> anyhow::Result<Self> {
+        let receiver = to.network(|| UdpSocket::bind((any(target), port)))??;
+        let sender = from.network(|| UdpSocket::bind((any(target), 0)))??;
         receiver.set_read_timeout(Some(PATIENCE))?;
         let target = SocketAddr::from((target, port));
         let mut flow = Self::new(format!("UDP {} to {}", from.name, to.name));
@@ -76,8 +84,8 @@ impl Flow {
     ///
     /// # Errors
     /// If it cannot be made.
-    pub fn connection(from: &Inside, to: &Inside, target: Ipv4Addr, port: u16) -> anyhow::Result<Self> {
-        let listener = to.network(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))??;
+    pub fn connection(from: &Inside, to: &Inside, target: IpAddr, port: u16) -> anyhow::Result<Self> {
+        let listener = to.network(|| TcpListener::bind((any(target), port)))??;
         let target = SocketAddr::from((target, port));
         let mut sender = from.network(|| TcpStream::connect_timeout(&target, Duration::from_secs(10)))??;
         let (mut receiver, _) = listener.accept()?;

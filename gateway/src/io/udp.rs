@@ -5,11 +5,12 @@ use crate::transmit::Transmit;
 use liquid_runtime::listen::or_v4;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::{IpMtu, RcvBufForce, SndBufForce};
+use nix::sys::socket::sockopt::{RcvBufForce, SndBufForce};
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
+use rustix::net::sockopt::{ip_mtu, ipv6_mtu};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// Receive calls of one system call.
@@ -176,16 +177,19 @@ fn shared(listen: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// What the kernel knows of the MTU of the path to an IPv4 address: that of the route, or less if a router said so.
+/// What the kernel knows of the MTU of the path to an address: that of the route, or less if a router said so.
 #[must_use]
 pub fn path_mtu(to: SocketAddr) -> Option<u16> {
-    if !to.is_ipv4() {
-        return None;
-    }
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    socket.connect(to).ok()?;
-    let mtu = nix::sys::socket::getsockopt(&socket, IpMtu).ok()?;
-    Some(u16::try_from(mtu).unwrap_or(u16::MAX))
+    let connected = |any: IpAddr| {
+        let socket = UdpSocket::bind((any, 0)).ok()?;
+        socket.connect(to).ok()?;
+        Some(socket)
+    };
+    let mtu = match to {
+        SocketAddr::V4(_) => ip_mtu(connected(Ipv4Addr::UNSPECIFIED.into())?),
+        SocketAddr::V6(_) => ipv6_mtu(connected(Ipv6Addr::UNSPECIFIED.into())?),
+    };
+    Some(u16::try_from(mtu.ok()?).unwrap_or(u16::MAX))
 }
 
 #[cfg(test)]
@@ -266,6 +270,8 @@ mod tests {
 
     #[test]
     fn the_path_to_this_host_has_an_mtu() {
-        assert!(path_mtu("127.0.0.1:9".parse().unwrap()).is_some_and(|mtu| mtu >= 1500));
+        for host in ["127.0.0.1:9", "[::1]:9"] {
+            assert!(path_mtu(host.parse().unwrap()).is_some_and(|mtu| mtu >= 1500), "{host}");
+        }
     }
 }

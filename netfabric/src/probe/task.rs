@@ -2,10 +2,11 @@
 
 use super::wire::{Datagram, LENGTH};
 use super::{Figures, Prober};
+use crate::state::over_overlay;
 use nix::sys::socket::{setsockopt, sockopt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::UdpSocket;
@@ -33,22 +34,40 @@ pub struct Aim {
 }
 
 impl Aim {
-    /// What a socket depends on. IPv4 only: without a route over the overlay, IPv6 sends nothing.
+    /// What a socket depends on.
     fn socket(&self) -> Option<(&str, u32, IpAddr)> {
         let (device, index) = self.device.as_ref()?;
-        Some((device, *index, self.local.filter(IpAddr::is_ipv4)?))
+        Some((device, *index, self.local?))
     }
 
     fn open(&self, port: u16) -> Option<io::Result<UdpSocket>> {
         let (device, _, local) = self.socket()?;
+        // The link-local address of a device comes a second after it: the device alone will do.
+        let own = if local.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { local };
         let open = || {
-            let socket = std::net::UdpSocket::bind((local, port))?;
+            let socket = std::net::UdpSocket::bind((own, port))?;
             // No route leads to the ends of the overlay over itself: bound to the device, they are its neighbours.
             setsockopt(&socket, sockopt::BindToDevice, &device.into())?;
             socket.set_nonblocking(true)?;
             UdpSocket::from_std(socket)
         };
         Some(open())
+    }
+
+    /// Where a gateway is found over the overlay.
+    fn target(&self, gateway: IpAddr, port: u16) -> SocketAddr {
+        match over_overlay(gateway) {
+            IpAddr::V4(address) => SocketAddr::from((address, port)),
+            IpAddr::V6(address) => {
+                let scope = self.device.as_ref().map_or(0, |(_, index)| *index);
+                SocketAddrV6::new(address, port, 0, scope).into()
+            }
+        }
+    }
+
+    /// The gateway that is found there.
+    fn gateway(&self, from: IpAddr) -> Option<IpAddr> {
+        self.gateways.keys().copied().find(|gateway| over_overlay(*gateway) == from)
     }
 }
 
@@ -106,7 +125,7 @@ pub async fn probe(
     while let Some((mut aim, socket)) = aimed(&mut aims, 0).await {
         let mut buffer = [0; LENGTH + 1];
         loop {
-            prober.aim(&aim.gateways.keys().copied().filter(IpAddr::is_ipv4).collect(), Instant::now());
+            prober.aim(&aim.gateways.keys().copied().collect(), Instant::now());
             // Without targets, only a new aim wakes it up.
             let next = prober.poll_timeout().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
@@ -114,14 +133,16 @@ pub async fn probe(
                     for probe in prober.due(Instant::now()) {
                         let bytes = Datagram::Probe { sequence: probe.sequence }.encode();
                         // What cannot be sent is not answered, and that is what counts.
-                        drop(socket.send_to(&bytes, SocketAddr::new(probe.target, port)).await);
+                        drop(socket.send_to(&bytes, aim.target(probe.target, port)).await);
                     }
                 }
                 received = socket.recv_from(&mut buffer) => {
                     // An error is of an earlier datagram that could not be delivered.
                     let Ok((length, from)) = received else { continue };
-                    if let Some(Datagram::Answer { sequence, serves }) = Datagram::decode(&buffer[..length]) {
-                        prober.answered(from.ip(), sequence, serves, Instant::now());
+                    if let Some(Datagram::Answer { sequence, serves }) = Datagram::decode(&buffer[..length])
+                        && let Some(gateway) = aim.gateway(from.ip())
+                    {
+                        prober.answered(gateway, sequence, serves, Instant::now());
                     }
                 }
                 changed = aims.changed() => {
@@ -149,7 +170,8 @@ pub async fn probe(
     }
 }
 
-/// In a gateway: answers probes for ever, and tells of whom it has heard: of nodes that know this gateway.
+/// In a gateway: answers probes for ever, and tells of whom it has heard: of nodes that know this gateway, by their addresses
+/// over the overlay.
 pub async fn answer(mut aims: watch::Receiver<Aim>, port: u16, heard: watch::Sender<BTreeSet<IpAddr>>) {
     while let Some((mut aim, socket)) = aimed(&mut aims, port).await {
         let mut buffer = [0; LENGTH + 1];

@@ -42,12 +42,23 @@ pub(crate) struct World {
     pub(crate) pods: [Namespace; 2],
     pub(crate) gateways: [Namespace; 2],
     pub(crate) directory: tempfile::TempDir,
+    /// Nothing in the cluster has an address of IPv4, as far as it says.
+    v6_only: bool,
 }
 
 static WORLDS: AtomicU32 = AtomicU32::new(0);
 
 impl World {
     pub(crate) fn new(nat: Nat) -> Self {
+        Self::of(nat, false)
+    }
+
+    /// A cluster with IPv6 alone.
+    pub(crate) fn v6_only() -> Self {
+        Self::of(Nat::Nftables, true)
+    }
+
+    fn of(nat: Nat, v6_only: bool) -> Self {
         let prefix = format!("lf{}-{}", std::process::id(), WORLDS.fetch_add(1, Ordering::Relaxed));
         let namespace = |name: &str| Namespace::new(format!("{prefix}-{name}"));
         let world = Self {
@@ -58,6 +69,7 @@ impl World {
             pods: [namespace("p1"), namespace("p2")],
             gateways: [namespace("g1"), namespace("g2")],
             directory: tempfile::tempdir().unwrap(),
+            v6_only,
         };
         world.lan.sh("ip link add lan type bridge; ip addr add 192.0.2.1/24 dev lan; ip link set lan up");
         world.peer.sh(&format!("ip addr add {PEER}/32 dev lo; ip addr add {PEER6}/128 dev lo"));
@@ -106,6 +118,10 @@ impl World {
             self.lan.name
         ));
         self.lan.sh(&format!("ip link set n{number} master lan up"));
+        node.sh(&format!(
+            "ip addr add 2001:db8::1{number}/64 dev eth0
+             ip route add fd00:244:0:{other}::/64 via 2001:db8::1{other}"
+        ));
         // What leaves the pods' network gets the node's address, and a node port leads to the peer.
         node.sh(&match nat {
             Nat::Nftables => format!(
@@ -142,21 +158,26 @@ impl World {
 
     /// What the cluster says of a node.
     pub(crate) fn set_node(&self, number: usize, ready: &str) {
+        let cidrs = [format!("10.244.{number}.0/24"), format!("fd00:244:0:{number}::/64")];
+        let addresses = [format!("192.0.2.1{number}"), format!("2001:db8::1{number}")]
+            .map(|address| json!({"type": "InternalIP", "address": address}));
         self.cluster.set(
             NODES,
             &format!("node-{number}"),
             json!({
                 "metadata": {},
-                "spec": {"podCIDRs": [format!("10.244.{number}.0/24"), format!("fd00:244:0:{number}::/64")]},
+                "spec": {"podCIDRs": self.families(&cidrs)},
                 "status": {
-                    "addresses": [
-                        {"type": "InternalIP", "address": format!("192.0.2.1{number}")},
-                        {"type": "InternalIP", "address": format!("2001:db8::1{number}")},
-                    ],
+                    "addresses": self.families(&addresses),
                     "conditions": [{"type": "Ready", "status": ready}],
                 },
             }),
         );
+    }
+
+    /// Of something for each family, what there is.
+    fn families<'a, T>(&self, both: &'a [T; 2]) -> &'a [T] {
+        if self.v6_only { &both[1..] } else { both }
     }
 
     /// Attaches a pod to a node.
@@ -189,10 +210,11 @@ impl World {
 
     /// The same, and which hosts outside of the cluster it is offered.
     pub(crate) fn set_access_and_outside(&self, access: &Value, outside: &[&str]) {
-        let cidrs = json!([
-            {"real": "10.244.0.0/16", "seen": "10.201.0.0/16"},
-            {"real": "fd00:244::/32", "seen": "fd00:201::/32"},
-        ]);
+        let cidrs = [
+            json!({"real": "10.244.0.0/16", "seen": "10.201.0.0/16"}),
+            json!({"real": "fd00:244::/32", "seen": "fd00:201::/32"}),
+        ];
+        let cidrs = self.families(&cidrs);
         // The API server keeps a null.
         let network = if access.is_null() { json!(null) } else { json!({"access": access}) };
         let status = json!({"network": {"podCIDRs": cidrs, "ourExternalCIDRs": outside}});
@@ -201,11 +223,13 @@ impl World {
     }
 
     pub(crate) fn set_gateway(&self, node: usize, name: &str, ready: &str, leaving: bool) {
+        let address = |ip: String| json!({ "ip": ip });
+        let addresses = [format!("10.244.{node}.5"), format!("fd00:244:0:{node}::5")].map(address);
+        let hosts = [format!("192.0.2.1{node}"), format!("2001:db8::1{node}")].map(address);
         let mut pod = json!({
             "metadata": {"namespace": "liquid-system"},
             "status": {
-                "phase": "Running", "podIPs": [{"ip": format!("10.244.{node}.5")}, {"ip": format!("fd00:244:0:{node}::5")}],
-                "hostIPs": [{"ip": format!("192.0.2.1{node}")}],
+                "phase": "Running", "podIPs": self.families(&addresses), "hostIPs": self.families(&hosts),
                 "conditions": [{"type": "Ready", "status": ready}],
             }
         });
@@ -222,7 +246,8 @@ impl World {
 
     pub(crate) fn start_gateway(&self, at: usize) -> Running {
         let (name, number) = (format!("gateway-{}", at + 1), at + 1);
-        let addresses = format!("10.244.{number}.5,fd00:244:0:{number}::5");
+        let addresses = [format!("10.244.{number}.5"), format!("fd00:244:0:{number}::5")];
+        let addresses = self.families(&addresses).join(",");
         self.start(&self.gateways[at], &name, &["gateway", "--pod-name", &name, "--pod-ips", &addresses])
     }
 

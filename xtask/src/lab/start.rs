@@ -14,6 +14,7 @@ use crate::workspace::OWN_PROGRAM;
 const NODES: &str = "1";
 const STACK: &str = "ptp/nftables";
 const CIDRS: &str = "same";
+const FAMILIES: &str = "ipv4";
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -29,9 +30,9 @@ pub(super) struct Options {
     /// How pod and service ranges of the clusters relate, (same|disjoint|asymmetric): for all, or CLUSTER=PLAN.
     #[arg(long, value_delimiter = ',', default_value = CIDRS, value_name = "PLAN")]
     pod_cidr: Vec<String>,
-    /// Which families pods, Services and nodes have addresses of: ipv4 or dual.
-    #[arg(long, default_value_t = IpFamilies::Ipv4, value_name = "FAMILIES")]
-    ip_families: IpFamilies,
+    /// Which families pods, Services and nodes have addresses of, (ipv4|ipv6|dual): for all, or CLUSTER=FAMILIES.
+    #[arg(long, value_delimiter = ',', default_value = FAMILIES, value_name = "FAMILIES")]
+    ip_families: Vec<String>,
     /// Pod network and kube-proxy mode, (ptp|bridge)/(nftables|iptables): for all, or CLUSTER=STACK.
     #[arg(long, value_delimiter = ',', default_value = STACK, value_name = "STACK")]
     stack: Vec<String>,
@@ -69,8 +70,8 @@ pub(super) fn up(name: &LabName, options: &Options) -> anyhow::Result<()> {
 
 /// Turns the options into a spec; per-cluster values come after those for all.
 fn spec(options: &Options) -> anyhow::Result<LabSpec> {
-    let for_all = options.pod_cidr.iter().rfind(|value| !value.contains('='));
-    let cidrs: CidrPlan = for_all.map_or(CIDRS, String::as_str).parse()?;
+    let cidrs: CidrPlan = for_all(&options.pod_cidr, CIDRS).parse()?;
+    let ip_families: IpFamilies = for_all(&options.ip_families, FAMILIES).parse()?;
     let clusters = options
         .clusters
         .iter()
@@ -80,17 +81,25 @@ fn spec(options: &Options) -> anyhow::Result<LabSpec> {
                 nodes.parse().map_err(|_| Usage(format!("--nodes: '{nodes}' is not a small number")))?;
             let stack: Stack = value_for(name, &options.stack, &options.clusters, STACK)?.parse()?;
             let own: CidrPlan = value_for(name, &options.pod_cidr, &options.clusters, CIDRS)?.parse()?;
+            let families: IpFamilies =
+                value_for(name, &options.ip_families, &options.clusters, FAMILIES)?.parse()?;
             Ok(ClusterSpec {
                 name: name.clone(),
                 nodes: if options.no_nodes { 0 } else { nodes },
                 stack,
                 cidrs: Some(own).filter(|own| *own != cidrs),
+                ip_families: Some(families).filter(|own| *own != ip_families),
             })
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let spec = LabSpec { clusters, cidrs, ip_families: options.ip_families, audit: options.audit };
+    let spec = LabSpec { clusters, cidrs, ip_families, audit: options.audit };
     spec.validate()?;
     Ok(spec)
+}
+
+/// The value for clusters that have none of their own.
+fn for_all<'a>(values: &'a [String], default: &'a str) -> &'a str {
+    values.iter().rfind(|value| !value.contains('=')).map_or(default, String::as_str)
 }
 
 /// The value for a cluster: its own, else the one for all, else the default.
@@ -156,9 +165,12 @@ mod tests {
     }
 
     #[test]
-    fn a_lab_has_ipv4_alone_unless_asked_for_both_families() {
+    fn a_lab_has_ipv4_alone_unless_asked_for_other_families() {
         assert_eq!(parse("").unwrap().ip_families, IpFamilies::Ipv4);
         assert_eq!(parse("--ip-families dual").unwrap().ip_families, IpFamilies::Dual);
+        let spec = parse("--ip-families ipv6,b=dual").unwrap();
+        assert_eq!((spec.ip_families, spec.clusters[0].ip_families), (IpFamilies::Ipv6, None));
+        assert_eq!(spec.clusters[1].ip_families, Some(IpFamilies::Dual));
     }
 
     #[test]
@@ -171,6 +183,8 @@ mod tests {
             "--nodes 99",
             "--pod-cidr x",
             "--pod-cidr z=same",
+            "--ip-families ipv5",
+            "--ip-families z=ipv6",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -1,5 +1,7 @@
 //! What workloads may expect of the lab's clusters, on both stacks.
 
+use std::net::IpAddr;
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use liquid_lab::{Cluster, images};
@@ -199,10 +201,14 @@ fn check_pull(cluster: &Cluster<'_>) {
 fn check_across(from: &Cluster<'_>, to: &Cluster<'_>) {
     let port = field(to, "service/far", ".spec.ports[0].nodePort");
     let node = &to.nodes()[0];
-    let nodes = [Some(node.address().to_string()), node.address_v6().map(|address| format!("[{address}]"))];
-    for (at, node) in nodes.into_iter().flatten().enumerate() {
+    let bracketed = |address: IpAddr| match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    };
+    for (at, node) in node.addresses().iter().enumerate() {
+        let node = bracketed(*node);
         let far = field(to, "pod/far", &format!(".status.podIPs[{at}].ip"));
-        let far = if at == 0 { far } else { format!("[{far}]") };
+        let far = bracketed(far.parse().expect("an address"));
         let connect = format!("/agnhost connect {far}:8080 --timeout=2s");
         assert!(
             try_shell(from, "client", &connect).is_none(),

@@ -1,5 +1,6 @@
 //! The control plane of a cluster: which programs run with which flags, and the files they read.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -27,7 +28,7 @@ const AUDIT_POLICY: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy"
 
 /// The URL of a cluster's API server.
 pub(crate) fn server(plan: &ClusterPlan) -> String {
-    format!("https://{}:{API_PORT}", plan.control_plane)
+    format!("https://{}", SocketAddr::new(plan.control_plane[0], API_PORT))
 }
 
 /// Writes everything the control plane's machine needs, and the administrator's kubeconfig.
@@ -40,7 +41,7 @@ pub(crate) fn configure(
 ) -> anyhow::Result<Machine> {
     let name = control_plane_machine(&plan.name);
     let machine = Machine::new(layout.machine(&name), layout.name().as_str(), &name);
-    machine.write_etc("hosts", format!("127.0.0.1 localhost\n{} {name}\n", plan.control_plane))?;
+    machine.write_etc("hosts", format!("127.0.0.1 localhost\n{} {name}\n", plan.control_plane[0]))?;
     machine.write_etc("resolv.conf", "")?;
     machine.write_identity()?;
     write_keys(&machine, plan, pki)?;
@@ -137,10 +138,12 @@ fn etcd() -> Vec<String> {
 fn api_server(plan: &ClusterPlan, audit: bool) -> Vec<String> {
     let pki = |file: &str| format!("/etc/{PKI}/{file}");
     let mut flags = vec![
-        format!("--advertise-address={}", plan.control_plane),
+        format!("--advertise-address={}", plan.control_plane[0]),
+        // Its default means IPv4.
+        format!("--bind-address={}", if plan.lan_v6.is_some() { "::" } else { "0.0.0.0" }),
         format!("--secure-port={API_PORT}"),
         format!("--etcd-servers=http://127.0.0.1:{ETCD_PORT}"),
-        format!("--service-cluster-ip-range={}", list(&plan.service_ranges())),
+        format!("--service-cluster-ip-range={}", list(&plan.services)),
         "--allow-privileged=true".into(),
         "--authorization-mode=Node,RBAC".into(),
         "--enable-admission-plugins=NodeRestriction".into(),
@@ -186,16 +189,17 @@ fn controller_manager(plan: &ClusterPlan) -> Vec<String> {
         format!("--cluster-signing-cert-file={}", pki("ca.crt")),
         format!("--cluster-signing-key-file={}", pki("ca.key")),
         "--allocate-node-cidrs=true".into(),
-        format!("--cluster-cidr={}", list(&plan.pod_ranges())),
-        format!("--service-cluster-ip-range={}", list(&plan.service_ranges())),
+        format!("--cluster-cidr={}", list(&plan.pods)),
+        format!("--service-cluster-ip-range={}", list(&plan.services)),
         // The default of 20 requests per second would be what every burst of pods measures.
         "--kube-api-qps=100".into(),
         "--kube-api-burst=200".into(),
     ];
-    // What a node takes of each range; without IPv6 there is another flag for it.
-    flags.extend(match plan.v6 {
-        Some(_) => vec!["--node-cidr-mask-size-ipv4=24".into(), "--node-cidr-mask-size-ipv6=64".into()],
-        None => vec!["--node-cidr-mask-size=24".into()],
+    // What a node takes of each range; where there is one, there is another flag for it.
+    flags.extend(match plan.pods[..] {
+        [IpNet::V4(_)] => vec!["--node-cidr-mask-size=24".into()],
+        [IpNet::V6(_)] => vec!["--node-cidr-mask-size=64".into()],
+        _ => vec!["--node-cidr-mask-size-ipv4=24".into(), "--node-cidr-mask-size-ipv6=64".into()],
     });
     flags
 }
@@ -234,9 +238,10 @@ mod tests {
     }
 
     #[test]
-    fn a_dual_stack_cluster_is_told_the_ranges_of_both_families() {
+    fn a_cluster_is_told_the_ranges_of_its_families() {
         for (ip_families, pods, services) in [
             (IpFamilies::Ipv4, "10.244.0.0/16", "10.96.0.0/16"),
+            (IpFamilies::Ipv6, "fd00:10:244::/56", "fd00:10:96::/112"),
             (IpFamilies::Dual, "10.244.0.0/16,fd00:10:244::/56", "10.96.0.0/16,fd00:10:96::/112"),
         ] {
             let spec = LabSpec { ip_families, ..LabSpec::alone("a", 1) };

@@ -2,7 +2,7 @@
 //! kubelets would.
 
 use std::fs::{self, File};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -60,7 +60,7 @@ pub(crate) fn write_config(path: &Path) -> anyhow::Result<()> {
 }
 
 /// Arguments of kwok; its nodes have this address.
-pub(crate) fn arguments(kubeconfig: &Path, config: &Path, address: Ipv4Addr) -> Vec<String> {
+pub(crate) fn arguments(kubeconfig: &Path, config: &Path, address: IpAddr) -> Vec<String> {
     vec![
         format!("--kubeconfig={}", kubeconfig.display()),
         // It takes no other form than that with the equals sign.
@@ -76,7 +76,7 @@ pub(crate) fn arguments(kubeconfig: &Path, config: &Path, address: Ipv4Addr) -> 
 }
 
 /// A fake node.
-pub(crate) fn node(number: u8, address: Ipv4Addr) -> Value {
+pub(crate) fn node(number: u8, address: IpAddr) -> Value {
     let name = format!("fake-{number}");
     let resources = json!({ "cpu": "4000", "memory": "16Ti", "ephemeral-storage": "16Ti", "pods": PODS });
     json!({
@@ -105,8 +105,8 @@ mod tests {
 
     #[test]
     fn kwok_looks_after_fake_nodes_and_no_others() {
-        let arguments = arguments(Path::new("a"), Path::new("b"), Ipv4Addr::LOCALHOST).join(" ");
-        let labels = node(3, Ipv4Addr::LOCALHOST)["metadata"]["labels"].clone();
+        let arguments = arguments(Path::new("a"), Path::new("b"), IpAddr::from([127, 0, 0, 1])).join(" ");
+        let labels = node(3, IpAddr::from([127, 0, 0, 1]))["metadata"]["labels"].clone();
         assert!(arguments.contains(&format!("label-selector={LABEL}=true")));
         assert_eq!(labels[LABEL], "true");
     }

@@ -24,8 +24,7 @@ pub(crate) fn configure(
     shared: &[PathBuf],
 ) -> anyhow::Result<Machine> {
     let machine = Machine::new(layout.machine(&node.name), layout.name().as_str(), &node.name);
-    let names =
-        node.addresses().iter().map(|address| format!("{address} {}\n", node.name)).collect::<String>();
+    let names = node.addresses.iter().map(|address| format!("{address} {}\n", node.name)).collect::<String>();
     machine.write_etc("hosts", format!("127.0.0.1 localhost\n{names}"))?;
     // There is no resolver beyond the cluster's: names from outside fail at once instead of timing out.
     machine.write_etc("resolv.conf", "")?;
@@ -35,7 +34,7 @@ pub(crate) fn configure(
     let paths = [container_runtime::ROOT, container_runtime::STATE, container_runtime::SOCKET].map(Path::new);
     let configuration = container_runtime::configuration(paths[0], paths[1], paths[2]);
     machine.write_etc("containerd/config.toml", configuration)?;
-    let network = container_runtime::network(plan.stack.cni, &node.pod_ranges());
+    let network = container_runtime::network(plan.stack.cni, &node.pods);
     machine.write_etc("cni/net.d/10-lab.conflist", network.to_string())?;
     machine.configure(&Config {
         hostname: node.name.clone(),
@@ -57,21 +56,21 @@ pub(crate) fn object(node: &NodePlan) -> Value {
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": { "name": node.name },
-        "spec": { "podCIDR": node.pods, "podCIDRs": node.pod_ranges() },
+        "spec": { "podCIDR": node.pods[0], "podCIDRs": node.pods },
     })
 }
 
 fn sysctls(plan: &ClusterPlan) -> Vec<(String, String)> {
-    let dual = plan.v6.is_some();
-    let mut on = vec!["net/ipv4/ip_forward"];
-    if dual {
-        on.push("net/ipv6/conf/all/forwarding");
-    }
-    if plan.stack.cni == Cni::Bridge {
-        // Without it, an answer of a pod to another on the same bridge skips the Service's address translation.
-        on.push("net/bridge/bridge-nf-call-iptables");
-        if dual {
-            on.push("net/bridge/bridge-nf-call-ip6tables");
+    let mut on = Vec::new();
+    for pods in &plan.pods {
+        let (forwarding, bridged) = match pods {
+            IpNet::V4(_) => ("net/ipv4/ip_forward", "net/bridge/bridge-nf-call-iptables"),
+            IpNet::V6(_) => ("net/ipv6/conf/all/forwarding", "net/bridge/bridge-nf-call-ip6tables"),
+        };
+        on.push(forwarding);
+        if plan.stack.cni == Cni::Bridge {
+            // Without it, an answer of a pod to another on the same bridge skips the Service's address translation.
+            on.push(bridged);
         }
     }
     on.into_iter().map(|name| (name.to_owned(), "1".to_owned())).collect()
@@ -85,7 +84,7 @@ fn units(node: &NodePlan) -> Vec<Unit> {
         // Mounts, cgroups, networks: a node's components are root wherever they run.
         user: None,
     };
-    let addresses: Vec<String> = node.addresses().iter().map(ToString::to_string).collect();
+    let addresses: Vec<String> = node.addresses.iter().map(ToString::to_string).collect();
     let node_ip = format!("--node-ip={}", addresses.join(","));
     let kubelet = [
         "kubelet",
@@ -117,7 +116,7 @@ fn write_kubelet(
     let config = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
-        "address": node.address,
+        "address": node.addresses[0],
         "healthzBindAddress": "127.0.0.1",
         "authentication": {
             "anonymous": { "enabled": false },
@@ -159,12 +158,12 @@ fn write_proxy(
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "hostnameOverride": node.name,
-        "bindAddress": "0.0.0.0",
+        "bindAddress": if node.addresses[0].is_ipv4() { "0.0.0.0" } else { "::" },
         "healthzBindAddress": "127.0.0.1:10256",
         "metricsBindAddress": "127.0.0.1:10249",
         "clientConnection": { "kubeconfig": "/etc/kubernetes/kube-proxy.kubeconfig" },
         "mode": plan.stack.proxy,
-        "clusterCIDR": control_plane::list(&plan.pod_ranges()),
+        "clusterCIDR": control_plane::list(&plan.pods),
         // The table of connections is the host's to size.
         "conntrack": { "maxPerCore": 0, "min": 0 },
     });
@@ -193,7 +192,7 @@ fn masquerade(plan: &ClusterPlan) -> Vec<Vec<String>> {
             }
         }
     };
-    plan.pod_ranges().iter().map(command).collect()
+    plan.pods.iter().map(command).collect()
 }
 
 #[cfg(test)]

@@ -78,9 +78,7 @@ impl ClusterPki {
             "kubernetes.default.svc.cluster.local",
             "localhost",
         ];
-        let v6 = plan.v6.as_ref().map(|v6| IpAddr::from(v6.control_plane));
-        let v4 = [plan.api_service, plan.control_plane, Ipv4Addr::LOCALHOST].map(IpAddr::from);
-        let addresses: Vec<IpAddr> = v4.into_iter().chain(v6).collect();
+        let addresses = [&plan.control_plane[..], &[plan.api_service, Ipv4Addr::LOCALHOST.into()]].concat();
         self.ca.issue("kube-apiserver", None, Usage::Server, &names, &addresses)
     }
 
@@ -102,7 +100,7 @@ impl ClusterPki {
     /// A kubelet's serving certificate: the API server verifies it by the node's address.
     pub(crate) fn kubelet_server(&self, node: &NodePlan) -> anyhow::Result<Identity> {
         let name = format!("system:node:{}", node.name);
-        let addresses = [node.addresses(), vec![Ipv4Addr::LOCALHOST.into()]].concat();
+        let addresses = [&node.addresses[..], &[Ipv4Addr::LOCALHOST.into()]].concat();
         self.ca.issue(&name, Some("system:nodes"), Usage::Server, &[&node.name, "localhost"], &addresses)
     }
 }
@@ -220,7 +218,7 @@ mod tests {
         });
         check(&pki.kubelet_server(&plan.nodes[0]).unwrap(), pki.ca(), |certificate| {
             let names = sans(certificate);
-            assert!(plan.nodes[0].addresses().iter().all(|address| names.contains(&address.to_string())));
+            assert!(plan.nodes[0].addresses.iter().all(|address| names.contains(&address.to_string())));
         });
     }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -51,21 +51,21 @@ impl<'a> Node<'a> {
         &self.port.machine
     }
 
-    /// Its address in the LAN.
+    /// Its first address in the LAN.
     #[must_use]
-    pub fn address(&self) -> Ipv4Addr {
-        self.port.address
+    pub fn address(&self) -> IpAddr {
+        self.port.addresses[0]
     }
 
-    /// Its address of IPv6 in the LAN, in a dual-stack lab.
+    /// Its addresses in the LAN, one of each family.
     #[must_use]
-    pub fn address_v6(&self) -> Option<Ipv6Addr> {
-        self.port.address_v6
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.port.addresses
     }
 
-    /// Its addresses as a node; `None` for a control plane.
+    /// What is planned for it as a node; `None` for a control plane.
     #[must_use]
-    pub fn addresses(&self) -> Option<&'a NodePlan> {
+    pub fn plan(&self) -> Option<&'a NodePlan> {
         self.port.cluster.nodes.iter().find(|node| node.name == self.port.machine)
     }
 

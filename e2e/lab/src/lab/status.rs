@@ -85,14 +85,14 @@ fn cluster_status(cluster: &Cluster<'_>) -> ClusterStatus {
         server: cluster.server(),
         ready: api.is_some(),
         kubeconfig: cluster.kubeconfig().display().to_string(),
-        pods: control_plane::list(&plan.pod_ranges()),
-        services: control_plane::list(&plan.service_ranges()),
+        pods: control_plane::list(&plan.pods),
+        services: control_plane::list(&plan.services),
         stack: plan.stack.to_string(),
         machines: machines
             .iter()
             .map(|machine| {
                 let path = format!("/api/v1/nodes/{}", machine.name());
-                let node = machine.addresses().and(api.as_ref()).and_then(|api| api.get(&path).ok());
+                let node = machine.plan().and(api.as_ref()).and_then(|api| api.get(&path).ok());
                 machine_status(machine, node.map(|node| has_condition(&node, "Ready")))
             })
             .collect(),

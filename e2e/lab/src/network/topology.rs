@@ -6,24 +6,24 @@
 //!                                  └─ lan-b ── ...
 //! ```
 //! The router knows the LANs and nothing else: pod addresses are routed inside a LAN only, and there is no way out.
-//! The wire to the host has IPv4 only, in dual-stack labs too: what runs on the host reaches every cluster by that.
 
 use std::fs;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use anyhow::Context;
 
 use crate::host::command;
-use crate::plan::address::{AddressPlan, ClusterPlan};
+use crate::plan::address::{AddressPlan, CONTROL_PLANE, ClusterPlan};
 use crate::plan::layout::{Layout, control_plane_machine, host_interface, lan_bridge};
 
 /// A machine's place in the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Port<'a> {
     pub(crate) machine: String,
-    pub(crate) address: Ipv4Addr,
-    pub(crate) address_v6: Option<Ipv6Addr>,
+    /// Its place in the LAN: the end of each of its addresses.
+    host: u8,
+    pub(crate) addresses: Vec<IpAddr>,
     pub(crate) cluster: &'a ClusterPlan,
 }
 
@@ -31,8 +31,8 @@ pub(crate) struct Port<'a> {
 pub(crate) fn control_plane(cluster: &ClusterPlan) -> Port<'_> {
     Port {
         machine: control_plane_machine(&cluster.name),
-        address: cluster.control_plane,
-        address_v6: cluster.v6.as_ref().map(|v6| v6.control_plane),
+        host: CONTROL_PLANE,
+        addresses: cluster.control_plane.clone(),
         cluster,
     }
 }
@@ -41,8 +41,8 @@ pub(crate) fn control_plane(cluster: &ClusterPlan) -> Port<'_> {
 pub(crate) fn ports(cluster: &ClusterPlan) -> Vec<Port<'_>> {
     let nodes = cluster.nodes.iter().map(|node| Port {
         machine: node.name.clone(),
-        address: node.address,
-        address_v6: node.v6.map(|v6| v6.address),
+        host: node.host,
+        addresses: node.addresses.clone(),
         cluster,
     });
     std::iter::once(control_plane(cluster)).chain(nodes).collect()
@@ -52,28 +52,32 @@ pub(crate) fn ports(cluster: &ClusterPlan) -> Vec<Port<'_>> {
 pub(crate) fn create_router(layout: &Layout, plan: &AddressPlan) -> anyhow::Result<()> {
     let router = layout.router_netns();
     let wire = host_interface(plan.slot);
-    ip(
-        None,
-        &[
-            format!("netns add {router}"),
-            format!("link add {wire} type veth peer name uplink netns {router}"),
-            format!("address add {}/24 dev {wire}", plan.host),
-            format!("link set {wire} up"),
-            format!("route add {} via {}", plan.network, plan.router),
-        ],
-    )?;
+    let mut lines = vec![
+        format!("netns add {router}"),
+        format!("link add {wire} type veth peer name uplink netns {router}"),
+        format!("address add {}/24 dev {wire}", plan.host),
+        format!("link set {wire} up"),
+        format!("route add {} via {}", plan.network, plan.router),
+    ];
+    if let Some(v6) = &plan.v6 {
+        lines.push(format!("address add {}/64 dev {wire} nodad", v6.host));
+        lines.push(format!("route add {} via {}", v6.network, v6.router));
+    }
+    ip(None, &lines)?;
     let mut lines = vec![
         "link set lo up".to_owned(),
         format!("address add {}/24 dev uplink", plan.router),
         "link set uplink up".to_owned(),
     ];
+    if let Some(v6) = &plan.v6 {
+        lines.push(format!("address add {}/64 dev uplink nodad", v6.router));
+    }
     for cluster in &plan.clusters {
         let bridge = lan_bridge(&cluster.name);
         lines.push(format!("link add {bridge} type bridge"));
-        lines.push(format!("address add {}/24 dev {bridge}", cluster.gateway));
-        if let Some(v6) = &cluster.v6 {
-            lines.push(format!("address add {}/64 dev {bridge} nodad", v6.gateway));
-        }
+        let lans =
+            std::iter::once(cluster.lan.addr().into()).chain(cluster.lan_v6.map(|lan| lan.addr().into()));
+        lines.extend(lans.map(|of| on_lan(cluster.gateway(of), &bridge)));
         lines.push(format!("link set {bridge} up"));
     }
     ip(Some(&router), &lines)?;
@@ -138,7 +142,7 @@ fn has_netns(name: &str) -> bool {
 }
 
 fn router_lines(port: &Port<'_>, netns: &str) -> Vec<String> {
-    let (name, mac) = (&port.machine, hardware_address(port.address));
+    let (name, mac) = (&port.machine, hardware_address(port.cluster.lan.network(), port.host));
     vec![
         format!("link add {name} type veth peer name eth0 netns {netns} address {mac}"),
         format!("link set {name} master {} up", lan_bridge(&port.cluster.name)),
@@ -146,29 +150,32 @@ fn router_lines(port: &Port<'_>, netns: &str) -> Vec<String> {
 }
 
 fn machine_lines(port: &Port<'_>) -> Vec<String> {
-    let mut lines = vec![
-        "link set lo up".to_owned(),
-        format!("address add {}/24 dev eth0", port.address),
-        "link set eth0 up".to_owned(),
-        format!("route add default via {}", port.cluster.gateway),
-    ];
-    if let Some((own, v6)) = port.address_v6.zip(port.cluster.v6.as_ref()) {
-        // The plan gives out no address twice, and a machine is to have its own when its first program starts.
-        lines.push(format!("address add {own}/64 dev eth0 nodad"));
-        lines.push(format!("route add default via {}", v6.gateway));
+    let mut lines = vec!["link set lo up".to_owned(), "link set eth0 up".to_owned()];
+    for address in &port.addresses {
+        lines.push(on_lan(*address, "eth0"));
+        lines.push(format!("route add default via {}", port.cluster.gateway(*address)));
     }
-    for node in port.cluster.nodes.iter().filter(|node| node.address != port.address) {
-        let ways = node.pod_ranges().into_iter().zip(node.addresses());
+    for node in port.cluster.nodes.iter().filter(|node| node.host != port.host) {
+        let ways = node.pods.iter().zip(&node.addresses);
         lines.extend(ways.map(|(pods, address)| format!("route add {pods} via {address}")));
     }
     lines
 }
 
-/// A locally administered address made of the IPv4 address: a machine keeps it over a power cycle, so that its
+/// Gives a device an address of a LAN.
+fn on_lan(address: IpAddr, device: &str) -> String {
+    match address {
+        IpAddr::V4(_) => format!("address add {address}/24 dev {device}"),
+        // The plan gives out no address twice, and a machine is to have its own when its first program starts.
+        IpAddr::V6(_) => format!("address add {address}/64 dev {device} nodad"),
+    }
+}
+
+/// A locally administered address made of the LAN's and the place in it: a machine keeps it over a power cycle, so that its
 /// neighbours need not learn it anew.
-fn hardware_address(address: Ipv4Addr) -> String {
-    let [a, b, c, d] = address.octets();
-    format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+fn hardware_address(lan: Ipv4Addr, host: u8) -> String {
+    let [a, b, c, _] = lan.octets();
+    format!("02:00:{a:02x}:{b:02x}:{c:02x}:{host:02x}")
 }
 
 fn ip(netns: Option<&str>, lines: &[String]) -> anyhow::Result<()> {
@@ -224,6 +231,6 @@ mod tests {
 
     #[test]
     fn hardware_addresses_are_locally_administered() {
-        assert_eq!(hardware_address(Ipv4Addr::new(198, 18, 1, 11)), "02:00:c6:12:01:0b");
+        assert_eq!(hardware_address(Ipv4Addr::new(198, 18, 1, 0), 11), "02:00:c6:12:01:0b");
     }
 }

@@ -21,6 +21,10 @@ const FIRST_USER: u32 = 2_000_000_000;
 /// Underlay of all dual-stack labs; its third group is the slot. The rest of the first two spells "lab".
 const UNDERLAY_V6: [u16; 2] = [0xfd6c, 0x6162];
 
+/// The router's place in every LAN, and the control plane's.
+const ROUTER: u8 = 1;
+pub(crate) const CONTROL_PLANE: u8 = 2;
+
 /// Every range and address of one lab.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AddressPlan {
@@ -32,8 +36,21 @@ pub struct AddressPlan {
     pub router: Ipv4Addr,
     /// The host's address towards the router.
     pub host: Ipv4Addr,
+    /// The same in IPv6, if a cluster has that.
+    pub v6: Option<WireV6>,
     /// The clusters, in the order of the spec.
     pub clusters: Vec<ClusterPlan>,
+}
+
+/// The way from the host in IPv6.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WireV6 {
+    /// All underlay addresses of the lab.
+    pub network: Ipv6Net,
+    /// The router's address towards the host.
+    pub router: Ipv6Addr,
+    /// The host's address towards the router.
+    pub host: Ipv6Addr,
 }
 
 /// Ranges and addresses of one cluster.
@@ -45,39 +62,23 @@ pub struct ClusterPlan {
     pub stack: Stack,
     /// The user its control plane runs as, on the host and inside.
     pub user: u32,
-    /// The network of its machines.
+    /// The network of its machines; the first address of it is the router's, their default gateway. Without IPv4, nobody else
+    /// has one.
     pub lan: Ipv4Net,
-    /// The router's address in the LAN: default gateway of every machine.
-    pub gateway: Ipv4Addr,
-    /// The address of the control plane.
-    pub control_plane: Ipv4Addr,
-    /// The range pods take their addresses from.
-    pub pods: Ipv4Net,
-    /// The range ClusterIPs are taken from.
-    pub services: Ipv4Net,
-    /// ClusterIP of the API server: the first of the range.
-    pub api_service: Ipv4Addr,
-    /// ClusterIP of DNS: the tenth of the range, as kubeadm does.
-    pub dns_service: Ipv4Addr,
-    /// What it has in IPv6 beside all that, if it is dual-stack.
-    pub v6: Option<ClusterV6>,
+    /// The same in IPv6, if machines have that.
+    pub lan_v6: Option<Ipv6Net>,
+    /// The addresses of the control plane, one of each family, the first family first.
+    pub control_plane: Vec<IpAddr>,
+    /// The ranges pods take their addresses from, likewise.
+    pub pods: Vec<IpNet>,
+    /// The ranges ClusterIPs are taken from, likewise.
+    pub services: Vec<IpNet>,
+    /// ClusterIP of the API server: the first of the first range.
+    pub api_service: IpAddr,
+    /// ClusterIP of DNS: the tenth of the first range, as kubeadm does.
+    pub dns_service: IpAddr,
     /// Its real nodes.
     pub nodes: Vec<NodePlan>,
-}
-
-/// Ranges and addresses of IPv6 of one cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ClusterV6 {
-    /// The network of its machines.
-    pub lan: Ipv6Net,
-    /// The router's address in the LAN: default gateway of every machine.
-    pub gateway: Ipv6Addr,
-    /// The address of the control plane.
-    pub control_plane: Ipv6Addr,
-    /// The range pods take their addresses from.
-    pub pods: Ipv6Net,
-    /// The range ClusterIPs are taken from.
-    pub services: Ipv6Net,
 }
 
 /// Addresses of one node.
@@ -85,53 +86,31 @@ pub struct ClusterV6 {
 pub struct NodePlan {
     /// Name of the Node object: `CLUSTER-N`, unique in the lab.
     pub name: String,
-    /// Its address in the LAN.
-    pub address: Ipv4Addr,
-    /// Its part of the pod range.
-    pub pods: Ipv4Net,
-    /// What it has in IPv6 beside that, if its cluster is dual-stack.
-    pub v6: Option<NodeV6>,
-}
-
-/// Addresses of IPv6 of one node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct NodeV6 {
-    /// Its address in the LAN.
-    pub address: Ipv6Addr,
-    /// Its part of the pod range.
-    pub pods: Ipv6Net,
+    /// Its place in the LAN: the end of each of its addresses.
+    pub host: u8,
+    /// Its addresses in the LAN, one of each family, the first family first.
+    pub addresses: Vec<IpAddr>,
+    /// Its parts of the pod ranges, likewise.
+    pub pods: Vec<IpNet>,
 }
 
 impl ClusterPlan {
-    /// Its pod ranges, IPv4 first.
+    /// The router's address in the LAN, in the family of `address`.
     #[must_use]
-    pub fn pod_ranges(&self) -> Vec<IpNet> {
-        both(self.pods, self.v6.as_ref().map(|v6| v6.pods))
-    }
-
-    /// Its Service ranges, IPv4 first.
-    #[must_use]
-    pub fn service_ranges(&self) -> Vec<IpNet> {
-        both(self.services, self.v6.as_ref().map(|v6| v6.services))
+    pub fn gateway(&self, address: IpAddr) -> IpAddr {
+        match self.lan_v6.filter(|_| address.is_ipv6()) {
+            Some(lan) => nth6(lan, ROUTER.into()).into(),
+            None => nth(self.lan, ROUTER.into()).into(),
+        }
     }
 }
 
-impl NodePlan {
-    /// Its addresses, IPv4 first.
-    #[must_use]
-    pub fn addresses(&self) -> Vec<IpAddr> {
-        both(self.address, self.v6.map(|v6| v6.address))
+fn families<T>(families: IpFamilies, v4: impl Into<T>, v6: impl Into<T>) -> Vec<T> {
+    match families {
+        IpFamilies::Ipv4 => vec![v4.into()],
+        IpFamilies::Ipv6 => vec![v6.into()],
+        IpFamilies::Dual => vec![v4.into(), v6.into()],
     }
-
-    /// Its parts of the pod ranges, IPv4 first.
-    #[must_use]
-    pub fn pod_ranges(&self) -> Vec<IpNet> {
-        both(self.pods, self.v6.map(|v6| v6.pods))
-    }
-}
-
-fn both<T: From<A> + From<B>, A, B>(v4: A, v6: Option<B>) -> Vec<T> {
-    std::iter::once(v4.into()).chain(v6.map(Into::into)).collect()
 }
 
 impl AddressPlan {
@@ -143,45 +122,57 @@ impl AddressPlan {
             .zip(&spec.clusters)
             .map(|(number, cluster)| {
                 let ranges = ranges(cluster.cidrs.unwrap_or(spec.cidrs), number - 1);
+                let of = cluster.ip_families.unwrap_or(spec.ip_families);
                 let lan = net(u32::from(network.network()) + (u32::from(number) << 8), 24);
-                let v6 = (spec.ip_families == IpFamilies::Dual).then(|| {
-                    let [first, second] = UNDERLAY_V6;
-                    let lan = net6([first, second, u16::from(slot), number, 0, 0, 0, 0], 64);
-                    ClusterV6 {
-                        lan,
-                        gateway: nth6(lan, 1),
-                        control_plane: nth6(lan, 2),
-                        pods: ranges.pods_v6,
-                        services: ranges.services_v6,
+                let lan_v6 = lan_v6(slot, number);
+                let addresses =
+                    |host: u8| families(of, nth(lan, u32::from(host)), nth6(lan_v6, u128::from(host)));
+                let node = |node: u8| {
+                    let (host, part) = (10 + node, u32::from(node - 1));
+                    let pods = net(u32::from(ranges.pods.network()) + (part << 8), 24);
+                    let pods_v6 = Ipv6Net::new_assert(nth6(ranges.pods_v6, u128::from(part) << 64), 64);
+                    NodePlan {
+                        name: format!("{}-{node}", cluster.name),
+                        host,
+                        addresses: addresses(host),
+                        pods: families(of, pods, pods_v6),
                     }
-                });
-                let node = |node: u8| NodePlan {
-                    name: format!("{}-{node}", cluster.name),
-                    address: nth(lan, 10 + u32::from(node)),
-                    pods: net(u32::from(ranges.pods.network()) + (u32::from(node - 1) << 8), 24),
-                    v6: v6.as_ref().map(|v6| NodeV6 {
-                        address: nth6(v6.lan, 10 + u128::from(node)),
-                        pods: Ipv6Net::new_assert(nth6(v6.pods, u128::from(node - 1) << 64), 64),
-                    }),
+                };
+                let service = |host: u8| {
+                    families(
+                        of,
+                        nth(ranges.services, u32::from(host)),
+                        nth6(ranges.services_v6, u128::from(host)),
+                    )[0]
                 };
                 ClusterPlan {
                     name: cluster.name.clone(),
                     stack: cluster.stack,
                     user: FIRST_USER + (u32::from(slot) << 4) + u32::from(number),
                     lan,
-                    gateway: nth(lan, 1),
-                    control_plane: nth(lan, 2),
-                    pods: ranges.pods,
-                    services: ranges.services,
-                    api_service: nth(ranges.services, 1),
-                    dns_service: nth(ranges.services, 10),
+                    lan_v6: Some(lan_v6).filter(|_| of != IpFamilies::Ipv4),
+                    control_plane: addresses(CONTROL_PLANE),
+                    pods: families(of, ranges.pods, ranges.pods_v6),
+                    services: families(of, ranges.services, ranges.services_v6),
+                    api_service: service(1),
+                    dns_service: service(10),
                     nodes: (1..=cluster.nodes).map(node).collect(),
-                    v6,
                 }
             })
-            .collect();
-        Self { slot, network, router: nth(network, 1), host: nth(network, 2), clusters }
+            .collect::<Vec<ClusterPlan>>();
+        let v6 = clusters.iter().any(|cluster| cluster.lan_v6.is_some()).then(|| WireV6 {
+            network: Ipv6Net::new_assert(lan_v6(slot, 0).network(), 48),
+            router: nth6(lan_v6(slot, 0), ROUTER.into()),
+            host: nth6(lan_v6(slot, 0), 2),
+        });
+        Self { slot, network, router: nth(network, ROUTER.into()), host: nth(network, 2), v6, clusters }
     }
+}
+
+/// A LAN of a slot in IPv6; the first of them is the wire to the host.
+fn lan_v6(slot: u8, number: u16) -> Ipv6Net {
+    let [first, second] = UNDERLAY_V6;
+    net6([first, second, u16::from(slot), number, 0, 0, 0, 0], 64)
 }
 
 /// The underlay range of a slot.
@@ -279,6 +270,7 @@ mod tests {
                     nodes: NODES_MAX,
                     stack: Stack::default(),
                     cidrs: None,
+                    ip_families: None,
                 })
                 .collect(),
             cidrs,
@@ -289,25 +281,32 @@ mod tests {
 
     #[test]
     fn no_two_machines_of_any_slots_share_an_address_or_a_user() {
-        let (mut seen, mut seen_v6, mut users) = (HashSet::new(), HashSet::new(), HashSet::new());
+        let (mut seen, mut users) = (HashSet::new(), HashSet::new());
         for slot in 0..SLOTS {
             let plan = AddressPlan::new(&largest(CidrPlan::Same), slot);
-            assert!(seen.insert(plan.router) && seen.insert(plan.host));
+            let v6 = plan.v6.as_ref().unwrap();
+            let ends: [IpAddr; 4] = [plan.router.into(), plan.host.into(), v6.router.into(), v6.host.into()];
+            assert!(ends.into_iter().all(|end| seen.insert(end)));
             for cluster in &plan.clusters {
                 assert!(plan.network.contains(&cluster.lan));
-                assert!(seen.insert(cluster.gateway) && seen.insert(cluster.control_plane));
-                let v6 = cluster.v6.as_ref().unwrap();
-                assert!(seen_v6.insert(v6.gateway) && seen_v6.insert(v6.control_plane));
+                assert!(v6.network.contains(&cluster.lan_v6.unwrap()));
                 assert!(users.insert(cluster.user));
-                for node in &cluster.nodes {
-                    assert!(cluster.lan.contains(&node.address) && seen.insert(node.address));
-                    let address = node.v6.unwrap().address;
-                    assert!(v6.lan.contains(&address) && seen_v6.insert(address));
+                let nodes = cluster.nodes.iter().flat_map(|node| &node.addresses);
+                for address in cluster.control_plane.iter().chain(nodes) {
+                    let lan: IpNet = match address {
+                        IpAddr::V4(_) => cluster.lan.into(),
+                        IpAddr::V6(_) => cluster.lan_v6.unwrap().into(),
+                    };
+                    assert!(lan.contains(address) && seen.insert(*address));
+                    assert!(
+                        lan.contains(&cluster.gateway(*address))
+                            && !seen.contains(&cluster.gateway(*address))
+                    );
                 }
             }
         }
         let all: Ipv4Net = "198.18.0.0/15".parse().unwrap();
-        assert!(seen.iter().all(|address| all.contains(address)));
+        assert!(seen.iter().all(|address| address.is_ipv6() || IpNet::from(all).contains(address)));
     }
 
     #[test]
@@ -315,14 +314,13 @@ mod tests {
         for cidrs in [CidrPlan::Same, CidrPlan::Disjoint, CidrPlan::Asymmetric] {
             for cluster in AddressPlan::new(&largest(cidrs), 0).clusters {
                 let mut seen = HashSet::new();
-                let (pods, services) = (cluster.pod_ranges(), cluster.service_ranges());
                 for node in &cluster.nodes {
-                    for (range, part) in pods.iter().zip(node.pod_ranges()) {
-                        assert!(range.contains(&part) && seen.insert(part), "{cidrs} {}: {part}", node.name);
+                    for (range, part) in cluster.pods.iter().zip(&node.pods) {
+                        assert!(range.contains(part) && seen.insert(*part), "{cidrs} {}: {part}", node.name);
                     }
                 }
-                assert!(cluster.services.contains(&cluster.dns_service));
-                for (pods, services) in pods.iter().zip(&services) {
+                assert!(cluster.services[0].contains(&cluster.dns_service));
+                for (pods, services) in cluster.pods.iter().zip(&cluster.services) {
                     assert!(!pods.contains(services) && !services.contains(pods), "{pods} {services}");
                 }
             }
@@ -333,38 +331,43 @@ mod tests {
     fn plans_overlap_as_their_names_say() {
         let overlap = |a: IpNet, b: IpNet| a.contains(&b) || b.contains(&a);
         let same = AddressPlan::new(&largest(CidrPlan::Same), 0).clusters;
-        assert!(same.iter().all(|c| c.pod_ranges() == same[0].pod_ranges()));
-        assert!(same.iter().all(|c| c.service_ranges() == same[0].service_ranges()));
+        assert!(same.iter().all(|c| c.pods == same[0].pods && c.services == same[0].services));
 
         let disjoint = AddressPlan::new(&largest(CidrPlan::Disjoint), 0).clusters;
         let all: Vec<_> =
-            disjoint.iter().flat_map(|c| [c.pod_ranges(), c.service_ranges()].concat()).collect();
+            disjoint.iter().flat_map(|c| [c.pods.clone(), c.services.clone()].concat()).collect();
         for (index, one) in all.iter().enumerate() {
             assert!(all[index + 1..].iter().all(|other| !overlap(*one, *other)), "{one}");
         }
 
         let asymmetric = AddressPlan::new(&largest(CidrPlan::Asymmetric), 0).clusters;
         for family in [0, 1] {
-            let pods = |cluster: usize| asymmetric[cluster].pod_ranges()[family];
-            let services = |cluster: usize| asymmetric[cluster].service_ranges()[family];
+            let pods = |cluster: usize| asymmetric[cluster].pods[family];
+            let services = |cluster: usize| asymmetric[cluster].services[family];
             assert!(overlap(pods(0), pods(1)) && pods(0) != pods(1));
             assert!(overlap(services(0), pods(2)) && overlap(pods(0), services(2)));
             // Also where each has one node only.
-            assert!(overlap(asymmetric[0].nodes[0].pod_ranges()[family], services(2)));
-            assert!(overlap(asymmetric[2].nodes[0].pod_ranges()[family], services(0)));
+            assert!(overlap(asymmetric[0].nodes[0].pods[family], services(2)));
+            assert!(overlap(asymmetric[2].nodes[0].pods[family], services(0)));
             assert!((0..3).all(|other| !overlap(pods(3), pods(other))));
         }
     }
 
     #[test]
-    fn one_cluster_may_follow_another_plan_and_have_no_ipv6() {
+    fn one_cluster_may_follow_another_plan_and_have_other_families() {
         let mut spec = largest(CidrPlan::Same);
         spec.clusters[3].cidrs = Some(CidrPlan::Disjoint);
+        spec.clusters[4].ip_families = Some(IpFamilies::Ipv6);
         spec.ip_families = IpFamilies::Ipv4;
         let clusters = AddressPlan::new(&spec, 0).clusters;
-        assert_eq!(clusters[3].pods.to_string(), "10.19.0.0/16");
-        assert_eq!(clusters[4].pods.to_string(), "10.244.0.0/16");
-        assert_eq!(clusters[3].pod_ranges().len(), 1);
-        assert_eq!(clusters[3].nodes[0].addresses().len(), 1);
+        let text = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        assert_eq!(text(&clusters[3].pods), "10.19.0.0/16");
+        assert_eq!(text(&clusters[4].pods), "fd00:10:244::/56");
+        assert_eq!(text(&clusters[4].nodes[1].pods), "fd00:10:244:1::/64");
+        assert_eq!(text(&clusters[5].pods), "10.244.0.0/16");
+        assert_eq!(clusters[3].control_plane, ["198.18.4.2".parse::<IpAddr>().unwrap()]);
+        assert_eq!(clusters[4].control_plane, ["fd6c:6162:0:5::2".parse::<IpAddr>().unwrap()]);
+        assert_eq!(clusters[4].dns_service.to_string(), "fd00:10:96::a");
+        assert_eq!(clusters[4].nodes[0].addresses, ["fd6c:6162:0:5::b".parse::<IpAddr>().unwrap()]);
     }
 }

@@ -52,6 +52,9 @@ pub struct ClusterSpec {
     /// Another plan for its own ranges than that of the lab.
     #[serde(default)]
     pub cidrs: Option<CidrPlan>,
+    /// Other families than those of the lab.
+    #[serde(default)]
+    pub ip_families: Option<IpFamilies>,
 }
 
 /// How the pod and service ranges of the clusters relate.
@@ -74,6 +77,8 @@ pub enum IpFamilies {
     /// IPv4 alone.
     #[default]
     Ipv4,
+    /// IPv6 alone.
+    Ipv6,
     /// Both; IPv4 is the first.
     Dual,
 }
@@ -157,6 +162,13 @@ impl LabSpec {
             let (runs, wants) = (running.cidrs.unwrap_or(self.cidrs), other.cidrs.unwrap_or(wanted.cidrs));
             if runs != wants && self.cidrs == wanted.cidrs {
                 lines.push(format!("pod CIDRs of {}: running {runs}, wanted {wants}", running.name));
+            }
+            let (runs, wants) = (
+                running.ip_families.unwrap_or(self.ip_families),
+                other.ip_families.unwrap_or(wanted.ip_families),
+            );
+            if runs != wants && self.ip_families == wanted.ip_families {
+                lines.push(format!("IP families of {}: running {runs}, wanted {wants}", running.name));
             }
             if running.stack != other.stack {
                 lines.push(format!(
@@ -250,8 +262,9 @@ impl FromStr for IpFamilies {
     fn from_str(text: &str) -> Result<Self, Usage> {
         match text {
             "ipv4" => Ok(Self::Ipv4),
+            "ipv6" => Ok(Self::Ipv6),
             "dual" => Ok(Self::Dual),
-            other => Err(Usage(format!("'{other}' does not name IP families: ipv4 or dual"))),
+            other => Err(Usage(format!("'{other}' does not name IP families: ipv4, ipv6 or dual"))),
         }
     }
 }
@@ -303,6 +316,7 @@ impl fmt::Display for IpFamilies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
             Self::Dual => "dual",
         })
     }
@@ -361,7 +375,13 @@ impl LabSpec {
     pub(crate) fn alone(name: &str, nodes: u8) -> Self {
         let name = name.parse().unwrap();
         Self {
-            clusters: vec![ClusterSpec { name, nodes, stack: Stack::default(), cidrs: None }],
+            clusters: vec![ClusterSpec {
+                name,
+                nodes,
+                stack: Stack::default(),
+                cidrs: None,
+                ip_families: None,
+            }],
             cidrs: CidrPlan::default(),
             ip_families: IpFamilies::Dual,
             audit: false,
@@ -382,6 +402,7 @@ mod tests {
                     nodes: 1,
                     stack: Stack::default(),
                     cidrs: None,
+                    ip_families: None,
                 })
                 .collect(),
             cidrs: CidrPlan::Same,
@@ -430,6 +451,11 @@ mod tests {
         assert!(running.differences(&wanted).is_empty());
         wanted.clusters[1].cidrs = Some(CidrPlan::Disjoint);
         assert_eq!(running.differences(&wanted), ["pod CIDRs of b: running same, wanted disjoint"]);
+        let mut wanted = running.clone();
+        wanted.clusters[1].ip_families = Some(IpFamilies::Ipv4);
+        assert!(running.differences(&wanted).is_empty());
+        wanted.clusters[1].ip_families = Some(IpFamilies::Ipv6);
+        assert_eq!(running.differences(&wanted), ["IP families of b: running ipv4, wanted ipv6"]);
     }
 
     #[test]

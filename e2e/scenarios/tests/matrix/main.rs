@@ -1,6 +1,6 @@
 //! Services and pods of offloaded namespaces over every kind of peering: {equal, asymmetric, disjoint} prefixes, {IPv4, IPv6},
-//! {TCP, UDP}, from both sides. One lab of four dual-stack clusters has all of it at once: `a` borrows from the others, each
-//! of which stands in another relation to it (see [`RELATIONS`]).
+//! {TCP, UDP}, from both sides. Cluster `a` of the lab borrows from the others, each of which stands in another relation to it
+//! (see [`Relation`]), over the families that both have.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says what it measured")]
 
@@ -11,41 +11,61 @@ mod stage;
 use crate::peering::Peering;
 use crate::stage::Stage;
 use futures::future::try_join_all;
+use liquid_lab::{CidrPlan, ClusterSpec, Lab};
 use std::time::Instant;
 
-/// How the prefixes of a provider relate to those of home.
+/// How a provider relates to home.
 struct Relation {
     /// Cluster of the lab.
-    cluster: &'static str,
-    /// What it is called in Liquid.
+    cluster: String,
+    /// What it is called in Liquid: how its prefixes relate to those of home.
     name: &'static str,
-    /// Whether its prefixes have to be seen under others at home, and those of home there.
+    /// Whether they have to be seen under others at home, and those of home there.
     moved: bool,
+    /// The families both have: whether it is IPv4, that first.
+    families: Vec<bool>,
 }
 
-/// As the lab is started for this: `--clusters a,b,c,d --pod-cidr same,c=asymmetric,d=disjoint --ip-families dual`.
-const RELATIONS: [Relation; 3] = [
-    Relation { cluster: "b", name: "equal", moved: true },
-    // Its pods are where home has Services, and the other way round.
-    Relation { cluster: "c", name: "asymmetric", moved: true },
-    Relation { cluster: "d", name: "disjoint", moved: false },
-];
+impl Relation {
+    /// Those of the lab's clusters to the first of them. Asymmetric is one whose pods are where home has Services, and the other
+    /// way round: the third cluster.
+    fn all(lab: &Lab) -> anyhow::Result<Vec<Self>> {
+        let spec = lab.spec();
+        let families = |cluster: &str| -> anyhow::Result<Vec<bool>> {
+            Ok(lab.cluster(cluster)?.addresses().pods.iter().map(|pods| pods.addr().is_ipv4()).collect())
+        };
+        let [home, providers @ ..] = &spec.clusters[..] else { anyhow::bail!("the lab has no clusters") };
+        let at_home = families(home.name.as_str())?;
+        let relation = |provider: &ClusterSpec| {
+            let cluster = provider.name.to_string();
+            let there = families(&cluster)?;
+            let (name, moved) = match provider.cidrs.unwrap_or(spec.cidrs) {
+                CidrPlan::Same => ("equal", true),
+                CidrPlan::Asymmetric => ("asymmetric", true),
+                CidrPlan::Disjoint => ("disjoint", false),
+            };
+            let families = at_home.iter().copied().filter(|family| there.contains(family)).collect();
+            Ok(Self { cluster, name, moved, families })
+        };
+        providers.iter().map(relation).collect()
+    }
+}
 
 /// Would catch: a family, protocol or direction that works without the other; pods on virtual nodes with an address of one
 /// family only; Services, endpoints or names in the provider that lack a family; node ports and load balancers that do not
 /// lead to pods of the other cluster; sources that are not what the other side's endpoints say; a peering that only works
 /// while there is no other; and prefixes that are moved without need, or not moved when they must be.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs the lab of four dual-stack clusters"]
+#[ignore = "needs a lab whose clusters differ in their prefixes"]
 async fn every_kind_of_service_answers_over_every_kind_of_peering() -> anyhow::Result<()> {
     let begun = Instant::now();
     let stage = Stage::open().await?;
     stage.installed().await?;
     println!("installed after {:.0} s", begun.elapsed().as_secs_f64());
-    try_join_all(RELATIONS.iter().map(|relation| stage.peered(relation.name))).await?;
+    try_join_all(stage.relations.iter().map(|relation| stage.peered(relation.name))).await?;
     println!("peered after {:.0} s", begun.elapsed().as_secs_f64());
     let mut peerings = Vec::new();
-    for (number, relation) in (0..).zip(&RELATIONS) {
+    for (number, relation) in (0..).zip(&stage.relations) {
         peerings.push(Peering::new(&stage, relation, number)?);
     }
     try_join_all(peerings.iter().map(Peering::sees_prefixes_as_it_must)).await?;

@@ -36,7 +36,7 @@ pub(crate) struct Peering<'a> {
     there: String,
     /// A node of home, and the addresses of a load balancer that lead to it.
     node: String,
-    balancer: [IpAddr; 2],
+    balancer: Vec<IpAddr>,
     stage: &'a Stage,
 }
 
@@ -46,11 +46,11 @@ pub(crate) struct Found {
     pub(crate) failures: Vec<String>,
 }
 
-/// Addresses of a pod on either side, IPv4 and IPv6.
-#[derive(Debug, Clone, Copy)]
+/// Addresses of a pod on either side, one of each family of the relation.
+#[derive(Debug, Clone)]
 struct Addresses {
-    near: [IpAddr; 2],
-    far: [IpAddr; 2],
+    near: Vec<IpAddr>,
+    far: Vec<IpAddr>,
 }
 
 impl<'a> Peering<'a> {
@@ -59,9 +59,13 @@ impl<'a> Peering<'a> {
         let cluster = stage.lab.cluster("a")?;
         let plan = cluster.addresses();
         let last = FIRST_BALANCER + number;
-        let lan = plan.v6.as_ref().context("home has no IPv6")?.lan;
-        let v4 = Ipv4Addr::from(u32::from(plan.lan.network()) + u32::from(last));
-        let v6 = Ipv6Addr::from(u128::from(lan.network()) + u128::from(last));
+        let balancer = |v4: &bool| -> anyhow::Result<IpAddr> {
+            if *v4 {
+                return Ok(Ipv4Addr::from(u32::from(plan.lan.network()) + u32::from(last)).into());
+            }
+            let lan = plan.lan_v6.context("home has no IPv6")?;
+            Ok(Ipv6Addr::from(u128::from(lan.network()) + u128::from(last)).into())
+        };
         Ok(Self {
             relation,
             home: &stage.home,
@@ -69,7 +73,7 @@ impl<'a> Peering<'a> {
             namespace: relation.name.to_owned(),
             there: format!("{}-home", relation.name),
             node: plan.nodes.first().context("home has no node")?.name.clone(),
-            balancer: [v4.into(), v6.into()],
+            balancer: relation.families.iter().map(balancer).collect::<anyhow::Result<_>>()?,
             stage,
         })
     }
@@ -84,7 +88,11 @@ impl<'a> Peering<'a> {
         for (of, prefixes) in [(&self.provider.name, at_home), (&self.home.name, there)] {
             let pairs: Vec<_> = prefixes.iter().filter_map(PodCidr::prefixes).collect();
             let families: Vec<bool> = pairs.iter().map(|(real, _)| real.addr().is_ipv4()).collect();
-            ensure!(families == [true, false], "{}: pods of {of} are seen as {pairs:?}", self.namespace);
+            ensure!(
+                families == self.relation.families,
+                "{}: pods of {of} are seen as {pairs:?}",
+                self.namespace
+            );
             let moved = pairs.iter().all(|(real, seen)| (real != seen) == self.relation.moved);
             ensure!(moved, "{}: pods of {of} are seen as {pairs:?}", self.namespace);
         }
@@ -116,7 +124,7 @@ impl<'a> Peering<'a> {
     async fn balance(&self) -> anyhow::Result<()> {
         let node = self.stage.lab.cluster("a")?;
         let node = node.machine(&self.node)?;
-        for address in self.balancer {
+        for address in &self.balancer {
             let length = if address.is_ipv4() { 32 } else { 128 };
             node.exec(&["ip", "address", "replace", &format!("{address}/{length}"), "dev", "eth0"])?;
         }
@@ -130,17 +138,17 @@ impl<'a> Peering<'a> {
     /// Asks everything from both sides.
     pub(crate) async fn ask(&self) -> anyhow::Result<Found> {
         let (at_home, there) = self.addresses().await?;
-        let near = self.cells(self.home, &self.namespace, at_home, (at_home.far, there.near)).await?;
-        let far = self.cells(self.provider, &self.there, there, (there.near, at_home.far)).await?;
+        let near = self.cells(self.home, &self.namespace, &at_home, (&at_home.far, &there.near)).await?;
+        let far = self.cells(self.provider, &self.there, &there, (&there.near, &at_home.far)).await?;
         let (mut failures, more) =
-            futures::future::join(self.ask_from("near", at_home, &near), self.ask_from("far", there, &far))
+            futures::future::join(self.ask_from("near", &at_home, &near), self.ask_from("far", &there, &far))
                 .await;
         failures.extend(more);
         // The names are one more cell of each side.
         Ok(Found { asked: near.len() + far.len() + 2, failures })
     }
 
-    async fn ask_from(&self, pod: &str, seen: Addresses, cells: &[Cell]) -> Vec<String> {
+    async fn ask_from(&self, pod: &str, seen: &Addresses, cells: &[Cell]) -> Vec<String> {
         let mut failures = cells::ask(self.home, &self.namespace, pod, cells).await;
         if let Err(error) = self.resolves(pod, seen).await {
             failures.push(format!("{}, from {pod}: {error:#}", self.namespace));
@@ -158,12 +166,12 @@ impl<'a> Peering<'a> {
         let of = async |cluster: &Cluster, namespace: &str, name: &str| {
             let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
             cluster
-                .wait(&format!("addresses of both families of {namespace}/{name}"), SOON, || async {
+                .wait(&format!("addresses of all families of {namespace}/{name}"), SOON, || async {
                     let status = pods.get(name).await?.status.unwrap_or_default();
                     let listed = status.pod_ips.unwrap_or_default();
                     let found: Vec<IpAddr> = listed.iter().filter_map(|ip| ip.ip.parse().ok()).collect();
-                    Ok(match both(&found) {
-                        Some(both) => Look::Done(both),
+                    Ok(match self.of_each_family(&found) {
+                        Some(found) => Look::Done(found),
                         None => Look::NotYet(format!("{found:?}")),
                     })
                 })
@@ -172,18 +180,21 @@ impl<'a> Peering<'a> {
         let near = of(self.home, &self.namespace, "near").await?;
         let far = of(self.home, &self.namespace, "far").await?;
         let far_there = of(self.provider, &self.there, "far").await?;
-        let at_home: BTreeSet<IpAddr> = near.into_iter().chain(far).collect();
+        let at_home: BTreeSet<IpAddr> = near.iter().chain(&far).copied().collect();
         for service in ["web", "headless"] {
-            let found = endpoints(self.home, &self.namespace, service, |found| *found == at_home).await?;
+            let found =
+                self.endpoints(self.home, &self.namespace, service, |found| *found == at_home).await?;
             ensure!(found == at_home, "{found:?}");
         }
         // Of the pod at home, what the provider's endpoints say is all there is to know.
-        let complete =
-            |found: &BTreeSet<IpAddr>| found.len() == 4 && far_there.iter().all(|ip| found.contains(ip));
-        let found = endpoints(self.provider, &self.there, "web", complete).await?;
-        let same = endpoints(self.provider, &self.there, "headless", |other| *other == found).await?;
+        let complete = |found: &BTreeSet<IpAddr>| {
+            found.len() == at_home.len() && far_there.iter().all(|ip| found.contains(ip))
+        };
+        let found = self.endpoints(self.provider, &self.there, "web", complete).await?;
+        let same = self.endpoints(self.provider, &self.there, "headless", |other| *other == found).await?;
         let others: Vec<IpAddr> = same.into_iter().filter(|ip| !far_there.contains(ip)).collect();
-        let near_there = both(&others).with_context(|| format!("endpoints in the provider: {found:?}"))?;
+        let near_there =
+            self.of_each_family(&others).with_context(|| format!("endpoints in the provider: {found:?}"))?;
         Ok((Addresses { near, far }, Addresses { near: near_there, far: far_there }))
     }
 
@@ -192,14 +203,15 @@ impl<'a> Peering<'a> {
         &self,
         cluster: &Cluster,
         namespace: &str,
-        seen: Addresses,
-        (other, source): ([IpAddr; 2], [IpAddr; 2]),
+        seen: &Addresses,
+        (other, source): (&[IpAddr], &[IpAddr]),
     ) -> anyhow::Result<Vec<Cell>> {
         let services: Api<Service> = Api::namespaced(cluster.client.clone(), namespace);
         let here = services.get("web").await?.spec.unwrap_or_default();
         let cluster_ips: Vec<IpAddr> =
             here.cluster_ips.unwrap_or_default().iter().filter_map(|ip| ip.parse().ok()).collect();
-        let cluster_ips = both(&cluster_ips)
+        let cluster_ips = self
+            .of_each_family(&cluster_ips)
             .with_context(|| format!("Service {namespace}/web has cluster addresses {cluster_ips:?}"))?;
         // Ways in from outside are at home, whoever asks.
         let services: Api<Service> = Api::namespaced(self.home.client.clone(), &self.namespace);
@@ -212,12 +224,12 @@ impl<'a> Peering<'a> {
             Api::<Node>::all(self.home.client.clone()).get(&self.node).await?.status.unwrap_or_default();
         let node = node.addresses.unwrap_or_default();
         let node: Vec<IpAddr> = node.iter().filter_map(|found| found.address.parse().ok()).collect();
-        let node = both(&node).with_context(|| format!("the node has addresses {node:?}"))?;
+        let node = self.of_each_family(&node).with_context(|| format!("the node has addresses {node:?}"))?;
 
         let pods = |names: &[&str]| Wanted::Pods(names.iter().map(|name| (*name).to_owned()).collect());
         let all = || pods(&["near", "far"]);
         let mut cells = Vec::new();
-        for family in [0, 1] {
+        for family in 0..self.relation.families.len() {
             for (protocol, pod, service, name) in
                 [(Protocol::Tcp, POD_TCP, TCP, "http"), (Protocol::Udp, POD_UDP, UDP, "udp")]
             {
@@ -235,17 +247,48 @@ impl<'a> Peering<'a> {
         Ok(cells)
     }
 
+    fn is_of_family(&self, ip: &IpAddr) -> bool {
+        self.relation.families.contains(&ip.is_ipv4())
+    }
+
+    /// The one address of each family of the relation.
+    fn of_each_family(&self, addresses: &[IpAddr]) -> Option<Vec<IpAddr>> {
+        let one = |v4: &bool| {
+            let mut of = addresses.iter().filter(|ip| ip.is_ipv4() == *v4);
+            of.next().copied().filter(|_| of.next().is_none())
+        };
+        self.relation.families.iter().map(one).collect()
+    }
+
+    /// Addresses of ready endpoints of a Service that are of families of the relation, when they are as they must be.
+    async fn endpoints(
+        &self,
+        cluster: &Cluster,
+        namespace: &str,
+        service: &str,
+        complete: impl Fn(&BTreeSet<IpAddr>) -> bool,
+    ) -> anyhow::Result<BTreeSet<IpAddr>> {
+        cluster
+            .wait(&format!("endpoints of all families and pods of {namespace}/{service}"), SOON, || async {
+                let ready = cluster.endpoints(namespace, service).await?.into_iter();
+                let found = ready.flat_map(|endpoint| endpoint.addresses).filter_map(|ip| ip.parse().ok());
+                let found = found.filter(|ip| self.is_of_family(ip)).collect();
+                Ok(if complete(&found) { Look::Done(found) } else { Look::NotYet(format!("{found:?}")) })
+            })
+            .await
+    }
+
     /// Whether the name of the headless Service leads to the addresses of both pods.
-    async fn resolves(&self, pod: &str, seen: Addresses) -> anyhow::Result<()> {
-        let wanted: BTreeSet<IpAddr> = seen.near.into_iter().chain(seen.far).collect();
+    async fn resolves(&self, pod: &str, seen: &Addresses) -> anyhow::Result<()> {
+        let wanted: BTreeSet<IpAddr> = seen.near.iter().chain(&seen.far).copied().collect();
         self.home
             .wait("the name of the headless Service", SOON, || async {
                 let script = ["exec", "-n", &self.namespace, pod, "--", "nslookup", "headless"];
                 let said = self.home.kubectl.run(script).await?;
                 // The server's own address has a port.
                 let words = said.out.lines().filter(|line| line.starts_with("Address"));
-                let found: BTreeSet<IpAddr> =
-                    words.filter_map(|line| line.split_whitespace().last()?.parse().ok()).collect();
+                let found = words.filter_map(|line| line.split_whitespace().last()?.parse().ok());
+                let found: BTreeSet<IpAddr> = found.filter(|ip| self.is_of_family(ip)).collect();
                 Ok(if found == wanted {
                     Look::Done(())
                 } else {
@@ -254,30 +297,6 @@ impl<'a> Peering<'a> {
             })
             .await
     }
-}
-
-/// Addresses of ready endpoints of a Service, when they are as they must be.
-async fn endpoints(
-    cluster: &Cluster,
-    namespace: &str,
-    service: &str,
-    complete: impl Fn(&BTreeSet<IpAddr>) -> bool,
-) -> anyhow::Result<BTreeSet<IpAddr>> {
-    cluster
-        .wait(&format!("endpoints of both families and pods of {namespace}/{service}"), SOON, || async {
-            let ready = cluster.endpoints(namespace, service).await?.into_iter();
-            let found =
-                ready.flat_map(|endpoint| endpoint.addresses).filter_map(|ip| ip.parse().ok()).collect();
-            Ok(if complete(&found) { Look::Done(found) } else { Look::NotYet(format!("{found:?}")) })
-        })
-        .await
-}
-
-/// The IPv4 and the IPv6 address, if there is one of each.
-fn both(addresses: &[IpAddr]) -> Option<[IpAddr; 2]> {
-    let v4 = addresses.iter().find(|ip| ip.is_ipv4())?;
-    let v6 = addresses.iter().find(|ip| ip.is_ipv6())?;
-    Some([*v4, *v6])
 }
 
 /// A pod that answers with its name and with the address of who asks, and asks others itself.
@@ -307,7 +326,7 @@ kind: Service
 metadata: {name: web}
 spec:
   type: LoadBalancer
-  ipFamilyPolicy: RequireDualStack
+  ipFamilyPolicy: PreferDualStack
   selector: {app: web}
   ports:
     - {name: http, port: 80, targetPort: 8080}
@@ -318,7 +337,7 @@ kind: Service
 metadata: {name: headless}
 spec:
   clusterIP: None
-  ipFamilyPolicy: RequireDualStack
+  ipFamilyPolicy: PreferDualStack
   selector: {app: web}
   ports:
     - {name: http, port: 8080}

@@ -1,16 +1,17 @@
 //! The clusters of the lab: with Liquid installed, and peered.
 
-use crate::RELATIONS;
+use crate::Relation;
 use anyhow::Context as _;
 use futures::future::try_join_all;
-use liquid_lab::{IpFamilies, Lab};
+use liquid_lab::Lab;
 use liquid_scenarios::{Cluster, image, programs};
 
 /// Home and its providers.
 pub(crate) struct Stage {
     pub(crate) lab: Lab,
     pub(crate) home: Cluster,
-    /// In the order of [`RELATIONS`].
+    pub(crate) relations: Vec<Relation>,
+    /// In the order of the relations.
     pub(crate) providers: Vec<Cluster>,
     image: String,
 }
@@ -20,7 +21,6 @@ impl Stage {
     pub(crate) async fn open() -> anyhow::Result<Self> {
         liquid_runtime::tls::install_crypto_provider();
         let lab = liquid_scenarios::lab()?;
-        anyhow::ensure!(lab.spec().ip_families == IpFamilies::Dual, "lab {} is not dual-stack", lab.name());
         let (kubectl, liquidctl) = programs(Some(&lab));
         let connect = async |cluster: &str, name: &str| {
             let kubeconfig = lab.cluster(cluster)?.kubeconfig();
@@ -28,13 +28,14 @@ impl Stage {
         };
         let home = connect("a", "home").await?;
         let mut providers = Vec::new();
-        for relation in &RELATIONS {
-            providers.push(connect(relation.cluster, relation.name).await?);
+        let relations = Relation::all(&lab)?;
+        for relation in &relations {
+            providers.push(connect(&relation.cluster, relation.name).await?);
         }
-        Ok(Self { home, providers, image: image()?, lab })
+        Ok(Self { home, relations, providers, image: image()?, lab })
     }
 
-    /// Installs Liquid everywhere, as a user would: that there is IPv6, it finds out by itself.
+    /// Installs Liquid everywhere, as a user would: which families there are, it finds out by itself.
     pub(crate) async fn installed(&self) -> anyhow::Result<()> {
         let install = async |cluster: &Cluster| {
             let installed = cluster.install(&self.image).await;

@@ -8,6 +8,7 @@ use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt as _};
 use liquid_lab::Progress;
 use liquid_scenarios::{Cluster, Environment, Look, TEST_IMAGE};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(90);
@@ -159,6 +160,7 @@ async fn pods_use_homes_api_server_as_on_a_physical_node() -> anyhow::Result<()>
     let services: Api<Service> = Api::namespaced(provider.client.clone(), THERE);
     let door = services.get("liquid-home-kubernetes").await?.spec.and_then(|spec| spec.cluster_ip).unwrap();
     home.wait_for_pods("plain", "app=stranger", 1, SOON).await?;
+    let door = SocketAddr::new(door.parse()?, 443);
     let knock =
         format!("kubectl get --raw /version --insecure-skip-tls-verify --server https://{door} --token x");
     let knocking = home.kubectl.start(["exec", "-n", "plain", "stranger", "--", "sh", "-c", &knock])?;

@@ -7,6 +7,7 @@ use kube::{Api, ResourceExt as _};
 use liquid_lab::Progress;
 use liquid_scenarios::{Cluster, Environment, Look, Program};
 use serde_json::Value;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -97,6 +98,7 @@ async fn each_part_of_the_kubelet_api_needs_its_own_right() -> anyhow::Result<()
     let address = status.addresses.into_iter().flatten().find(|a| a.type_ == "InternalIP");
     let address = address.context("no address")?.address;
     let port = status.daemon_endpoints.and_then(|d| d.kubelet_endpoint).context("no port")?.port;
+    let address = SocketAddr::new(address.parse()?, port.try_into()?);
     let lab = environment.lab.as_ref().context("this needs the lab")?;
     let netns = lab.cluster("a")?.nodes().into_iter().next().context("no node")?.netns();
     for (subresource, allowed) in [
@@ -126,7 +128,7 @@ async fn each_part_of_the_kubelet_api_needs_its_own_right() -> anyhow::Result<()
             "healthz/ping",
             "containerLogs/rights/x/main",
         ] {
-            let url = format!("https://{address}:{port}/{path}");
+            let url = format!("https://{address}/{path}");
             let curl =
                 ["netns", "exec", &netns, "curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "-H"];
             let code = Program::new("ip")

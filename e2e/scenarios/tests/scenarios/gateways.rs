@@ -7,7 +7,7 @@ use kube::{Api, ResourceExt as _};
 use liquid_crds::{Peer, condition};
 use liquid_scenarios::{Cluster, Environment, Flow, Inside, Look, PACE, TEST_IMAGE};
 use std::env;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(90);
@@ -22,7 +22,7 @@ const AFTERMATH: Duration = Duration::from_secs(3);
 /// A pod to send from and to, as it is in its cluster and as the other sees it.
 struct End {
     inside: Inside,
-    seen: Ipv4Addr,
+    seen: IpAddr,
 }
 
 impl End {

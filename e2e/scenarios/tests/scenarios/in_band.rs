@@ -11,7 +11,7 @@ use liquid_crds::{Peer, PeerGateway, Verdict};
 use liquid_lab::{Cut, Direction, Link, Opening};
 use liquid_scenarios::{Cluster, Environment, Look, Snapshot};
 use serde_json::json;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(90);
@@ -132,7 +132,7 @@ async fn pods_work(environment: &Environment, access: Verdict) -> anyhow::Result
     let (home, provider) = (&environment.home, &environment.provider);
     offloaded(home, NAMESPACE).await?;
     home.apply(NAMESPACE, SERVERS).await?;
-    let address = async |name: &str| -> anyhow::Result<Ipv4Addr> {
+    let address = async |name: &str| -> anyhow::Result<IpAddr> {
         let pods = home.wait_for_pods(NAMESPACE, &format!("app={name}"), 1, SOON).await?;
         Ok(pods[0].status.clone().unwrap_or_default().pod_ip.context("no address")?.parse()?)
     };
@@ -140,7 +140,7 @@ async fn pods_work(environment: &Environment, access: Verdict) -> anyhow::Result
     let here_from_there = seen(&provider.wait_for_network("home", SOON).await?, here).context("no prefix")?;
     home.wait_for_network("provider", SOON).await?;
     for (from, to) in [("here", there), ("there", here_from_there)] {
-        let script = format!("timeout 5 wget -q -O - http://{to}:8080/hostname");
+        let script = format!("timeout 5 wget -q -O - http://{}/hostname", SocketAddr::new(to, 8080));
         if from == "there" && access == Verdict::Deny {
             let output = home.shell(NAMESPACE, from, &script).await?;
             ensure!(output.code != 0 && output.out.is_empty(), "it is let in: {output:?}");

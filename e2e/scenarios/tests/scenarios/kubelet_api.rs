@@ -3,6 +3,7 @@
 use crate::manifests::{FOREVER, drop_namespace, offloaded, pod};
 use anyhow::Context as _;
 use liquid_scenarios::{Cluster, Environment, Program};
+use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
@@ -171,7 +172,8 @@ async fn the_kubelet_api_answers_nobody_without_a_right() -> anyhow::Result<()> 
     let address = status.addresses.into_iter().flatten().find(|a| a.type_ == "InternalIP");
     let address = address.context("no address")?.address;
     let port = status.daemon_endpoints.and_then(|d| d.kubelet_endpoint).context("no port")?.port;
-    let url = format!("https://{address}:{port}/containerLogs/auth/secretive/main");
+    let address = SocketAddr::new(address.parse()?, port.try_into()?);
+    let url = format!("https://{address}/containerLogs/auth/secretive/main");
     let token = home.kubectl.run(["create", "token", "default", "-n", "auth"]).await?.ok()?;
     // From a node at home: like every pod there it can reach the address.
     let lab = environment.lab.as_ref().context("this needs the lab")?;

@@ -2,12 +2,11 @@
 
 use crate::manifests::offloaded;
 use http::Uri;
-use ipnet::Ipv4Net;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use liquid_crds::PodCidr;
 use liquid_scenarios::{Cluster, Environment, Look};
 use serde_json::json;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(90);
@@ -30,8 +29,8 @@ spec:
 
 /// A pod of a cluster, and how the other cluster sees it.
 struct Server {
-    real: Ipv4Addr,
-    seen: Ipv4Addr,
+    real: IpAddr,
+    seen: IpAddr,
 }
 
 impl Server {
@@ -39,7 +38,7 @@ impl Server {
     async fn of(cluster: &Cluster, other: &Cluster) -> anyhow::Result<Self> {
         let pods = cluster.wait_for_pods(NAMESPACE, "app=server", 1, SOON).await?;
         let status = pods[0].status.clone().unwrap_or_default();
-        let real: Ipv4Addr = status.pod_ip.unwrap_or_default().parse()?;
+        let real: IpAddr = status.pod_ip.unwrap_or_default().parse()?;
         let prefixes = other.wait_for_network(&cluster.name, SOON).await?;
         let seen = seen(&prefixes, real).unwrap_or_else(|| panic!("{real} is in none of {prefixes:?}"));
         Ok(Self { real, seen })
@@ -47,16 +46,18 @@ impl Server {
 }
 
 /// How a cluster that sees prefixes of another like this sees one of its addresses.
-pub(crate) fn seen(prefixes: &[PodCidr], real: Ipv4Addr) -> Option<Ipv4Addr> {
-    prefixes.iter().find_map(|prefix| {
-        let (from, to): (Ipv4Net, Ipv4Net) = (prefix.real.parse().ok()?, prefix.seen.parse().ok()?);
-        let host = u32::from(real) & !u32::from(from.netmask());
-        from.contains(&real).then(|| Ipv4Addr::from(host | u32::from(to.network())))
-    })
+pub(crate) fn seen(prefixes: &[PodCidr], real: IpAddr) -> Option<IpAddr> {
+    let mut pairs = prefixes.iter().filter_map(PodCidr::prefixes);
+    let (from, to) = pairs.find(|(from, _)| from.contains(&real))?;
+    match (real, from.hostmask(), to.network()) {
+        (IpAddr::V4(real), IpAddr::V4(host), IpAddr::V4(network)) => Some((real & host | network).into()),
+        (IpAddr::V6(real), IpAddr::V6(host), IpAddr::V6(network)) => Some((real & host | network).into()),
+        _ => None,
+    }
 }
 
 fn udp(to: &Server) -> String {
-    format!("/agnhost connect --protocol udp --timeout 2s {}:8081 && echo reached", to.seen)
+    format!("/agnhost connect --protocol udp --timeout 2s {} && echo reached", SocketAddr::new(to.seen, 8081))
 }
 
 async fn call(from: &Cluster, script: &str) -> anyhow::Result<String> {
@@ -79,11 +80,12 @@ async fn pods_reach_each_other_although_both_clusters_use_the_same_addresses() -
     let (at_home, at_provider) = (Server::of(home, provider).await?, Server::of(provider, home).await?);
     for (from, caller, called) in [(home, &at_home, &at_provider), (provider, &at_provider, &at_home)] {
         assert_ne!(called.real, called.seen, "the clusters of the lab overlap");
-        let tcp = format!("timeout 5 wget -q -O - http://{}:8080/clientip", called.seen);
+        let tcp = format!("timeout 5 wget -q -O - http://{}/clientip", SocketAddr::new(called.seen, 8080));
         from.wait(&format!("{} answers", called.seen), SOON, || async {
             let answer = call(from, &tcp).await?;
             // The called side sees the caller under the address it can answer to.
-            Ok(if answer.starts_with(&format!("{}:", caller.seen)) {
+            let from = answer.trim().parse::<SocketAddr>();
+            Ok(if from.is_ok_and(|from| from.ip() == caller.seen) {
                 Look::Done(())
             } else {
                 Look::NotYet(answer)
@@ -99,7 +101,8 @@ async fn pods_reach_each_other_although_both_clusters_use_the_same_addresses() -
     let rules = json!([{"action": "Allow", "namespaceSelector": label, "ports": [{"port": 8080}]}]);
     let access = json!({"default": "Deny", "rules": rules});
     provider.change_peer("home", json!({"network": {"access": access}})).await?;
-    let tcp = format!("/agnhost connect --timeout 2s {}:8080 && echo reached", at_provider.seen);
+    let tcp =
+        format!("/agnhost connect --timeout 2s {} && echo reached", SocketAddr::new(at_provider.seen, 8080));
     home.wait("UDP is not let in, and TCP is", SOON, || async {
         let (udp, tcp) = (call(home, &udp(&at_provider)).await?, call(home, &tcp).await?);
         let as_told = !udp.contains("reached") && tcp.contains("reached");
@@ -137,6 +140,7 @@ async fn pods_reach_each_other_although_both_clusters_use_the_same_addresses() -
 
 /// A host that is in neither cluster, to be reached by name wherever a pod of home runs.
 fn outside(host: IpAddr, port: u16) -> String {
+    let family = if host.is_ipv4() { "IPv4" } else { "IPv6" };
     format!(
         r"
 apiVersion: v1
@@ -147,7 +151,7 @@ spec: {{ports: [{{port: 443, targetPort: {port}}}]}}
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {{name: outside-1, labels: {{kubernetes.io/service-name: outside}}}}
-addressType: IPv4
+addressType: {family}
 ports: [{{port: {port}}}]
 endpoints: [{{addresses: ['{host}']}}]
 "
@@ -172,8 +176,8 @@ async fn pods_reach_hosts_outside_of_home_wherever_they_run() -> anyhow::Result<
     )
     .await?
     .cluster_url;
-    let (host, port) =
-        (server.host().unwrap_or_default().parse::<IpAddr>()?, server.port_u16().unwrap_or(443));
+    let host: IpAddr = server.host().unwrap_or_default().trim_matches(['[', ']']).parse()?;
+    let (port, length) = (server.port_u16().unwrap_or(443), if host.is_ipv4() { 32 } else { 128 });
     let pod = SERVER.replace("spec:\n", "spec:\n  nodeSelector: {liquid.mesh/peer: provider}\n");
     home.apply(NAMESPACE, &format!("{pod}---{}", outside(host, port))).await?;
     home.wait_for_pods(NAMESPACE, "app=server", 1, SOON).await?;
@@ -195,7 +199,7 @@ async fn pods_reach_hosts_outside_of_home_wherever_they_run() -> anyhow::Result<
             .await
     };
     expect("what is not offered is not reached", 0).await?;
-    environment.install_with(home, &[&format!("network.externalCIDRs={{{host}/32}}")]).await?;
+    environment.install_with(home, &[&format!("network.externalCIDRs={{{host}/{length}}}")]).await?;
     let seen = expect("it is offered", 1).await?;
     println!("{host} is seen as {seen:?}");
     assert_ne!(seen, [host.to_string()], "somebody else may have that address in the provider");
@@ -204,7 +208,7 @@ async fn pods_reach_hosts_outside_of_home_wherever_they_run() -> anyhow::Result<
     provider.create_namespace(THEIRS).await?;
     provider.apply(THEIRS, SERVER).await?;
     provider.wait_for_pods(THEIRS, "app=server", 1, SOON).await?;
-    let image = format!("/agnhost connect --timeout 2s {}:{port} 2>&1", seen[0]);
+    let image = format!("/agnhost connect --timeout 2s {} 2>&1", SocketAddr::new(seen[0].parse()?, port));
     let said = provider.shell(THEIRS, "server", &image).await?;
     assert!(said.out.contains("TIMEOUT"), "somebody else gets there: {said:?}");
     provider.delete_namespace(THEIRS).await?;

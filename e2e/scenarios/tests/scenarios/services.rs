@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::Service;
 use kube::Api;
 use liquid_scenarios::{Cluster, Environment, Look};
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(90);
@@ -135,16 +136,16 @@ async fn a_service_leads_to_pods_of_both_clusters_from_both() -> anyhow::Result<
     let service: Service = Api::namespaced(home.client.clone(), NAMESPACE).get("web").await?;
     let port = service.spec.and_then(|spec| spec.ports?.first()?.node_port).unwrap_or_default();
     let node = home.pods(NAMESPACE, "at=near").await?[0].status.clone().and_then(|status| status.host_ip);
-    let node = node.unwrap_or_default();
+    let node = SocketAddr::new(node.unwrap_or_default().parse()?, port.try_into()?);
     for side in ["near", "far"] {
         answers(home, side, "timeout 5 wget -q -O - http://web/hostname", &names).await?;
         let udp = "for i in $(seq 20); do /agnhost connect --protocol udp --timeout 3s web:81 && echo reached; done";
         let said = client(home, side, udp).await?;
         assert_eq!(said.matches("reached").count(), 20, "UDP from the {side} side: {said}");
-        answers(home, side, "for a in $(nslookup headless | awk '/^Address/ {print $NF}' | grep -v :53); do timeout 5 wget -q -O - http://$a:8080/hostname; echo; done", &names).await?;
+        answers(home, side, "for a in $(nslookup headless | awk '/^Address/ {print $NF}' | grep -v -e ']:53' -e '[.][0-9]*:53'); do case $a in *:*) a=[$a];; esac; timeout 5 wget -q -O - http://$a:8080/hostname; echo; done", &names).await?;
     }
     // By the node's own address: what comes in there has the node as its source.
-    answers(home, "near", &format!("timeout 5 wget -q -O - http://{node}:{port}/hostname"), &names).await?;
+    answers(home, "near", &format!("timeout 5 wget -q -O - http://{node}/hostname"), &names).await?;
 
     let begin = Instant::now();
     home.kubectl.run(["scale", "-n", NAMESPACE, "deployment/near", "--replicas=0"]).await?.ok()?;
