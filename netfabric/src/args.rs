@@ -99,8 +99,8 @@ pub(crate) struct OverlayArgs {
     #[arg(long, env = "LIQUID_TUNNEL_DEVICE", default_value = "liquid-wg", value_parser = device)]
     pub(crate) tunnel_device: String,
 
-    /// Priority of the policy rules: ahead of those of pod networks
-    #[arg(long, env = "LIQUID_RULE_PRIORITY", default_value_t = 480, value_parser = clap::value_parser!(u32).range(1..32_766))]
+    /// Priority of the policy rules, which take the next one, too: ahead of those of pod networks
+    #[arg(long, env = "LIQUID_RULE_PRIORITY", default_value_t = 480, value_parser = clap::value_parser!(u32).range(1..32_765))]
     pub(crate) rule_priority: u32,
 
     /// UDP port at which gateways answer the probes of nodes, over the overlay only

@@ -119,7 +119,9 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Step> {
         steps.extend(forwarding.map(|(mac, address)| Step::RemoveForwarding(*mac, *address)));
         let neighbours = observed.neighbours.keys().filter(|key| !desired.neighbours.contains_key(*key));
         steps.extend(neighbours.copied().map(Step::RemoveNeighbour));
-        steps.extend(observed.addresses.difference(&desired.addresses).copied().map(Step::RemoveAddress));
+        // Link-local ones the kernel gives.
+        let addresses = observed.addresses.difference(&desired.addresses).filter(|own| !is_link_local(own));
+        steps.extend(addresses.copied().map(Step::RemoveAddress));
     } else if let Some(link) = &observed.link {
         steps.push(Step::RemoveLink(link.name.clone()));
     }
@@ -145,4 +147,7 @@ fn without_link(observed: &Observed, link: Option<&Link>) -> Observed {
     let routes = observed.routes.iter().filter(|(_, route)| stays(route) && route.source.is_none());
     left.routes = routes.map(|(key, route)| (*key, route.clone())).collect();
     left
+}
+fn is_link_local(address: &IpNet) -> bool {
+    matches!(address, IpNet::V6(v6) if v6.addr().is_unicast_link_local())
 }

@@ -3,7 +3,7 @@
 use crate::access::Guard;
 use crate::filter::{Action, AddressSet, Base, Chain, Condition, Hook, Rule as FilterRule, Table};
 use crate::state::{
-    Desired, DeviceSettings, Link, Mac, Route, RouteKey, Rule, TABLE_PEERS, TABLE_PODS, Target,
+    Desired, DeviceSettings, Link, Mac, Route, RouteKey, Rule, TABLE_PEERS, TABLE_PODS, Target, over_overlay,
 };
 use crate::topology::{Ends, Gateway, GatewayState, Host, Node, Peer, Place, Settings, Topology, like};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -170,6 +170,9 @@ pub fn plan(topology: &Topology, place: &Place, settings: &Settings, host: &Host
         up: true,
     });
     desired.settings.insert(settings.overlay.clone(), DeviceSettings::WANTED);
+    if let IpAddr::V6(own) = over_overlay(ends.local) {
+        desired.addresses.insert(Ipv6Net::new_assert(own, 64).into());
+    }
     let families: BTreeSet<bool> = prefixes.iter().map(is_v6).collect();
     for remote in &ends.remotes {
         let mac = Mac::of(*remote);

@@ -170,6 +170,7 @@ fn whatever_others_do_to_the_overlay_is_repaired_within_a_second_and_what_is_the
         "ip route del unreachable default table 7601",
         "ip route replace 10.244.2.0/24 table 7601 proto 76 dev eth0",
         "ip rule del iif liquid-wg lookup 7601",
+        "ip rule del iif liquid-overlay lookup 7601",
         "echo 0 > /proc/sys/net/ipv4/conf/liquid-wg/forwarding",
     ];
     for damage in everywhere.iter().chain(&node) {
@@ -188,6 +189,36 @@ fn whatever_others_do_to_the_overlay_is_repaired_within_a_second_and_what_is_the
     world.with_echo(|| {
         for at in [0, 1] {
             assert_eq!(peer_sees(&world.pods[at]), address(&format!("10.244.{}.7", at + 1)));
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_overlay_of_a_cluster_with_ipv6_alone_is_repaired_too() {
+    let world = World::v6_only();
+    let _running = world.start_all();
+    for namespace in [&world.nodes[0], &world.gateways[0]] {
+        for damage in [
+            "ip link del liquid-overlay",
+            "ip link set liquid-overlay down",
+            "ip link set liquid-overlay address 02:00:00:00:00:77",
+            "ip -6 addr flush dev liquid-overlay",
+            "ip -6 addr flush dev liquid-overlay scope link",
+            "ip -6 addr add 2001:db8:9::77/128 dev liquid-overlay",
+            "ip -6 route flush table 7600",
+            "ip -6 rule del priority 480",
+            "nft flush chain inet liquid postrouting || nft flush chain inet liquid input",
+            "nft flush set inet liquid senders6",
+        ] {
+            repaired(namespace, damage);
+        }
+    }
+    repaired(&world.gateways[0], "ip -6 rule del priority 481");
+    world.with_echo(|| {
+        for at in [0, 1] {
+            let own = address(&format!("fd00:244:0:{}::7", at + 1));
+            assert_eq!(sees(&world.pods[at], PEER6), own);
         }
     });
 }

@@ -6,7 +6,6 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::libc;
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 /// Length of `struct ifaddrmsg`.
 const HEADER: usize = 8;
@@ -21,7 +20,7 @@ fn header(index: u32, address: Option<IpNet>) -> [u8; HEADER] {
     header
 }
 
-/// Addresses of a device, without the link-local ones that the kernel gives.
+/// Addresses of a device.
 pub(super) fn list(netlink: &mut Netlink, index: u32) -> Result<BTreeSet<IpNet>, Error> {
     let replies = netlink.list(|| Message::new(libc::RTM_GETADDR, 0, &header(index, None)))?;
     let read = |reply: &Reply| {
@@ -30,8 +29,7 @@ pub(super) fn list(netlink: &mut Netlink, index: u32) -> Result<BTreeSet<IpNet>,
             attributes.address(libc::IFA_LOCAL).or_else(|| attributes.address(libc::IFA_ADDRESS))?;
         IpNet::new(address, *reply.header(HEADER)?.get(1)?).ok()
     };
-    let link_local = |address: &IpNet| matches!(address.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local());
-    Ok(replies.iter().filter_map(read).filter(|address| !link_local(address)).collect())
+    Ok(replies.iter().filter_map(read).collect())
 }
 
 fn message(kind: u16, flags: u16, index: u32, address: IpNet) -> Message {

@@ -16,6 +16,8 @@ const IFLA_VXLAN_LEARNING: u16 = 7;
 const IFLA_VXLAN_PORT: u16 = 15;
 const IFLA_VXLAN_LOCAL6: u16 = 17;
 const IFLA_INET_CONF: u16 = 1;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 /// Numbers of settings (`linux/ip.h`); in listings they are at these places, counted from one.
 const IPV4_DEVCONF_FORWARDING: u16 = 1;
 const IPV4_DEVCONF_RP_FILTER: u16 = 8;
@@ -103,8 +105,7 @@ fn vxlan(attributes: Attributes<'_>, data: Attributes<'_>, flags: u32, mtu: u32)
 }
 
 pub(super) fn add(netlink: &mut Netlink, link: &Link) -> Result<(), Error> {
-    let flags = if link.up { UP } else { 0 };
-    let mut message = Message::new(libc::RTM_NEWLINK, CREATE | EXCLUSIVE, &header(0, flags, UP));
+    let mut message = Message::new(libc::RTM_NEWLINK, CREATE | EXCLUSIVE, &header(0, 0, UP));
     message
         .put_text(libc::IFLA_IFNAME, &link.name)
         .put(libc::IFLA_ADDRESS, &link.mac.0)
@@ -118,7 +119,23 @@ pub(super) fn add(netlink: &mut Netlink, link: &Link) -> Result<(), Error> {
                     .put(IFLA_VXLAN_LEARNING, &[u8::from(link.learning)]);
             });
         });
-    netlink.change(message)
+    netlink.change(message)?;
+    let set = |flags, change| {
+        let mut message = Message::new(libc::RTM_SETLINK, 0, &header(0, flags, change));
+        message.put_text(libc::IFLA_IFNAME, &link.name);
+        message
+    };
+    if link.local.is_ipv6() {
+        // Before it is up, so that the kernel gives it no address, which would be of use only seconds later: it gets ours.
+        let mut message = set(0, 0);
+        message.nest(libc::IFLA_AF_SPEC, |families| {
+            families.nest(super::family(link.local).into(), |settings| {
+                settings.put(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
+            });
+        });
+        netlink.change(message)?;
+    }
+    netlink.change(set(if link.up { UP } else { 0 }, UP))
 }
 
 pub(super) fn change(netlink: &mut Netlink, index: u32, link: &Link) -> Result<(), Error> {

@@ -42,7 +42,7 @@ impl Aim {
 
     fn open(&self, port: u16) -> Option<io::Result<UdpSocket>> {
         let (device, _, local) = self.socket()?;
-        // The link-local address of a device comes a second after it: the device alone will do.
+        // Bound to the device, whatever address it has at the moment.
         let own = if local.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { local };
         let open = || {
             let socket = std::net::UdpSocket::bind((own, port))?;

@@ -91,6 +91,12 @@ impl World {
             }
             peer.sysctl(&format!("ipv4/conf/up{number}/rp_filter"), "0");
         }
+        if v6_only {
+            // As on any machine: an address is good for something once it was looked whether others have it.
+            for namespace in world.nodes.iter().chain(&world.gateways) {
+                namespace.sysctl("ipv6/conf/default/accept_dad", "1");
+            }
+        }
         world.peer.sh("ip route add 10.244.0.0/16 nexthop dev up1 nexthop dev up2
              ip route add fd00:244::/32 dev up1");
         for (number, gateway) in [(1, "gateway-1"), (2, "gateway-2")] {

@@ -90,7 +90,7 @@ impl Link {
     }
 
     /// Lets nothing through from now on but UDP to one port of one cluster, what comes back from it, and errors about either
-    /// (ICMP "destination unreachable"), as a firewall does. What it stops is counted from zero.
+    /// (ICMP "destination unreachable", and "packet too big" of IPv6), as a firewall does. What it stops is counted from zero.
     ///
     /// # Errors
     /// If the lab is not up.
@@ -108,6 +108,7 @@ impl Link {
                  reset counter {TABLE} {stopped}\n\
                  add rule {TABLE} cut-{from}-{to} udp {end} {} return\n\
                  add rule {TABLE} cut-{from}-{to} icmp type destination-unreachable return\n\
+                 add rule {TABLE} cut-{from}-{to} icmpv6 type {{ destination-unreachable, packet-too-big }} return\n\
                  add rule {TABLE} cut-{from}-{to} counter name {stopped} drop\n",
                 opening.port
             ));

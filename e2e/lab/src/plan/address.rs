@@ -2,7 +2,7 @@
 //!
 //! Underlay addresses come from 198.18.0.0/15 (RFC 2544, benchmarking), which no network of a host should use.
 //! A lab takes one /20 of it (its *slot*); the first /24 joins the router and the host, each further /24 is the
-//! LAN of one cluster. Dual-stack labs have the same in IPv6: a ULA /48 per slot, a /64 per LAN.
+//! LAN of one cluster. Labs with IPv6 have the same in it: a ULA /48 per slot, a /64 per LAN.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -18,7 +18,7 @@ pub(crate) const SLOTS: u8 = 32;
 /// as root would use up the default (128) with three labs. The range is one that no distribution gives out.
 const FIRST_USER: u32 = 2_000_000_000;
 
-/// Underlay of all dual-stack labs; its third group is the slot. The rest of the first two spells "lab".
+/// Underlay of all labs with IPv6; its third group is the slot. The rest of the first two spells "lab".
 const UNDERLAY_V6: [u16; 2] = [0xfd6c, 0x6162];
 
 /// The router's place in every LAN, and the control plane's.
@@ -36,7 +36,7 @@ pub struct AddressPlan {
     pub router: Ipv4Addr,
     /// The host's address towards the router.
     pub host: Ipv4Addr,
-    /// The same in IPv6, if a cluster has that.
+    /// The same in IPv6, if a cluster has nothing else.
     pub v6: Option<WireV6>,
     /// The clusters, in the order of the spec.
     pub clusters: Vec<ClusterPlan>,
@@ -160,7 +160,7 @@ impl AddressPlan {
                 }
             })
             .collect::<Vec<ClusterPlan>>();
-        let v6 = clusters.iter().any(|cluster| cluster.lan_v6.is_some()).then(|| WireV6 {
+        let v6 = clusters.iter().any(|cluster| cluster.control_plane[0].is_ipv6()).then(|| WireV6 {
             network: Ipv6Net::new_assert(lan_v6(slot, 0).network(), 48),
             router: nth6(lan_v6(slot, 0), ROUTER.into()),
             host: nth6(lan_v6(slot, 0), 2),
@@ -282,8 +282,10 @@ mod tests {
     #[test]
     fn no_two_machines_of_any_slots_share_an_address_or_a_user() {
         let (mut seen, mut users) = (HashSet::new(), HashSet::new());
+        let mut spec = largest(CidrPlan::Same);
+        spec.clusters[1].ip_families = Some(IpFamilies::Ipv6);
         for slot in 0..SLOTS {
-            let plan = AddressPlan::new(&largest(CidrPlan::Same), slot);
+            let plan = AddressPlan::new(&spec, slot);
             let v6 = plan.v6.as_ref().unwrap();
             let ends: [IpAddr; 4] = [plan.router.into(), plan.host.into(), v6.router.into(), v6.host.into()];
             assert!(ends.into_iter().all(|end| seen.insert(end)));

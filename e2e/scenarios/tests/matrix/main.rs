@@ -12,6 +12,7 @@ use crate::peering::Peering;
 use crate::stage::Stage;
 use futures::future::try_join_all;
 use liquid_lab::{CidrPlan, ClusterSpec, Lab};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 /// How a provider relates to home.
@@ -44,10 +45,15 @@ impl Relation {
                 CidrPlan::Asymmetric => ("asymmetric", true),
                 CidrPlan::Disjoint => ("disjoint", false),
             };
-            let families = at_home.iter().copied().filter(|family| there.contains(family)).collect();
+            let families: Vec<bool> = at_home.iter().copied().filter(|it| there.contains(it)).collect();
+            anyhow::ensure!(!families.is_empty(), "home and cluster {cluster} have no family in common");
+            println!("cluster {cluster}: {name}, {} families", families.len());
             Ok(Self { cluster, name, moved, families })
         };
-        providers.iter().map(relation).collect()
+        let relations = providers.iter().map(relation).collect::<anyhow::Result<Vec<_>>>()?;
+        let names: BTreeSet<_> = relations.iter().map(|relation| relation.name).collect();
+        anyhow::ensure!(!names.is_empty() && names.len() == relations.len(), "the lab has {names:?} alone");
+        Ok(relations)
     }
 }
 
