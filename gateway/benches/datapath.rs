@@ -123,23 +123,34 @@ fn main() {
         eprintln!("through a rekeying: {}", subject.name());
         rekey(*subject, &mut results);
     }
-    let mut scaling = Results::new(&LANES.map(|(name, _)| name));
-    for round in 0..extent.rounds {
-        for (at, circumstances) in [HELD, FREE].into_iter().enumerate().filter(|_| wanted(&Subject::Liquid)) {
-            for number in 0..LANES.len() {
-                let (name, lanes) = LANES[(number + round + at) % LANES.len()];
-                eprintln!("round {} of {}, {circumstances}: {name}", round + 1, extent.rounds);
-                scale(circumstances, (name, lanes), extent.each, round, &mut scaling);
-            }
-        }
+    if let Format::Table = arguments.output {
+        println!("{}", results.table());
     }
-    match arguments.output {
-        Format::Table => println!("{}\n{}", results.table(), scaling.table()),
-        Format::Json => {
-            let all: Vec<_> = results.series().into_iter().chain(scaling.series()).collect();
+    let scaling = wanted(&Subject::Liquid).then(|| scaling(extent));
+    match (arguments.output, &scaling) {
+        (Format::Table, Some(scaling)) => println!("{}", scaling.table()),
+        (Format::Table, None) => {}
+        (Format::Json, _) => {
+            let all: Vec<_> =
+                results.series().into_iter().chain(scaling.iter().flat_map(Results::series)).collect();
             println!("{}", serde_json::to_string_pretty(&all).unwrap());
         }
     }
+}
+
+/// Two lanes beside one.
+fn scaling(extent: Extent) -> Results {
+    let mut results = Results::new(&LANES.map(|(name, _)| name));
+    for round in 0..extent.rounds {
+        for (at, circumstances) in [HELD, FREE].into_iter().enumerate() {
+            for number in 0..LANES.len() {
+                let (name, lanes) = LANES[(number + round + at) % LANES.len()];
+                eprintln!("round {} of {}, {circumstances}: {name}", round + 1, extent.rounds);
+                scale(circumstances, (name, lanes), extent.each, round, &mut results);
+            }
+        }
+    }
+    results
 }
 
 /// Bandwidth and cost with so many lanes.
@@ -168,10 +179,10 @@ fn threads(gateway: &Process) -> Vec<PathBuf> {
     threads.filter(|thread| fs::read_to_string(thread.join("comm")).unwrap().starts_with("lane-")).collect()
 }
 
-/// Gives a thread 2 ms of processor every 10 ms and no more, so that it is the thread that bounds what it carries, and not what
+/// Gives a thread 0.5 ms of processor every 2.5 ms and no more, so that it is the thread that bounds what it carries, and not what
 /// else wants a core of this machine.
 fn hold(thread: &std::path::Path) {
-    let (runtime, period) = ("2000000", "10000000");
+    let (runtime, period) = ("500000", "2500000");
     let mut command = Command::new("chrt");
     command.args(["--deadline", "--sched-runtime", runtime, "--sched-deadline", period]);
     command.args(["--sched-period", period, "--pid", "0"]).arg(thread.file_name().unwrap());

@@ -36,7 +36,7 @@ fn control_planes_start_repeat_and_stop() {
 fn check_mistakes(lab: &TestLab) {
     let message = lab.fails("up --clusters a,b --no-nodes", 2);
     assert!(message.contains("clusters: running a,b,c, wanted a,b"), "{message}");
-    assert!(message.contains("pod CIDRs: running asymmetric, wanted same"), "{message}");
+    assert!(message.contains("pod CIDRs of b: running asymmetric, wanted same"), "{message}");
     assert!(lab.fails("up --clusters A", 2).contains("not a cluster name"));
     assert!(lab.fails("up --clusters a,a", 2).contains("named twice"));
     assert!(lab.fails("up --pod-cidr wide", 2).contains("same, disjoint or asymmetric"));

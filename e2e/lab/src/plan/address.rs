@@ -121,8 +121,8 @@ impl AddressPlan {
         let clusters = (1u16..)
             .zip(&spec.clusters)
             .map(|(number, cluster)| {
-                let ranges = ranges(cluster.cidrs.unwrap_or(spec.cidrs), number - 1);
-                let of = cluster.ip_families.unwrap_or(spec.ip_families);
+                let ranges = ranges(spec.cidrs_of(cluster), number - 1);
+                let of = spec.ip_families_of(cluster);
                 let lan = net(u32::from(network.network()) + (u32::from(number) << 8), 24);
                 let lan_v6 = lan_v6(slot, number);
                 let addresses =

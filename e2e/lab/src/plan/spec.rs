@@ -140,6 +140,18 @@ impl LabSpec {
         Ok(())
     }
 
+    /// The plan for the ranges of one of its clusters.
+    #[must_use]
+    pub fn cidrs_of(&self, cluster: &ClusterSpec) -> CidrPlan {
+        cluster.cidrs.unwrap_or(self.cidrs)
+    }
+
+    /// The families that one of its clusters has addresses of.
+    #[must_use]
+    pub fn ip_families_of(&self, cluster: &ClusterSpec) -> IpFamilies {
+        cluster.ip_families.unwrap_or(self.ip_families)
+    }
+
     /// What differs between this (running) spec and a wanted one, one line each; empty when they are the same.
     #[must_use]
     pub fn differences(&self, wanted: &Self) -> Vec<String> {
@@ -159,15 +171,12 @@ impl LabSpec {
                     running.name, running.nodes, other.nodes
                 ));
             }
-            let (runs, wants) = (running.cidrs.unwrap_or(self.cidrs), other.cidrs.unwrap_or(wanted.cidrs));
-            if runs != wants && self.cidrs == wanted.cidrs {
+            let (runs, wants) = (self.cidrs_of(running), wanted.cidrs_of(other));
+            if runs != wants {
                 lines.push(format!("pod CIDRs of {}: running {runs}, wanted {wants}", running.name));
             }
-            let (runs, wants) = (
-                running.ip_families.unwrap_or(self.ip_families),
-                other.ip_families.unwrap_or(wanted.ip_families),
-            );
-            if runs != wants && self.ip_families == wanted.ip_families {
+            let (runs, wants) = (self.ip_families_of(running), wanted.ip_families_of(other));
+            if runs != wants {
                 lines.push(format!("IP families of {}: running {runs}, wanted {wants}", running.name));
             }
             if running.stack != other.stack {
@@ -176,12 +185,6 @@ impl LabSpec {
                     running.name, running.stack, other.stack
                 ));
             }
-        }
-        if self.ip_families != wanted.ip_families {
-            lines.push(format!("IP families: running {}, wanted {}", self.ip_families, wanted.ip_families));
-        }
-        if self.cidrs != wanted.cidrs {
-            lines.push(format!("pod CIDRs: running {}, wanted {}", self.cidrs, wanted.cidrs));
         }
         if self.audit != wanted.audit {
             lines.push(format!("audit log: running {}, wanted {}", self.audit, wanted.audit));

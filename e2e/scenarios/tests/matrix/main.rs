@@ -40,7 +40,7 @@ impl Relation {
         let relation = |provider: &ClusterSpec| {
             let cluster = provider.name.to_string();
             let there = families(&cluster)?;
-            let (name, moved) = match provider.cidrs.unwrap_or(spec.cidrs) {
+            let (name, moved) = match spec.cidrs_of(provider) {
                 CidrPlan::Same => ("equal", true),
                 CidrPlan::Asymmetric => ("asymmetric", true),
                 CidrPlan::Disjoint => ("disjoint", false),
