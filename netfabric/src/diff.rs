@@ -148,6 +148,7 @@ fn without_link(observed: &Observed, link: Option<&Link>) -> Observed {
     left.routes = routes.map(|(key, route)| (*key, route.clone())).collect();
     left
 }
+
 fn is_link_local(address: &IpNet) -> bool {
     matches!(address, IpNet::V6(v6) if v6.addr().is_unicast_link_local())
 }
