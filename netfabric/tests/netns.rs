@@ -451,9 +451,6 @@ fn hosts_outside_that_are_offered_are_reached_under_the_address_of_one_node() {
     for nat in [Nat::Nftables, Nat::Iptables] {
         let world = World::new(nat);
         world.lan.sh(&format!("ip addr add {other}/24 dev lan; ip addr add {outside6}/64 dev lan nodad"));
-        for (number, node) in (1..).zip(&world.nodes) {
-            node.sh(&format!("ip addr add 2001:db8::1{number}/64 dev eth0 nodad"));
-        }
         let through = |number: usize| {
             for host in [outside, outside6, other, "192.0.2.11", "192.0.2.12"] {
                 world.peer.sh(&format!("ip route replace {host} dev up{number}"));
