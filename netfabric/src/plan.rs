@@ -538,20 +538,16 @@ fn gateway(
         let target = hop.map_or(Target::Unreachable, |hop| Target::Overlay([hop].into()));
         route(TABLE_PODS, prefix.trunc(), target);
     }
-    desired.rules.extend(families.iter().map(|v6| Rule {
-        v6: *v6,
-        priority: settings.rule_priority,
-        device: Some(settings.tunnel.clone()),
-        table: TABLE_PODS,
-    }));
-    // When the tunnel is gone, its routes are too, before anybody hears of it: until then, what nodes send must not leave by the
-    // pod's default route, which leads back to the node that sent it.
-    desired.rules.extend(families.iter().map(|v6| Rule {
-        v6: *v6,
-        priority: settings.rule_priority + 1,
-        device: Some(settings.overlay.clone()),
-        table: TABLE_PODS,
-    }));
+    // What comes out of the tunnel. And what nodes send, when no route of a peer takes it: the tunnel's routes are gone with it, before
+    // anybody hears of it, and until then nothing must leave by the pod's default route, which leads back to the node that sent it.
+    for (device, after) in [(&settings.tunnel, 0), (&settings.overlay, 1)] {
+        desired.rules.extend(families.iter().map(|v6| Rule {
+            v6: *v6,
+            priority: settings.rule_priority + after,
+            device: Some(device.clone()),
+            table: TABLE_PODS,
+        }));
+    }
     // Some pod networks let nodes send under the first addresses of their pod CIDR (flannel, bridges): no pod has these.
     let nodes = topology.nodes.values();
     let senders = nodes.flat_map(|node| {

@@ -180,15 +180,11 @@ fn shared(listen: SocketAddr) -> io::Result<UdpSocket> {
 /// What the kernel knows of the MTU of the path to an address: that of the route, or less if a router said so.
 #[must_use]
 pub fn path_mtu(to: SocketAddr) -> Option<u16> {
-    let connected = |any: IpAddr| {
-        let socket = UdpSocket::bind((any, 0)).ok()?;
-        socket.connect(to).ok()?;
-        Some(socket)
-    };
-    let mtu = match to {
-        SocketAddr::V4(_) => ip_mtu(connected(Ipv4Addr::UNSPECIFIED.into())?),
-        SocketAddr::V6(_) => ipv6_mtu(connected(Ipv6Addr::UNSPECIFIED.into())?),
-    };
+    let v4 = to.is_ipv4();
+    let any: IpAddr = if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(to).ok()?;
+    let mtu = if v4 { ip_mtu(&socket) } else { ipv6_mtu(&socket) };
     Some(u16::try_from(mtu.ok()?).unwrap_or(u16::MAX))
 }
 

@@ -55,23 +55,21 @@ pub(crate) fn create_router(layout: &Layout, plan: &AddressPlan) -> anyhow::Resu
     let mut lines = vec![
         format!("netns add {router}"),
         format!("link add {wire} type veth peer name uplink netns {router}"),
-        format!("address add {}/24 dev {wire}", plan.host),
+        on_lan(plan.host.into(), &wire),
         format!("link set {wire} up"),
         format!("route add {} via {}", plan.network, plan.router),
     ];
     if let Some(v6) = &plan.v6 {
-        lines.push(format!("address add {}/64 dev {wire} nodad", v6.host));
+        lines.push(on_lan(v6.host.into(), &wire));
         lines.push(format!("route add {} via {}", v6.network, v6.router));
     }
     ip(None, &lines)?;
     let mut lines = vec![
         "link set lo up".to_owned(),
-        format!("address add {}/24 dev uplink", plan.router),
+        on_lan(plan.router.into(), "uplink"),
         "link set uplink up".to_owned(),
     ];
-    if let Some(v6) = &plan.v6 {
-        lines.push(format!("address add {}/64 dev uplink nodad", v6.router));
-    }
+    lines.extend(plan.v6.as_ref().map(|v6| on_lan(v6.router.into(), "uplink")));
     for cluster in &plan.clusters {
         let bridge = lan_bridge(&cluster.name);
         lines.push(format!("link add {bridge} type bridge"));

@@ -1,5 +1,6 @@
 //! What the pods of a virtual node use, where Kubernetes looks for it.
 
+use crate::kubelet_api::kubelet_address;
 use crate::manifests::{FOREVER, deployment, drop_namespace, offloaded, pod};
 use anyhow::Context as _;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
@@ -7,7 +8,6 @@ use kube::{Api, ResourceExt as _};
 use liquid_lab::Progress;
 use liquid_scenarios::{Cluster, Environment, Look, Program};
 use serde_json::Value;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -94,11 +94,7 @@ async fn each_part_of_the_kubelet_api_needs_its_own_right() -> anyhow::Result<()
     let home = &environment.home;
     offloaded(home, "rights").await?;
     let node = home.wait_for_node(NODE, true, SOON).await?;
-    let status = node.status.context("no status")?;
-    let address = status.addresses.into_iter().flatten().find(|a| a.type_ == "InternalIP");
-    let address = address.context("no address")?.address;
-    let port = status.daemon_endpoints.and_then(|d| d.kubelet_endpoint).context("no port")?.port;
-    let address = SocketAddr::new(address.parse()?, port.try_into()?);
+    let address = kubelet_address(node)?;
     let lab = environment.lab.as_ref().context("this needs the lab")?;
     let netns = lab.cluster("a")?.nodes().into_iter().next().context("no node")?.netns();
     for (subresource, allowed) in [

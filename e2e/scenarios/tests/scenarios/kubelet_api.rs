@@ -2,6 +2,7 @@
 
 use crate::manifests::{FOREVER, drop_namespace, offloaded, pod};
 use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Node;
 use liquid_scenarios::{Cluster, Environment, Program};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -159,6 +160,15 @@ async fn port_forward_carries_ten_megabytes_both_ways() -> anyhow::Result<()> {
     drop_namespace(home, "forward").await
 }
 
+/// Where the kubelet API of a node is.
+pub(crate) fn kubelet_address(node: Node) -> anyhow::Result<SocketAddr> {
+    let status = node.status.context("no status")?;
+    let address = status.addresses.into_iter().flatten().find(|a| a.type_ == "InternalIP");
+    let address = address.context("no address")?.address;
+    let port = status.daemon_endpoints.and_then(|d| d.kubelet_endpoint).context("no port")?.port;
+    Ok(SocketAddr::new(address.parse()?, port.try_into()?))
+}
+
 /// Would catch: a kubelet API that answers anybody who reaches it.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs two clusters"]
@@ -168,11 +178,7 @@ async fn the_kubelet_api_answers_nobody_without_a_right() -> anyhow::Result<()> 
     offloaded(home, "auth").await?;
     running(home, "auth", "secretive", "echo secret; exec sleep 600").await?;
     let node = home.wait_for_node("liquid-provider", true, SOON).await?;
-    let status = node.status.context("no status")?;
-    let address = status.addresses.into_iter().flatten().find(|a| a.type_ == "InternalIP");
-    let address = address.context("no address")?.address;
-    let port = status.daemon_endpoints.and_then(|d| d.kubelet_endpoint).context("no port")?.port;
-    let address = SocketAddr::new(address.parse()?, port.try_into()?);
+    let address = kubelet_address(node)?;
     let url = format!("https://{address}/containerLogs/auth/secretive/main");
     let token = home.kubectl.run(["create", "token", "default", "-n", "auth"]).await?.ok()?;
     // From a node at home: like every pod there it can reach the address.
